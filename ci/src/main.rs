@@ -1,0 +1,2 @@
+//! cargo xtask: set-up, lab, demo, tests, benchmarks.
+fn main() {}

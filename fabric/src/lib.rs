@@ -1,0 +1,11 @@
+//! The cluster fabric (CF): the way from any N-module to any D-module.
+//!
+//! Owns: the vocabulary of file-system primitives ([`fs`]), the operations ([`op`]).
+//! Nothing here does I/O, reads a clock or starts a thread.
+#![cfg_attr(not(test), no_std)]
+#![forbid(unsafe_code)]
+
+extern crate alloc;
+
+pub mod fs;
+pub mod op;

@@ -1,0 +1,1 @@
+//! Write-anywhere file system, without I/O.

@@ -1,0 +1,1 @@
+//! NFSv3, MOUNTv3 and portmap engines, without I/O.

@@ -1,0 +1,1 @@
+//! Bare-metal run time of the guest modules.

@@ -1,0 +1,1 @@
+//! Builds and describes bootable images.

@@ -1,0 +1,1 @@
+//! Checkpoint format and the porting protocol as a state machine without I/O.

@@ -1,0 +1,2 @@
+//! KVM virtual machine monitor for storage guests.
+fn main() {}
