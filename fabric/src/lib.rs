@@ -1,6 +1,7 @@
 //! The cluster fabric (CF): the way from any N-module to any D-module.
 //!
-//! Owns: the vocabulary of file-system primitives ([`fs`]), the operations ([`op`]).
+//! Owns: the vocabulary of file-system primitives ([`fs`]), the operations ([`op`]), their wire format
+//! ([`wire`]), and who owns a VM ([`owner`]).
 //! Nothing here does I/O, reads a clock or starts a thread.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
@@ -8,4 +9,7 @@
 extern crate alloc;
 
 pub mod fs;
+pub mod id;
 pub mod op;
+pub mod owner;
+pub mod wire;

@@ -1,0 +1,5 @@
+//! The wire format: golden bytes, any value there and back, and bytes nobody sent.
+mod any;
+mod golden;
+mod hostile;
+mod round_trip;
