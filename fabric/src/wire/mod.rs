@@ -9,6 +9,7 @@ mod bytes;
 mod frame;
 mod header;
 mod op;
+mod ownership;
 mod reader;
 mod value;
 
@@ -19,6 +20,7 @@ pub use frame::{
     CasStatus, Encoded, Farewell, Frame, Hello, HelloAck, Refusal, decode_kept, encode, encode_kept, reseal_request,
 };
 pub use header::{HEADER, MAGIC};
+pub use ownership::{OwnerAnswer, OwnerAnswers, owner_cas, owner_get};
 pub use reader::FrameReader;
 
 use crate::fs::IO_MAX;

@@ -91,7 +91,7 @@ fn a_count_that_lies_allocates_nothing() {
     w.extend_from_slice(&Slot(1).0.to_le_bytes());
     w.extend_from_slice(&11u16.to_le_bytes());
     w.push(0);
-    w.extend_from_slice(&[0; 85]);
+    w.extend_from_slice(&[0; 81]);
     w[HEADER + 13 + 16] = 1; // kind of the directory
     w.extend_from_slice(&(ENTRIES_MAX as u32).to_le_bytes());
     w.resize(w.len().next_multiple_of(8), 0);

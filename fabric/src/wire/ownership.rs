@@ -1,0 +1,47 @@
+//! For a VMM that ports a VM: ask for the ownership record, and compare-and-swap it. No HELLO is needed; the
+//! answers come in the order of the questions.
+use super::{CasStatus, Frame, FrameReader, WireError, encode};
+use crate::id::{Epoch, Owner, VmId};
+use crate::owner::OwnerRecord;
+use alloc::vec::Vec;
+
+/// The question for a VM's record, in bytes.
+pub fn owner_get(vm_id: VmId) -> Result<Vec<u8>, WireError> {
+    Ok(encode(Frame::OwnerGet { vm_id })?.into_vec())
+}
+
+/// The compare-and-swap of a VM's record from epoch `expect` to the next and to `owner`, in bytes.
+/// Asking again what one has won already is answered with [`CasStatus::Won`].
+pub fn owner_cas(vm_id: VmId, expect: Epoch, owner: Owner) -> Result<Vec<u8>, WireError> {
+    Ok(encode(Frame::OwnerCas { vm_id, expect, owner })?.into_vec())
+}
+
+/// A D-module's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnerAnswer {
+    /// To [`owner_get`]; `epoch` is 0 if the VM has no record.
+    Record(OwnerRecord),
+    /// To [`owner_cas`]: how it ended, and the record that holds now.
+    Cas(CasStatus, OwnerRecord),
+}
+
+/// Reads answers from the byte stream of a connection used for nothing else.
+#[derive(Debug, Default)]
+pub struct OwnerAnswers(FrameReader);
+
+impl OwnerAnswers {
+    /// At the beginning of a connection.
+    pub fn new() -> Self {
+        OwnerAnswers::default()
+    }
+
+    /// Takes bytes up to the end of an answer, which it returns; `None` when all bytes are taken.
+    pub fn push(&mut self, bytes: &mut &[u8]) -> Result<Option<OwnerAnswer>, WireError> {
+        match self.0.push(bytes)? {
+            None => Ok(None),
+            Some(Frame::OwnerRecord(record)) => Ok(Some(OwnerAnswer::Record(record))),
+            Some(Frame::OwnerCasResult { status, record }) => Ok(Some(OwnerAnswer::Cas(status, record))),
+            Some(_) => Err(WireError::Malformed("not an answer about ownership")),
+        }
+    }
+}
