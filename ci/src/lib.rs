@@ -1,0 +1,11 @@
+//! `cargo xtask`: set-up, lab, demo, tests, benchmarks.
+//!
+//! The parts from below: [`cleanup`] and [`process`] keep hold of what is started; [`lab`] is the network; [`setup`] and
+//! [`artifacts`] make sure that all is there; the commands stand on these.
+#![forbid(unsafe_code)]
+
+pub mod artifacts;
+pub mod cleanup;
+pub mod lab;
+pub mod process;
+pub mod setup;

@@ -1,0 +1,172 @@
+//! A small Linux machine for tests: Debian's cloud kernel, and an initial RAM disk with busybox, chosen programs with
+//! the libraries they load, kernel modules, and an init script. Run by QEMU's software emulation of an AMD-V machine, it has a
+//! `/dev/kvm` of its own: see `cargo xtask test` ("nested").
+//!
+//! Always true: nothing is installed; the kernel is unpacked below the given directory and kept for the next time.
+use crate::Error;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// Debian's package that depends on the current cloud kernel.
+const META_PACKAGE: &str = "linux-image-cloud-amd64";
+/// Where Debian's busybox-static puts it.
+const BUSYBOX: &str = "/bin/busybox";
+
+/// An unpacked kernel.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The bootable image.
+    pub vmlinuz: PathBuf,
+    /// `lib/modules/VERSION`.
+    pub modules: PathBuf,
+}
+
+/// What goes into the initial RAM disk.
+#[derive(Clone, Debug, Default)]
+pub struct Contents {
+    /// Programs (host path, path inside); the shared libraries they name go with them.
+    pub programs: Vec<(PathBuf, String)>,
+    /// Other files (host path, path inside).
+    pub files: Vec<(PathBuf, String)>,
+    /// Kernel modules by file name without `.ko`; each goes to `/modules/NAME.ko`.
+    pub modules: Vec<String>,
+    /// `/init`, a busybox shell script.
+    pub init: String,
+}
+
+/// The kernel, downloaded with apt and unpacked in `cache` unless it is there already.
+pub fn kernel(cache: &Path) -> Result<Kernel, Error> {
+    if let Some(found) = unpacked(cache)? {
+        return Ok(found);
+    }
+    let depends = run(Command::new("apt-cache").args(["depends", META_PACKAGE]))?;
+    let package = depends
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("Depends: "))
+        .find(|p| p.starts_with("linux-image-"))
+        .ok_or_else(|| Error::Missing(format!("package {META_PACKAGE}")))?
+        .to_owned();
+    let download = cache.join("download");
+    create_dir(&download)?;
+    run(Command::new("apt-get").args(["download", &package]).current_dir(&download))?;
+    let deb = find(&download, &|name| name.ends_with(".deb"))?.ok_or(Error::Missing(package))?;
+    // Unpacked beside and renamed, so that an interrupt leaves no half of a kernel.
+    let partial = cache.join("partial");
+    if partial.exists() {
+        remove_dir(&partial)?;
+    }
+    run(Command::new("dpkg").arg("-x").arg(&deb).arg(&partial))?;
+    let done = cache.join("kernel");
+    std::fs::rename(&partial, &done).map_err(|source| Error::File { path: done, source })?;
+    remove_dir(&download)?;
+    unpacked(cache)?.ok_or_else(|| Error::Missing("vmlinuz in the kernel package".into()))
+}
+
+fn unpacked(cache: &Path) -> Result<Option<Kernel>, Error> {
+    let root = cache.join("kernel");
+    if !root.is_dir() {
+        return Ok(None);
+    }
+    let vmlinuz = find(&root.join("boot"), &|name| name.starts_with("vmlinuz-"))?;
+    let modules = find(&root.join("lib/modules"), &|_| true)?;
+    Ok(vmlinuz.zip(modules).map(|(vmlinuz, modules)| Kernel { vmlinuz, modules }))
+}
+
+/// Writes the initial RAM disk to `output`, by way of the directory `work`, which is made anew.
+pub fn initrd(kernel: &Kernel, contents: &Contents, work: &Path, output: &Path) -> Result<(), Error> {
+    if work.exists() {
+        remove_dir(work)?;
+    }
+    for dir in ["bin", "dev", "proc", "sys", "tmp", "modules"] {
+        create_dir(&work.join(dir))?;
+    }
+    copy(Path::new(BUSYBOX), &work.join("bin/busybox"))?;
+    for (from, to) in &contents.programs {
+        copy(from, &work.join(to.trim_start_matches('/')))?;
+    }
+    for library in libraries(contents.programs.iter().map(|(from, _)| from.as_path()))? {
+        copy(&library, &work.join(library.strip_prefix("/").unwrap_or(&library)))?;
+    }
+    for (from, to) in &contents.files {
+        copy(from, &work.join(to.trim_start_matches('/')))?;
+    }
+    for module in &contents.modules {
+        let file = format!("{module}.ko");
+        let from = find_deep(&kernel.modules, &file)?.ok_or_else(|| Error::Missing(format!("kernel module {file}")))?;
+        copy(&from, &work.join("modules").join(&file))?;
+    }
+    let init = work.join("init");
+    std::fs::write(&init, &contents.init).map_err(|source| Error::File { path: init.clone(), source })?;
+    run(Command::new("chmod").arg("0755").arg(&init))?;
+    let file = std::fs::File::create(output).map_err(|source| Error::File { path: output.to_owned(), source })?;
+    let mut pack = Command::new("sh");
+    pack.args(["-c", "find . | cpio --quiet -o -H newc"]).current_dir(work).stdout(file);
+    run(&mut pack)?;
+    Ok(())
+}
+
+/// The shared libraries that programs load, with the dynamic linker.
+fn libraries<'a>(programs: impl Iterator<Item = &'a Path>) -> Result<BTreeSet<PathBuf>, Error> {
+    let mut all = BTreeSet::new();
+    for program in programs {
+        let list = run(Command::new("ldd").arg(program))?;
+        // `name => /path (address)` or `/path (address)`.
+        all.extend(list.split_whitespace().filter(|w| w.starts_with('/')).map(PathBuf::from));
+    }
+    Ok(all)
+}
+
+fn run(command: &mut Command) -> Result<String, Error> {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let tool = words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
+    command.stdin(Stdio::null()).stderr(Stdio::piped());
+    let out = command.output().map_err(|source| Error::Tool { tool: tool.clone(), source })?;
+    if !out.status.success() {
+        let message = String::from_utf8_lossy(&out.stderr).trim().to_owned();
+        return Err(Error::Failed { tool, message });
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+/// The first entry of a directory whose name passes.
+fn find(dir: &Path, passes: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>, Error> {
+    let at = |source| Error::File { path: dir.to_owned(), source };
+    for entry in std::fs::read_dir(dir).map_err(at)? {
+        let entry = entry.map_err(at)?;
+        if entry.file_name().to_str().is_some_and(passes) {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+fn find_deep(dir: &Path, name: &str) -> Result<Option<PathBuf>, Error> {
+    let at = |source| Error::File { path: dir.to_owned(), source };
+    for entry in std::fs::read_dir(dir).map_err(at)? {
+        let entry = entry.map_err(at)?;
+        if entry.file_type().map_err(at)?.is_dir() {
+            if let Some(found) = find_deep(&entry.path(), name)? {
+                return Ok(Some(found));
+            }
+        } else if entry.file_name() == name {
+            return Ok(Some(entry.path()));
+        }
+    }
+    Ok(None)
+}
+
+fn create_dir(path: &Path) -> Result<(), Error> {
+    std::fs::create_dir_all(path).map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+fn remove_dir(path: &Path) -> Result<(), Error> {
+    std::fs::remove_dir_all(path).map_err(|source| Error::File { path: path.to_owned(), source })
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    if let Some(parent) = to.parent() {
+        create_dir(parent)?;
+    }
+    std::fs::copy(from, to).map(drop).map_err(|source| Error::File { path: from.to_owned(), source })
+}
