@@ -1,2 +1,14 @@
 //! The D-module image: the data half of a storage node.
-fn main() {}
+#![no_std]
+#![no_main]
+
+extern crate alloc;
+
+use guest_rt::{Env, println};
+
+guest_rt::entry!(main);
+
+async fn main(env: Env) -> Result<(), &'static str> {
+    println!("D-module: {} MiB, {} network devices, {} disks", env.memory_size >> 20, env.nets.len(), env.disks.len());
+    Err("the D-module is not there yet")
+}

@@ -1,0 +1,50 @@
+//! The heap: everything from the end of the image to the end of memory, kept by talc.
+//!
+//! An allocation that fails ends the image with a panic that says how much was asked for (the default of `alloc`).
+use core::sync::atomic::{AtomicBool, Ordering};
+use talc::{TalcLock, source::Manual};
+
+/// A spin lock. There is one vCPU and no interrupt handler in ring 3, so it is never contended; it is here because
+/// a global allocator must be `Sync`.
+pub struct SpinLock(AtomicBool);
+
+// SAFETY: compare-exchange with acquire, store with release: mutual exclusion.
+unsafe impl lock_api::RawMutex for SpinLock {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: SpinLock = SpinLock(AtomicBool::new(false));
+    type GuardMarker = lock_api::GuardSend;
+    fn lock(&self) {
+        while !self.try_lock() {
+            core::hint::spin_loop();
+        }
+    }
+    fn try_lock(&self) -> bool {
+        self.0.compare_exchange(false, true, Ordering::Acquire, Ordering::Relaxed).is_ok()
+    }
+    unsafe fn unlock(&self) {
+        self.0.store(false, Ordering::Release);
+    }
+}
+
+/// A mutex for the few things that must be `Sync`.
+pub(crate) type Mutex<T> = lock_api::Mutex<SpinLock, T>;
+
+#[cfg(not(test))]
+#[global_allocator]
+static HEAP: TalcLock<SpinLock, Manual> = TalcLock::new(Manual);
+
+/// Gives the heap its memory.
+///
+/// # Safety
+/// Once, before the first allocation; nothing else may use memory between the image's end and `memory_end`.
+#[cfg(not(test))]
+pub(crate) unsafe fn init(memory_end: u64) {
+    unsafe extern "C" {
+        static __heap_start: u8;
+    }
+    let start = &raw const __heap_start as usize;
+    let size = (memory_end as usize).saturating_sub(start);
+    // SAFETY: of the caller; the memory is mapped read-write by the page tables.
+    let claimed = unsafe { HEAP.lock().claim(start as *mut u8, size) };
+    assert!(claimed.is_some(), "no memory for a heap: image ends at {start:#x}, memory at {memory_end:#x}");
+}

@@ -1,0 +1,3 @@
+//! virtio-blk.
+/// A disk.
+pub struct BlockDevice {}

@@ -1,0 +1,3 @@
+//! virtio-net.
+/// A network device.
+pub struct NetDevice {}
