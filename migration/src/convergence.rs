@@ -1,0 +1,89 @@
+//! When to stop copying and pause.
+//!
+//! A pure function of what the last rounds measured: pause as soon as the estimated blackout fits the target, go on while
+//! rounds still shrink the residue, and in the end pause anyway or give up, as the policy says.
+
+/// What the operator wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Policy {
+    /// Blackout to aim at, in nanoseconds.
+    pub target_ns: u64,
+    /// Longest blackout that is accepted once [`Policy::max_rounds`] are over, in nanoseconds.
+    pub limit_ns: u64,
+    /// Most pre-copy rounds.
+    pub max_rounds: u32,
+}
+
+impl Default for Policy {
+    fn default() -> Policy {
+        Policy { target_ns: 1_500_000, limit_ns: 300_000_000, max_rounds: 12 }
+    }
+}
+
+/// What one round measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub struct RoundStats {
+    /// Number of the round, from 0.
+    pub round: u32,
+    /// Bytes sent in it.
+    pub sent_bytes: u64,
+    /// From its first byte to the destination's confirmation, in nanoseconds.
+    pub elapsed_ns: u64,
+    /// Pages that are dirty now.
+    pub dirty_pages: u64,
+    /// Pages that were dirty after the round before ([`u64::MAX`] after the first).
+    pub dirty_before: u64,
+    /// Part of a blackout that does not depend on the residue, in nanoseconds (estimate).
+    pub fixed_ns: u64,
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// Another pre-copy round.
+    Round,
+    /// Pause now.
+    Pause,
+    /// The blackout would exceed the limit (the estimate in nanoseconds).
+    GiveUp(u64),
+}
+
+/// Least bandwidth assumed, so that a stalled link does not divide by zero (bytes per second).
+const BANDWIDTH_FLOOR: u64 = 1 << 20;
+/// A round must leave at most this share of what the one before left, else rounds have stopped helping.
+const SHRINK_PERCENT: u64 = 85;
+/// Rounds shorter than this say nothing about the bandwidth, their cost is latency (bytes).
+const MEANINGFUL_BYTES: u64 = 64 << 10;
+/// Bandwidth assumed until a round was long enough to measure it (bytes per second).
+const BANDWIDTH_GUESS: u64 = 1 << 30;
+
+/// Estimated blackout if the guest were paused now, in nanoseconds.
+pub fn estimate_ns(stats: &RoundStats) -> u64 {
+    let bandwidth = if stats.sent_bytes < MEANINGFUL_BYTES {
+        BANDWIDTH_GUESS
+    } else {
+        let bandwidth = u128::from(stats.sent_bytes) * 1_000_000_000 / u128::from(stats.elapsed_ns.max(1));
+        u64::try_from(bandwidth).unwrap_or(u64::MAX).max(BANDWIDTH_FLOOR)
+    };
+    let residue = u128::from(stats.dirty_pages) * crate::PAGE_SIZE as u128 * 1_000_000_000 / u128::from(bandwidth);
+    u64::try_from(residue).unwrap_or(u64::MAX).saturating_add(stats.fixed_ns)
+}
+
+/// What to do after a round.
+pub fn decide(policy: &Policy, stats: &RoundStats) -> Decision {
+    let estimate = estimate_ns(stats);
+    if estimate <= policy.target_ns {
+        return Decision::Pause;
+    }
+    let last = stats.round.saturating_add(1) >= policy.max_rounds;
+    let stuck = stats.dirty_before != u64::MAX
+        && u128::from(stats.dirty_pages) * 100 > u128::from(stats.dirty_before) * u128::from(SHRINK_PERCENT);
+    match (last, stuck, estimate <= policy.limit_ns) {
+        (_, true, true) | (true, _, true) => Decision::Pause,
+        (true, _, false) => Decision::GiveUp(estimate),
+        (false, _, _) => Decision::Round,
+    }
+}
+
+#[cfg(test)]
+mod tests;

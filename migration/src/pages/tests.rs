@@ -1,0 +1,117 @@
+use super::*;
+use proptest::prelude::*;
+
+const MEMORY: u64 = 64 << 20;
+
+fn table(entries: &[(u64, u32, u32)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    out.extend_from_slice(&(entries.len() as u32).to_le_bytes());
+    out.extend_from_slice(&[0; 4]);
+    for (address, pages, kind) in entries {
+        out.extend_from_slice(&address.to_le_bytes());
+        out.extend_from_slice(&pages.to_le_bytes());
+        out.extend_from_slice(&kind.to_le_bytes());
+    }
+    out
+}
+
+#[test]
+fn golden_table() {
+    let mut t = Table::new();
+    for (address, kind) in
+        [(0x1000, RunKind::Raw), (0x2000, RunKind::Raw), (0x5000, RunKind::Zero), (0x4000, RunKind::Zero)]
+    {
+        assert!(t.push(address, kind));
+    }
+    let mut out = Vec::new();
+    t.encode(&mut out);
+    assert_eq!(out, table(&[(0x1000, 2, 0), (0x5000, 1, 1), (0x4000, 1, 1)]));
+    assert_eq!(out[..12], [3, 0, 0, 0, 0, 0, 0, 0, 0, 0x10, 0, 0]);
+}
+
+#[test]
+fn runs_outside_of_memory_are_refused() {
+    for (address, pages) in
+        [(MEMORY, 1), (MEMORY - 4096, 2), (u64::MAX - 4095, 1), (1 << 63, u32::MAX), (0, u32::MAX), (0, 0)]
+    {
+        let bytes = table(&[(address, pages, 1)]);
+        assert!(matches!(Pages::parse(&bytes, MEMORY), Err(Error::OutsideMemory { .. })), "{address:#x} {pages}");
+    }
+    assert!(Pages::parse(&table(&[(0, (MEMORY / 4096) as u32, 1)]), MEMORY).is_ok());
+    assert!(matches!(Pages::parse(&table(&[(5, 1, 1)]), MEMORY), Err(Error::Value { .. })));
+    assert!(matches!(Pages::parse(&table(&[(0, 1, 2)]), MEMORY), Err(Error::Value { .. })));
+}
+
+#[test]
+fn data_must_fit_the_table() {
+    let mut bytes = table(&[(0, 2, 0)]);
+    bytes.extend_from_slice(&[7; 2 * PAGE_SIZE]);
+    assert!(Pages::parse(&bytes, MEMORY).is_ok());
+    bytes.push(0);
+    assert_eq!(Pages::parse(&bytes, MEMORY).err(), Some(Error::Trailing("PAGES", 1)));
+    bytes.truncate(bytes.len() - 2);
+    assert_eq!(Pages::parse(&bytes, MEMORY).err(), Some(Error::Short("PAGES")));
+}
+
+#[test]
+fn a_full_table_says_so() {
+    let mut t = Table::new();
+    for i in 0..RAW_PAGES_MAX as u64 {
+        assert!(t.push(i * 4096, RunKind::Raw));
+    }
+    assert!(!t.push(0, RunKind::Raw));
+    assert_eq!(t.runs().len(), 1);
+    t.clear();
+    for i in 0..RUNS_MAX as u64 {
+        assert!(t.push(i * 8192, RunKind::Zero));
+    }
+    assert!(!t.push(0, RunKind::Zero));
+    let mut out = Vec::new();
+    t.encode(&mut out);
+    assert_eq!(out.len(), TABLE_MAX);
+    assert!(Pages::parse(&out, MEMORY).is_ok());
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_parsed_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..200), count in 0u8..6) {
+        let mut bytes = bytes;
+        if bytes.len() >= 8 {
+            bytes[..8].copy_from_slice(&[count, 0, 0, 0, 0, 0, 0, 0]);
+        }
+        if let Ok(pages) = Pages::parse(&bytes, MEMORY) {
+            for (run, data) in pages.runs() {
+                prop_assert!(run.address + run.bytes() <= MEMORY);
+                prop_assert_eq!(data.len() as u64, if run.kind == RunKind::Raw { run.bytes() } else { 0 });
+            }
+        }
+    }
+
+    #[test]
+    fn memory_arrives_as_it_was(pages in prop::collection::btree_map(0u64..300, 0u8..3, 1..200)) {
+        let mut sent = std::collections::BTreeMap::new();
+        let mut t = Table::new();
+        let mut data = Vec::new();
+        for (page, fill) in pages {
+            let kind = if fill == 0 { RunKind::Zero } else { RunKind::Raw };
+            if !t.push(page * 4096, kind) {
+                break;
+            }
+            sent.insert(page, fill);
+            if kind == RunKind::Raw {
+                data.extend_from_slice(&[fill; PAGE_SIZE]);
+            }
+        }
+        let mut payload = Vec::new();
+        t.encode(&mut payload);
+        payload.extend_from_slice(&data);
+        let mut got = std::collections::BTreeMap::new();
+        for (run, data) in Pages::parse(&payload, MEMORY).unwrap().runs() {
+            for i in 0..u64::from(run.pages) {
+                let fill = if run.kind == RunKind::Zero { 0 } else { data[i as usize * PAGE_SIZE] };
+                prop_assert!(got.insert(run.address / 4096 + i, fill).is_none());
+            }
+        }
+        prop_assert_eq!(got, sent);
+    }
+}

@@ -1,0 +1,457 @@
+//! The source of a port: rules, not I/O.
+//!
+//! Owns: in which phase the source is and what may happen next. The driver feeds [`Event`]s in the order they
+//! happen and carries out the [`Action`]s in the order given; it reports the outcome of each as another event.
+//!
+//! Always true:
+//! - [`Action::Resume`] is given at most once, and never after the destination may run: before the point of no return
+//!   ([`Source::past_no_return`]) it is free; after it, it needs a won compare-and-swap, or (without an arbiter) the
+//!   destination's word that it will never run.
+//! - [`Action::TearDown`] and [`Action::Resume`] exclude each other.
+//!
+//! Survives: loss of the connection, a destination that stops, a driver step that fails, a cancelling operator, an arbiter
+//! that does not answer: in every phase the machine ends in [`Phase::Resumed`], in [`Phase::Ended`], or stays
+//! paused in [`Phase::Competing`] (arbiter: until it answers) or [`Phase::Unknown`] (no arbiter: until told).
+use crate::convergence::{Decision, Policy, RoundStats, decide};
+use crate::message::{Description, Hello, Message, Ownership, Reason, ReasonCode};
+use crate::ownership::{Epoch, Verdict};
+
+/// How far the port is. [`Phase::name`] is what the API shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Not begun.
+    Idle,
+    /// HELLO sent.
+    Hello,
+    /// DESCRIBE sent.
+    Describe,
+    /// Memory is copied while the guest runs.
+    PreCopy,
+    /// The guest is being paused.
+    Pausing,
+    /// Paused; state and residue are being collected.
+    Collecting,
+    /// Paused; all is sent but COMMIT (without an arbiter only).
+    Handing,
+    /// COMMIT is out: the point of no return is behind.
+    Committed,
+    /// Competing at the arbiter to take the VM back.
+    Competing,
+    /// Nobody can tell who runs: without an arbiter, the connection was lost behind COMMIT. Paused until told.
+    Unknown,
+    /// The destination runs; late network frames are forwarded.
+    Forwarding,
+    /// The guest runs here, the port is off. Final.
+    Resumed,
+    /// The destination owns the VM; this copy is destroyed. Final.
+    Ended,
+}
+
+impl Phase {
+    /// Name in the API.
+    pub fn name(self) -> &'static str {
+        match self {
+            Phase::Idle => "idle",
+            Phase::Hello => "hello",
+            Phase::Describe => "describe",
+            Phase::PreCopy => "pre-copy",
+            Phase::Pausing => "pausing",
+            Phase::Collecting => "collecting",
+            Phase::Handing => "handing-over",
+            Phase::Committed => "committed",
+            Phase::Competing => "competing",
+            Phase::Unknown => "unknown",
+            Phase::Forwarding => "forwarding",
+            Phase::Resumed => "resumed",
+            Phase::Ended => "ended",
+        }
+    }
+
+    /// Nothing more will happen.
+    pub fn is_final(self) -> bool {
+        matches!(self, Phase::Resumed | Phase::Ended)
+    }
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The connection stands.
+    Connected,
+    /// A control message came.
+    Message(Message),
+    /// The measurements asked for with [`Action::Measure`].
+    Measured(RoundStats),
+    /// The vCPUs stand still and the devices are quiet, after [`Action::Pause`].
+    Paused,
+    /// State and residue are in memory, after [`Action::Collect`]; the epoch in the guest's boot-info page.
+    Collected(Epoch),
+    /// The last byte of the COMMIT frame was certainly not given to the connection.
+    FinalNotSent(Reason),
+    /// The arbiter's answer to [`Action::Compete`].
+    Verdict {
+        /// What was competed with.
+        expected: Epoch,
+        /// The answer.
+        verdict: Verdict,
+    },
+    /// The arbiter gave no answer; the driver asks again later by itself.
+    ArbiterSilent,
+    /// A step of this side failed (dirty log, pause, saving state).
+    Failed(Reason),
+    /// The connection is gone.
+    Disconnected(Reason),
+    /// The peer broke the protocol: handled as if the connection were gone.
+    Broken(Reason),
+    /// The phase took longer than the driver allows.
+    Timeout,
+    /// The operator wants the port to stop.
+    Cancel,
+    /// In [`Phase::Unknown`], the operator says who runs. `true`: here.
+    Resolve(bool),
+    /// The time for forwarding late frames is over.
+    LingerOver,
+}
+
+/// What the driver is to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Send a control message.
+    Send(Message),
+    /// Begin to log writes to guest memory.
+    StartDirtyLog,
+    /// Send all memory (`round` 0) or what the log says, then ROUND.
+    SendRound {
+        /// Number.
+        round: u32,
+    },
+    /// Count dirty pages without clearing the log and report [`Event::Measured`].
+    Measure,
+    /// Stop feeding receive queues, stop the vCPUs, quiesce the devices.
+    Pause,
+    /// Device state first, then the last dirty bitmap.
+    Collect,
+    /// Send residue and state, with COMMIT behind them if `commit`, in one write.
+    SendFinal {
+        /// COMMIT with this epoch.
+        commit: Option<Epoch>,
+    },
+    /// Send COMMIT.
+    SendCommit(Epoch),
+    /// Compare-and-swap at the arbiter with this expected epoch and the own owner id, until an answer comes.
+    Compete(Epoch),
+    /// Stop the dirty log and let the guest run, with the new epoch if there is one.
+    Resume(Option<Epoch>),
+    /// Report [`Event::LingerOver`] after the linger; late frames are forwarded until then.
+    Linger,
+    /// Send DONE, close the connection.
+    Finish,
+    /// Close the connection.
+    Close,
+    /// The VM is no longer this process's: destroy it.
+    TearDown,
+}
+
+/// The state machine.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Source {
+    phase: Phase,
+    hello: Hello,
+    description: Description,
+    policy: Policy,
+    round: u32,
+    dirty_before: u64,
+    /// What to compete with; known once COMMIT is out.
+    epoch: Epoch,
+    connected: bool,
+    /// RUNNING came: the destination cannot give the VM back any more.
+    runs_there: bool,
+    reason: Option<Reason>,
+}
+
+impl Source {
+    /// A port that has not begun.
+    pub fn new(hello: Hello, description: Description, policy: Policy) -> Source {
+        Source {
+            phase: Phase::Idle,
+            epoch: hello.epoch,
+            hello,
+            description,
+            policy,
+            round: 0,
+            dirty_before: u64::MAX,
+            connected: false,
+            runs_there: false,
+            reason: None,
+        }
+    }
+
+    /// How far it is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Why it failed, once it has.
+    pub fn reason(&self) -> Option<&Reason> {
+        self.reason.as_ref()
+    }
+
+    /// Current pre-copy round.
+    pub fn round(&self) -> u32 {
+        self.round
+    }
+
+    /// Whether the destination may run already, so that this side must not resume of its own accord.
+    pub fn past_no_return(&self) -> bool {
+        matches!(self.phase, Phase::Committed | Phase::Competing | Phase::Unknown | Phase::Forwarding | Phase::Ended)
+    }
+
+    /// Takes an event; returns what to do, in order.
+    pub fn on_event(&mut self, event: Event) -> Vec<Action> {
+        use Phase as P;
+        match (self.phase, event) {
+            (P::Idle, Event::Connected) => {
+                self.connected = true;
+                self.phase = P::Hello;
+                vec![Action::Send(Message::Hello(self.hello.clone()))]
+            }
+            (P::Hello, Event::Message(Message::Welcome { version, features })) => {
+                let understood = (self.hello.min_version..=self.hello.max_version).contains(&version)
+                    && features & !self.hello.offered & !self.hello.required == 0
+                    && features & self.hello.required == self.hello.required;
+                if !understood {
+                    let text = format!("destination chose version {version} with features {features:#x}");
+                    return self.abort(Reason::new(ReasonCode::Version, text));
+                }
+                self.phase = P::Describe;
+                vec![Action::Send(Message::Describe(self.description.clone()))]
+            }
+            (P::Hello | P::Describe, Event::Message(Message::Refuse(reason))) => self.abort(reason),
+            (P::Describe, Event::Message(Message::Ready { epoch, .. })) => {
+                if self.hello.ownership == Ownership::Arbiter && epoch != self.hello.epoch {
+                    let text = format!("the ownership record is at epoch {}, the guest at {}", epoch.0, self.epoch.0);
+                    return self.abort(Reason::new(ReasonCode::NotOwner, text));
+                }
+                self.phase = P::PreCopy;
+                vec![Action::StartDirtyLog, Action::SendRound { round: 0 }]
+            }
+            (P::PreCopy, Event::Message(Message::RoundDone { round })) if round == self.round => vec![Action::Measure],
+            (P::PreCopy, Event::Measured(stats)) => self.measured(stats),
+            (P::Pausing, Event::Paused) => {
+                self.phase = P::Collecting;
+                vec![Action::Collect]
+            }
+            (P::Collecting, Event::Collected(epoch)) => self.collected(epoch),
+            (P::Handing, Event::Message(Message::Loaded)) => {
+                // The point of no return: from here the destination may run.
+                self.phase = P::Committed;
+                vec![Action::SendCommit(self.epoch)]
+            }
+            (P::Handing | P::Committed, Event::FinalNotSent(reason)) => {
+                // Without a whole COMMIT the destination neither competes nor runs, whatever else it has got.
+                self.phase = P::Collecting;
+                self.connected = false;
+                self.abort(reason)
+            }
+            (P::Committed | P::Competing, Event::Message(Message::Running { .. })) => {
+                self.phase = P::Forwarding;
+                self.runs_there = true;
+                vec![Action::Linger]
+            }
+            (P::Committed | P::Competing, Event::Message(Message::Aborted { reason, epoch })) => {
+                self.aborted(reason, epoch)
+            }
+            (P::Forwarding, Event::Message(Message::Aborted { reason, epoch }))
+                if !self.runs_there && epoch == self.epoch.next() =>
+            {
+                // This side had lost to a destination that then failed and gives the VM back.
+                self.aborted(reason, epoch)
+            }
+            (P::Handing, Event::Message(Message::Aborted { reason, .. })) => self.abort(reason),
+            (P::Competing, Event::Verdict { expected, verdict }) if expected == self.epoch => self.decided(verdict),
+            (P::Competing, Event::ArbiterSilent) => vec![],
+            (P::Committed, Event::Timeout | Event::Cancel) if self.hello.ownership == Ownership::Arbiter => {
+                self.note(Reason::new(ReasonCode::Timeout, "no word from the destination after the hand-over"));
+                self.phase = P::Competing;
+                vec![Action::Compete(self.epoch)]
+            }
+            (P::Unknown, Event::Resolve(here)) => {
+                if here {
+                    self.phase = P::Resumed;
+                    vec![Action::Close, Action::Resume(None)]
+                } else {
+                    self.phase = P::Ended;
+                    vec![Action::Close, Action::TearDown]
+                }
+            }
+            (P::Forwarding, Event::LingerOver | Event::Timeout | Event::Cancel) => {
+                self.phase = P::Ended;
+                vec![Action::Finish, Action::TearDown]
+            }
+            (_, Event::Disconnected(reason) | Event::Broken(reason)) => self.lost_connection(reason),
+            (_, Event::Message(message)) => self.unexpected(&message),
+            (_, Event::Cancel) if !self.past_no_return() => {
+                self.abort(Reason::new(ReasonCode::Cancelled, "cancelled by the operator"))
+            }
+            (_, Event::Timeout) if !self.past_no_return() => {
+                let text = format!("the destination did not answer in time in phase {}", self.phase.name());
+                self.abort(Reason::new(ReasonCode::Timeout, text))
+            }
+            (_, Event::Failed(reason)) if !self.past_no_return() => self.abort(reason),
+            // Late reports of steps that no longer matter, cancelling after the point of no return, …
+            _ => vec![],
+        }
+    }
+
+    fn measured(&mut self, mut stats: RoundStats) -> Vec<Action> {
+        stats.round = self.round;
+        stats.dirty_before = self.dirty_before;
+        self.dirty_before = stats.dirty_pages;
+        match decide(&self.policy, &stats) {
+            Decision::Round => {
+                self.round += 1;
+                vec![Action::SendRound { round: self.round }]
+            }
+            Decision::Pause => {
+                self.phase = Phase::Pausing;
+                vec![Action::Send(Message::Pausing), Action::Pause]
+            }
+            Decision::GiveUp(estimate) => {
+                let text = format!(
+                    "after {} rounds {} pages are dirty: the blackout would be {} ms, the limit is {} ms",
+                    self.round + 1,
+                    stats.dirty_pages,
+                    estimate / 1_000_000,
+                    self.policy.limit_ns / 1_000_000
+                );
+                self.abort(Reason::new(ReasonCode::NotConverging, text))
+            }
+        }
+    }
+
+    fn collected(&mut self, epoch: Epoch) -> Vec<Action> {
+        self.epoch = epoch;
+        match self.hello.ownership {
+            Ownership::Arbiter if epoch != self.hello.epoch => {
+                let text = format!("the guest's epoch changed from {} to {}", self.hello.epoch.0, epoch.0);
+                self.abort(Reason::new(ReasonCode::NotOwner, text))
+            }
+            Ownership::Arbiter => {
+                // The point of no return: from here the destination may win and run.
+                self.phase = Phase::Committed;
+                vec![Action::SendFinal { commit: Some(epoch) }]
+            }
+            Ownership::Stream => {
+                self.phase = Phase::Handing;
+                vec![Action::SendFinal { commit: None }]
+            }
+        }
+    }
+
+    /// The destination will never run. With an arbiter its record still has to say so.
+    fn aborted(&mut self, reason: Reason, epoch: Epoch) -> Vec<Action> {
+        self.note(reason);
+        match self.hello.ownership {
+            Ownership::Stream => {
+                self.phase = Phase::Resumed;
+                vec![Action::Close, Action::Resume(None)]
+            }
+            Ownership::Arbiter => {
+                // A destination that had won before it failed gives the next epoch to compete with.
+                let given_back = epoch == self.epoch.next();
+                let competing = core::mem::replace(&mut self.phase, Phase::Competing) == Phase::Competing;
+                if given_back {
+                    self.epoch = epoch;
+                }
+                if competing && !given_back { vec![] } else { vec![Action::Compete(self.epoch)] }
+            }
+        }
+    }
+
+    fn decided(&mut self, verdict: Verdict) -> Vec<Action> {
+        match verdict {
+            Verdict::Won(epoch) => {
+                self.phase = Phase::Resumed;
+                let reason = self.reason.clone().unwrap_or(Reason::new(ReasonCode::Cancelled, "taken back"));
+                let mut actions = self.goodbye(reason);
+                actions.push(Action::Resume(Some(epoch)));
+                actions
+            }
+            Verdict::Lost(_) if self.connected => {
+                self.phase = Phase::Forwarding;
+                vec![Action::Linger]
+            }
+            Verdict::Lost(_) => {
+                self.phase = Phase::Ended;
+                vec![Action::TearDown]
+            }
+        }
+    }
+
+    fn lost_connection(&mut self, reason: Reason) -> Vec<Action> {
+        self.connected = false;
+        match (self.phase, self.hello.ownership) {
+            (Phase::Committed, Ownership::Arbiter) => {
+                self.note(reason);
+                self.phase = Phase::Competing;
+                vec![Action::Close, Action::Compete(self.epoch)]
+            }
+            (Phase::Committed, Ownership::Stream) => {
+                self.note(reason);
+                self.phase = Phase::Unknown;
+                vec![Action::Close]
+            }
+            (Phase::Forwarding, _) => {
+                self.phase = Phase::Ended;
+                vec![Action::Close, Action::TearDown]
+            }
+            (Phase::Competing | Phase::Unknown, _) => vec![Action::Close],
+            (Phase::Resumed | Phase::Ended, _) => vec![],
+            _ => self.abort(reason),
+        }
+    }
+
+    fn unexpected(&mut self, message: &Message) -> Vec<Action> {
+        if self.phase.is_final() || self.phase == Phase::Forwarding {
+            return vec![];
+        }
+        if let Message::Aborted { reason, .. } | Message::Refuse(reason) = message {
+            // The destination gives up: before the point of no return its reason is the one to show.
+            if !self.past_no_return() {
+                return self.abort(reason.clone());
+            }
+        }
+        let text = format!("{} from the destination in phase {}", message.frame_type().name(), self.phase.name());
+        self.lost_connection(Reason::new(ReasonCode::Protocol, text))
+    }
+
+    /// Ends a port before the point of no return: the guest goes on as if nothing had happened.
+    fn abort(&mut self, reason: Reason) -> Vec<Action> {
+        assert!(!self.past_no_return(), "abort behind the point of no return");
+        if self.phase == Phase::Resumed {
+            return vec![];
+        }
+        self.note(reason.clone());
+        self.phase = Phase::Resumed;
+        let mut actions = self.goodbye(reason);
+        actions.push(Action::Resume(None));
+        actions
+    }
+
+    /// Tells the destination, as far as it can be reached.
+    fn goodbye(&mut self, reason: Reason) -> Vec<Action> {
+        if core::mem::replace(&mut self.connected, false) {
+            vec![Action::Send(Message::Cancel(reason)), Action::Close]
+        } else {
+            vec![Action::Close]
+        }
+    }
+
+    /// Keeps the first reason: what follows from it is not news.
+    fn note(&mut self, reason: Reason) {
+        self.reason.get_or_insert(reason);
+    }
+}
+
+#[cfg(test)]
+mod tests;

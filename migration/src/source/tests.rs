@@ -1,0 +1,158 @@
+use super::*;
+use crate::message::{Stamp, VERSION_MAX, VERSION_MIN};
+use crate::ownership::{OwnerId, Record};
+
+fn source(ownership: Ownership) -> Source {
+    let hello = Hello {
+        min_version: VERSION_MIN,
+        max_version: VERSION_MAX,
+        required: 0,
+        offered: 0,
+        port: [1, 2],
+        vm_id: 3,
+        owner: OwnerId([4, 5]),
+        ownership,
+        epoch: Epoch(7),
+        memory_size: 1 << 26,
+    };
+    Source::new(hello, Description::default(), Policy::default())
+}
+
+fn welcome() -> Event {
+    Event::Message(Message::Welcome { version: VERSION_MAX, features: 0 })
+}
+
+fn ready(epoch: u64) -> Event {
+    Event::Message(Message::Ready { owner: OwnerId([6, 6]), epoch: Epoch(epoch) })
+}
+
+fn idle() -> Event {
+    Event::Measured(RoundStats { dirty_pages: 1, sent_bytes: 1 << 30, elapsed_ns: 1 << 30, ..RoundStats::default() })
+}
+
+fn running() -> Event {
+    Event::Message(Message::Running { epoch: Epoch(8), entered: Stamp::default(), steps: [0; 4] })
+}
+
+/// The events up to, not including, COMMIT.
+fn script(ownership: Ownership) -> Vec<(Event, Phase)> {
+    let mut steps = vec![
+        (Event::Connected, Phase::Hello),
+        (welcome(), Phase::Describe),
+        (ready(7), Phase::PreCopy),
+        (Event::Message(Message::RoundDone { round: 0 }), Phase::PreCopy),
+        (idle(), Phase::Pausing),
+        (Event::Paused, Phase::Collecting),
+    ];
+    if ownership == Ownership::Stream {
+        steps.push((Event::Collected(Epoch(7)), Phase::Handing));
+    }
+    steps
+}
+
+fn play(source: &mut Source, steps: &[(Event, Phase)]) {
+    for (event, phase) in steps {
+        source.on_event(event.clone());
+        assert_eq!(source.phase(), *phase, "after {event:?}");
+    }
+}
+
+#[test]
+fn a_port_with_an_arbiter() {
+    let mut s = source(Ownership::Arbiter);
+    play(&mut s, &script(Ownership::Arbiter));
+    assert!(!s.past_no_return());
+    assert_eq!(s.on_event(Event::Collected(Epoch(7))), [Action::SendFinal { commit: Some(Epoch(7)) }]);
+    assert!(s.past_no_return());
+    assert_eq!(s.on_event(running()), [Action::Linger]);
+    assert_eq!(s.on_event(Event::LingerOver), [Action::Finish, Action::TearDown]);
+    assert_eq!(s.phase(), Phase::Ended);
+}
+
+#[test]
+fn without_an_arbiter_commit_waits_for_loaded() {
+    let mut s = source(Ownership::Stream);
+    play(&mut s, &script(Ownership::Stream));
+    assert!(!s.past_no_return());
+    assert_eq!(s.on_event(Event::Message(Message::Loaded)), [Action::SendCommit(Epoch(7))]);
+    assert!(s.past_no_return());
+    // The gap: nobody can know. Paused, until told.
+    assert_eq!(s.on_event(Event::Disconnected(Reason::new(ReasonCode::Disconnected, "cut"))), [Action::Close]);
+    assert_eq!(s.phase(), Phase::Unknown);
+    assert_eq!(s.on_event(Event::Cancel), []);
+    assert_eq!(s.clone().on_event(Event::Resolve(false)), [Action::Close, Action::TearDown]);
+    assert_eq!(s.on_event(Event::Resolve(true)), [Action::Close, Action::Resume(None)]);
+}
+
+#[test]
+fn every_phase_before_commit_can_be_cancelled_cut_timed_out_and_failed() {
+    let cut = || Reason::new(ReasonCode::Disconnected, "cut");
+    for ownership in [Ownership::Arbiter, Ownership::Stream] {
+        let steps = script(ownership);
+        for length in 0..=steps.len() {
+            for event in
+                [Event::Cancel, Event::Disconnected(cut()), Event::Broken(cut()), Event::Timeout, Event::Failed(cut())]
+            {
+                let mut s = source(ownership);
+                play(&mut s, &steps[..length]);
+                let actions = s.on_event(event.clone());
+                assert_eq!(actions.last(), Some(&Action::Resume(None)), "{event:?} after {length} steps");
+                assert_eq!(s.phase(), Phase::Resumed);
+                assert!(s.reason().is_some());
+                assert_eq!(s.on_event(running()), [], "the end is the end");
+            }
+        }
+    }
+}
+
+#[test]
+fn after_commit_only_the_arbiter_brings_it_back() {
+    let lost = Verdict::Lost(Record { epoch: Epoch(8), owner: OwnerId([6, 6]) });
+    for (verdict, phase) in [(Verdict::Won(Epoch(8)), Phase::Resumed), (lost, Phase::Ended)] {
+        let mut s = source(Ownership::Arbiter);
+        play(&mut s, &script(Ownership::Arbiter));
+        s.on_event(Event::Collected(Epoch(7)));
+        let actions = s.on_event(Event::Disconnected(Reason::new(ReasonCode::Disconnected, "cut")));
+        assert_eq!(actions, [Action::Close, Action::Compete(Epoch(7))]);
+        for nothing in [Event::ArbiterSilent, Event::Timeout, Event::Cancel, Event::Resolve(true)] {
+            assert_eq!(s.on_event(nothing), []);
+        }
+        let stale = Event::Verdict { expected: Epoch(6), verdict: Verdict::Won(Epoch(7)) };
+        assert_eq!(s.on_event(stale), []);
+        s.on_event(Event::Verdict { expected: Epoch(7), verdict });
+        assert_eq!(s.phase(), phase);
+    }
+}
+
+#[test]
+fn a_destination_that_won_and_failed_gives_the_vm_back() {
+    let mut s = source(Ownership::Arbiter);
+    play(&mut s, &script(Ownership::Arbiter));
+    s.on_event(Event::Collected(Epoch(7)));
+    let reason = Reason::new(ReasonCode::State, "cannot load");
+    let actions = s.on_event(Event::Message(Message::Aborted { reason: reason.clone(), epoch: Epoch(8) }));
+    assert_eq!(actions, [Action::Compete(Epoch(8))]);
+    let actions = s.on_event(Event::Verdict { expected: Epoch(8), verdict: Verdict::Won(Epoch(9)) });
+    assert_eq!(actions.last(), Some(&Action::Resume(Some(Epoch(9)))));
+    assert_eq!(s.reason(), Some(&reason));
+}
+
+#[test]
+fn a_record_at_another_epoch_stops_the_port() {
+    let mut s = source(Ownership::Arbiter);
+    play(&mut s, &script(Ownership::Arbiter)[..2]);
+    s.on_event(ready(8));
+    assert_eq!(s.phase(), Phase::Resumed);
+    assert_eq!(s.reason().map(|r| r.code), Some(ReasonCode::NotOwner));
+}
+
+#[test]
+fn a_refusal_gives_its_reason() {
+    for steps in 1..=2 {
+        let mut s = source(Ownership::Arbiter);
+        play(&mut s, &script(Ownership::Arbiter)[..steps]);
+        let reason = Reason::new(ReasonCode::Memory, "too large");
+        s.on_event(Event::Message(Message::Refuse(reason.clone())));
+        assert_eq!((s.phase(), s.reason()), (Phase::Resumed, Some(&reason)));
+    }
+}
