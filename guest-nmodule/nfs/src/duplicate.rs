@@ -109,3 +109,6 @@ impl DuplicateCache {
         (self.done.len(), self.bytes)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -189,7 +189,8 @@ impl<S: FileService> Engine<S> {
         let outcome = self.service.call(credential, op).await?;
         if let Err(Failure { status: Status::Stale | Status::NoVolume, .. }) = outcome {
             // The volume was made anew: its root is another one now.
-            for root in self.roots.borrow_mut().iter_mut().filter(|root| root.is_some_and(|root| Some(root) == object)) {
+            for root in self.roots.borrow_mut().iter_mut().filter(|root| root.is_some_and(|root| Some(root) == object))
+            {
                 *root = None;
             }
         }

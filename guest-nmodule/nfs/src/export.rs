@@ -75,3 +75,6 @@ pub fn find<'a>(exports: &[Export], path: &'a [u8]) -> Option<(usize, Vec<&'a [u
     }
     best.map(|(index, length)| (index, components(path).skip(length).collect()))
 }
+
+#[cfg(test)]
+mod tests;

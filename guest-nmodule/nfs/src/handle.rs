@@ -42,3 +42,6 @@ pub fn decode(bytes: &[u8]) -> Result<FileHandle, BadHandle> {
     };
     if encode(handle) == *bytes { Ok(handle) } else { Err(BadHandle) }
 }
+
+#[cfg(test)]
+mod tests;

@@ -154,3 +154,6 @@ fn decode_rpcb<'a>(arguments: &mut Reader<'a>) -> Result<(u32, u32, &'a [u8]), R
     arguments.opaque(STRING_MAX)?;
     Ok((program, version, netid))
 }
+
+#[cfg(test)]
+mod tests;

@@ -256,3 +256,6 @@ impl Reply {
         false
     }
 }
+
+#[cfg(test)]
+mod tests;

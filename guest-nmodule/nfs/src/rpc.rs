@@ -99,9 +99,7 @@ impl Call {
         let body = message.opaque(AUTH_BODY_MAX).map_err(|_| BadCall::Auth(xid, AuthStat::BadCredential))?;
         let auth = match flavor {
             flavor::NONE => Auth::None,
-            flavor::SYS => {
-                Auth::Sys(decode_auth_sys(body).map_err(|_| BadCall::Auth(xid, AuthStat::BadCredential))?)
-            }
+            flavor::SYS => Auth::Sys(decode_auth_sys(body).map_err(|_| BadCall::Auth(xid, AuthStat::BadCredential))?),
             _ => return Err(BadCall::Auth(xid, AuthStat::BadCredential)),
         };
         message.u32().map_err(garbage)?;
@@ -193,3 +191,6 @@ pub fn refuse(bad: BadCall) -> Option<Reply> {
         BadCall::Auth(xid, stat) => Some(auth_error(xid, stat)),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -150,3 +150,6 @@ impl Writer {
         self.raw(&[0; 3][..padding(bytes.len())])
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -360,3 +360,6 @@ fn decode_make_node(r: &mut Reader<'_>) -> Result<Plan, XdrError> {
         Ok(Op::MakeNode { dir, name, kind: kind.ok_or(NfsStatus::BadType)?, rdev, set: set? })
     }))
 }
+
+#[cfg(test)]
+mod tests;

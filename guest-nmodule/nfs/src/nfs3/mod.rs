@@ -83,10 +83,7 @@ impl Procedure {
     /// Whether a second execution may give another result: its reply is kept for duplicates.
     pub fn is_non_idempotent(self) -> bool {
         use Procedure::*;
-        matches!(
-            self,
-            SetAttr | Create | MakeDir | Symlink | MakeNode | Remove | RemoveDir | Rename | Link
-        )
+        matches!(self, SetAttr | Create | MakeDir | Symlink | MakeNode | Remove | RemoveDir | Rename | Link)
     }
 }
 

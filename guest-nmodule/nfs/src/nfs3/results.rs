@@ -266,3 +266,5 @@ fn nfstime3(out: &mut Writer, time: Time) {
     };
 }
 
+#[cfg(test)]
+mod tests;

@@ -76,11 +76,7 @@ impl Memory {
                 let node = nodes.get_mut(&id).unwrap();
                 let before = node.attr;
                 if guard.is_some_and(|guard| guard != before.ctime) {
-                    return Err(Failure {
-                        status: Status::NotSync,
-                        wcc: wcc(before, before),
-                        wcc2: Wcc::default(),
-                    });
+                    return Err(Failure { status: Status::NotSync, wcc: wcc(before, before), wcc2: Wcc::default() });
                 }
                 if let Some(size) = set.size {
                     node.data.resize(size as usize, 0);
@@ -117,11 +113,7 @@ impl Memory {
                 let node = &nodes[&check(nodes, handle)?];
                 let start = node.data.len().min(offset as usize);
                 let end = node.data.len().min(start + length as usize);
-                Ok(Reply::Data {
-                    data: node.data[start..end].to_vec(),
-                    eof: end == node.data.len(),
-                    attr: node.attr,
-                })
+                Ok(Reply::Data { data: node.data[start..end].to_vec(), eof: end == node.data.len(), attr: node.attr })
             }
             Op::Write { handle, offset, stability, data } => {
                 let id = check(nodes, handle)?;
