@@ -4,8 +4,14 @@
 //! [`artifacts`] make sure that all is there; the commands stand on these.
 #![forbid(unsafe_code)]
 
+pub mod api;
 pub mod artifacts;
 pub mod cleanup;
+pub mod ganesha;
 pub mod lab;
+pub mod load;
+pub mod probe;
 pub mod process;
 pub mod setup;
+pub mod tcp;
+pub mod throughput;

@@ -1,5 +1,6 @@
 //! System tests: real processes in the lab. `cargo xtask test` runs them.
 mod lab;
+mod probe;
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
