@@ -1,1 +1,19 @@
 //! KVM virtual machine monitor for storage guests.
+//!
+//! One process runs one VM. The way through the crate: [`config`] says what is wanted, [`vm`] builds it out of
+//! [`memory`], [`boot`], [`vcpu`] and [`devices`], and runs it.
+
+pub mod boot;
+pub mod config;
+pub mod console;
+pub mod devices;
+pub mod error;
+pub mod event;
+pub mod gate;
+pub mod memory;
+pub mod platform;
+pub mod stats;
+pub mod vcpu;
+pub mod vm;
+
+pub use error::{Error, Result};

@@ -1,0 +1,163 @@
+//! Loads an ELF image and finds out how it wants to be started.
+//!
+//! The image comes from the operator, but is checked like anything else from a disk: sizes are bounded before they are
+//! allocated, addresses must lie in guest memory.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use guest_abi::{BOOT_INFO_SIZE, DirectStart, NOTE_NAME, NOTE_TYPE, NOTE_VERSION};
+use linux_loader::loader::elf::{Elf, PvhBootCapability};
+use linux_loader::loader::{KernelLoader, KernelLoaderResult};
+use zerocopy::FromBytes;
+
+use crate::config::BootMode;
+use crate::error::{Error, Result, host};
+use crate::memory::Memory;
+
+/// Where the Linux boot protocol's magic "HdrS" stands in a bzImage.
+const BZIMAGE_MAGIC_AT: u64 = 0x202;
+/// Most bytes of ELF notes that are read.
+const NOTES_MAX: u64 = 64 << 10;
+/// Most program headers that are looked at.
+const PHDRS_MAX: u16 = 64;
+const PHDR_SIZE: u16 = 56;
+const PT_NOTE: u32 = 4;
+
+/// How the first vCPU starts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Entry {
+    /// In ring 3, from the tables the image names.
+    Direct(DirectStart),
+    /// 32-bit protected mode at this address (PVH).
+    Pvh(u64),
+}
+
+/// An image in guest memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Image {
+    /// How to start it.
+    pub entry: Entry,
+}
+
+impl Image {
+    /// Loads `path` into `memory` and chooses the start: direct where the image has the note and `mode` allows it.
+    pub fn load(path: &Path, memory: &Memory, mode: BootMode) -> Result<Image> {
+        let bad = |reason: String| Error::Image { path: path.to_owned(), reason };
+        let mut file = File::open(path).map_err(host(format!("image {}", path.display())))?;
+        let mut magic = [0u8; 4];
+        if file.read_exact_at(&mut magic, 0).is_err() || &magic != b"\x7fELF" {
+            let mut header = [0u8; 4];
+            if file.read_exact_at(&mut header, BZIMAGE_MAGIC_AT).is_ok() && &header == b"HdrS" {
+                return Err(bad(
+                    "is a Linux bzImage, which is not supported yet; give an ELF image with a PVH note".into()
+                ));
+            }
+            return Err(bad("is not an ELF file".into()));
+        }
+        let direct = direct_note(&mut file).map_err(&bad)?;
+        let loaded: KernelLoaderResult =
+            Elf::load(memory.ram().as_ref(), None, &mut file, None).map_err(|e| bad(e.to_string()))?;
+        if loaded.kernel_end > memory.size() as u64 {
+            return Err(bad(format!("needs {} bytes of memory, the VM has {}", loaded.kernel_end, memory.size())));
+        }
+        let pvh = match loaded.pvh_boot_cap {
+            PvhBootCapability::PvhEntryPresent(entry) => Some(entry.0),
+            _ => None,
+        };
+        let entry = match (mode, direct, pvh) {
+            (BootMode::Auto | BootMode::Direct, Some(note), _) => Entry::Direct(check(note, memory).map_err(&bad)?),
+            (BootMode::Direct, None, _) => return Err(bad("carries no note for a direct start".into())),
+            (_, _, Some(entry)) => Entry::Pvh(entry),
+            (_, _, None) => return Err(bad("carries neither a PVH note nor one for a direct start".into())),
+        };
+        Ok(Image { entry })
+    }
+}
+
+/// Everything the note points to must be in guest memory.
+fn check(note: DirectStart, memory: &Memory) -> std::result::Result<DirectStart, String> {
+    if note.version != NOTE_VERSION {
+        return Err(format!("note for the direct start has version {}, this VMM knows {NOTE_VERSION}", note.version));
+    }
+    let inside = |at: u64, len: u64| at.checked_add(len).is_some_and(|end| end <= memory.size() as u64);
+    for (what, at, len) in [
+        ("page table", note.cr3, 4096),
+        ("GDT", note.gdt_base, u64::from(note.gdt_limit) + 1),
+        ("IDT", note.idt_base, u64::from(note.idt_limit) + 1),
+        ("TSS", note.tss_base, 0x68),
+        ("entry", note.entry, 1),
+        ("stack", note.stack_top, 0),
+        ("boot-info page", note.boot_info, BOOT_INFO_SIZE as u64),
+    ] {
+        if !inside(at, len) {
+            return Err(format!("{what} at {at:#x} lies outside the VM's memory of {} bytes", memory.size()));
+        }
+    }
+    if !note.boot_info.is_multiple_of(BOOT_INFO_SIZE as u64) {
+        return Err(format!("boot-info page at {:#x} is not page-aligned", note.boot_info));
+    }
+    Ok(note)
+}
+
+fn u16_at(b: &[u8], at: usize) -> u16 {
+    u16::from_le_bytes([b[at], b[at + 1]])
+}
+
+fn u32_at(b: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]])
+}
+
+fn u64_at(b: &[u8], at: usize) -> u64 {
+    u64::from(u32_at(b, at)) | u64::from(u32_at(b, at + 4)) << 32
+}
+
+/// Finds the note for the direct start in the image's PT_NOTE segments.
+fn direct_note(file: &mut File) -> std::result::Result<Option<DirectStart>, String> {
+    let text = |e: std::io::Error| format!("truncated: {e}");
+    let mut ehdr = [0u8; 64];
+    file.read_exact_at(&mut ehdr, 0).map_err(text)?;
+    let (phoff, phentsize, phnum) = (u64_at(&ehdr, 32), u16_at(&ehdr, 54), u16_at(&ehdr, 56));
+    if phentsize != PHDR_SIZE || phnum > PHDRS_MAX {
+        return Err(format!("{phnum} program headers of {phentsize} bytes"));
+    }
+    for i in 0..u64::from(phnum) {
+        let mut phdr = [0u8; PHDR_SIZE as usize];
+        let at = phoff.checked_add(i * u64::from(PHDR_SIZE)).ok_or("program headers out of range")?;
+        file.read_exact_at(&mut phdr, at).map_err(text)?;
+        if u32_at(&phdr, 0) != PT_NOTE {
+            continue;
+        }
+        let (offset, size) = (u64_at(&phdr, 8), u64_at(&phdr, 32));
+        if size > NOTES_MAX {
+            return Err(format!("{size} bytes of notes"));
+        }
+        let mut notes = Vec::with_capacity(size as usize);
+        file.seek(SeekFrom::Start(offset)).map_err(text)?;
+        file.take(size).read_to_end(&mut notes).map_err(text)?;
+        if let Some(note) = find_note(&notes) {
+            return Ok(Some(note));
+        }
+    }
+    Ok(None)
+}
+
+/// Walks notes (ELF specification, "Note Section"): name and descriptor each padded to 4 bytes.
+fn find_note(mut notes: &[u8]) -> Option<DirectStart> {
+    while notes.len() >= 12 {
+        let (namesz, descsz, kind) = (u32_at(notes, 0) as usize, u32_at(notes, 4) as usize, u32_at(notes, 8));
+        let name = notes.get(12..)?;
+        let desc = name.get(namesz.checked_next_multiple_of(4)?..)?;
+        let name = name.get(..namesz)?;
+        if name == NOTE_NAME && kind == NOTE_TYPE {
+            return DirectStart::read_from_prefix(desc.get(..descsz)?).ok().map(|(note, _)| note);
+        }
+        notes = desc.get(descsz.checked_next_multiple_of(4)?..)?;
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,230 @@
+//! The configuration of a VM, as JSON file or flags.
+//!
+//! Owns the shapes a user writes and their checks. Always true: a [`Config`] that [`Config::validate`] accepted can fail
+//! later only for what the host lacks. All mistakes are reported at once, each by the path of its field.
+
+pub mod cli;
+mod units;
+
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, FieldError, Result, host};
+use crate::memory::{HUGE_PAGE, MEMORY_LIMIT};
+pub use units::{MacAddress, MemorySize};
+
+/// Most disks of a VM.
+pub const DISKS_MAX: usize = 8;
+/// Most network devices of a VM.
+pub const NETS_MAX: usize = 8;
+/// Longest id of a device and longest name of a VM.
+pub const ID_MAX: usize = 64;
+/// Longest interface name (IFNAMSIZ less its NUL).
+pub const TAP_NAME_MAX: usize = 15;
+/// Largest configuration file.
+const FILE_MAX: u64 = 1 << 20;
+/// Space kept in the command line for the devices the monitor announces.
+const CMDLINE_RESERVE: usize = (DISKS_MAX + NETS_MAX) * 48;
+
+/// How the image is started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BootMode {
+    /// Directly in ring 3 where the image has the note for it, else PVH.
+    #[default]
+    Auto,
+    /// Directly in ring 3.
+    Direct,
+    /// PVH.
+    Pvh,
+}
+
+/// Where the 16550 at 0x3f8 and the guest's console print to.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SerialOutput {
+    /// The process's standard output.
+    #[default]
+    Stdout,
+    /// Nowhere.
+    None,
+    /// Appended to a file.
+    File(PathBuf),
+}
+
+/// A virtio-blk device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DiskConfig {
+    /// Name in metrics and what VIRTIO_BLK_T_GET_ID says; `disk0` and so on if not given.
+    #[serde(default)]
+    pub id: String,
+    /// Raw image or block device.
+    pub path: PathBuf,
+    /// Refuse writes.
+    #[serde(default)]
+    pub readonly: bool,
+}
+
+/// A virtio-net device on a tap.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NetConfig {
+    /// Name in metrics and in the orders of a port; `net0` and so on if not given.
+    #[serde(default)]
+    pub id: String,
+    /// Tap by name; created if there is none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tap: Option<String>,
+    /// Tap as an open file descriptor of this process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fd: Option<RawFd>,
+    /// MAC of the guest's side; a random local one if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddress>,
+    /// MTU announced to the guest; the tap's if not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u16>,
+}
+
+/// A whole VM.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Config {
+    /// For people.
+    #[serde(default)]
+    pub name: String,
+    /// Key of the ownership record; 0: none.
+    #[serde(default)]
+    pub vm_id: u64,
+    /// ELF image.
+    pub image: PathBuf,
+    /// How it is started.
+    #[serde(default)]
+    pub boot: BootMode,
+    /// Kernel command line; devices are appended.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Guest memory.
+    #[serde(default)]
+    pub memory: MemorySize,
+    /// Disks.
+    #[serde(default)]
+    pub disks: Vec<DiskConfig>,
+    /// Network devices.
+    #[serde(default)]
+    pub nets: Vec<NetConfig>,
+    /// Console output.
+    #[serde(default)]
+    pub serial: SerialOutput,
+    /// Where the ownership record lives: a D-module's CF address.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub arbiter: Option<SocketAddr>,
+}
+
+impl Config {
+    /// Reads and checks a JSON file.
+    pub fn read(path: &Path) -> Result<Config> {
+        let what = || format!("configuration {}", path.display());
+        let size = std::fs::metadata(path).map_err(host(what()))?.len();
+        if size > FILE_MAX {
+            return Err(Error::Config(vec![FieldError::new("config", format!("{size} bytes, at most {FILE_MAX}"))]));
+        }
+        Config::from_json(&std::fs::read(path).map_err(host(what()))?)
+    }
+
+    /// Parses JSON; the error names the field. Not yet checked: see [`Config::validate`].
+    pub fn from_json(json: &[u8]) -> Result<Config> {
+        let mut de = serde_json::Deserializer::from_slice(json);
+        let config = serde_path_to_error::deserialize(&mut de).map_err(|e| {
+            let path = match e.path().to_string() {
+                p if p == "." => "config".to_owned(),
+                p => p,
+            };
+            Error::Config(vec![FieldError::new(path, e.inner().to_string())])
+        })?;
+        de.end().map_err(|e| Error::Config(vec![FieldError::new("config", e.to_string())]))?;
+        Ok(config)
+    }
+
+    /// Gives devices without an id one, then checks everything that can be checked without touching devices.
+    pub fn validate(&mut self) -> Result<()> {
+        let mut errors = Vec::new();
+        let mut bad = |field: String, message: String| errors.push(FieldError { field, message });
+        if self.name.len() > ID_MAX {
+            bad("name".into(), format!("longer than {ID_MAX} bytes"));
+        }
+        match std::fs::metadata(&self.image) {
+            Err(e) => bad("image".into(), format!("{}: {e}", self.image.display())),
+            Ok(m) if !m.is_file() => bad("image".into(), format!("{}: not a file", self.image.display())),
+            Ok(_) => {}
+        }
+        let memory = self.memory.bytes();
+        if memory == 0 || !memory.is_multiple_of(HUGE_PAGE as u64) || memory > MEMORY_LIMIT {
+            bad("memory".into(), format!("{memory} bytes: must be a multiple of 2 MiB, from 2 MiB to 3 GiB"));
+        }
+        let room = guest_abi::CMDLINE_MAX - CMDLINE_RESERVE;
+        if self.cmdline.len() > room || self.cmdline.contains('\0') {
+            bad("cmdline".into(), format!("longer than {room} bytes or with a NUL"));
+        }
+        if self.disks.len() > DISKS_MAX {
+            bad("disks".into(), format!("{} disks, at most {DISKS_MAX}", self.disks.len()));
+        }
+        if self.nets.len() > NETS_MAX {
+            bad("nets".into(), format!("{} network devices, at most {NETS_MAX}", self.nets.len()));
+        }
+        let mut ids = std::collections::HashSet::new();
+        for (i, disk) in self.disks.iter_mut().enumerate() {
+            name_device(&mut disk.id, "disk", i);
+            check_id(&disk.id, &format!("disks[{i}].id"), &mut ids, &mut bad);
+            if let Err(e) = std::fs::metadata(&disk.path) {
+                bad(format!("disks[{i}].path"), format!("{}: {e}", disk.path.display()));
+            }
+        }
+        let mut taps = std::collections::HashSet::new();
+        for (i, net) in self.nets.iter_mut().enumerate() {
+            name_device(&mut net.id, "net", i);
+            check_id(&net.id, &format!("nets[{i}].id"), &mut ids, &mut bad);
+            match (&net.tap, net.fd) {
+                (None, None) => bad(format!("nets[{i}]"), "needs a tap, by name (tap) or as descriptor (fd)".into()),
+                (Some(_), Some(_)) => bad(format!("nets[{i}]"), "tap and fd exclude each other".into()),
+                (Some(tap), None) => {
+                    if tap.is_empty() || tap.len() > TAP_NAME_MAX || tap.contains(['/', ' ', '%', '\0']) {
+                        bad(format!("nets[{i}].tap"), format!("{tap:?} is not an interface name"));
+                    } else if !taps.insert(tap.clone()) {
+                        bad(format!("nets[{i}].tap"), format!("{tap} is used twice"));
+                    }
+                }
+                (None, Some(fd)) if fd < 3 => bad(format!("nets[{i}].fd"), format!("{fd} is not a tap")),
+                (None, Some(_)) => {}
+            }
+            if net.mac.is_some_and(|m| m.is_multicast() || m == MacAddress::default()) {
+                bad(format!("nets[{i}].mac"), "must be a unicast address".into());
+            }
+            if net.mtu.is_some_and(|m| m < 68) {
+                bad(format!("nets[{i}].mtu"), "at least 68".into());
+            }
+        }
+        if errors.is_empty() { Ok(()) } else { Err(Error::Config(errors)) }
+    }
+}
+
+fn name_device(id: &mut String, kind: &str, index: usize) {
+    if id.is_empty() {
+        *id = format!("{kind}{index}");
+    }
+}
+
+fn check_id(id: &str, field: &str, ids: &mut std::collections::HashSet<String>, bad: &mut impl FnMut(String, String)) {
+    if id.len() > ID_MAX || !id.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'-' || b == b'_') {
+        bad(field.into(), format!("{id:?}: at most {ID_MAX} letters, digits, '-' and '_'"));
+    } else if !ids.insert(id.to_owned()) {
+        bad(field.into(), format!("{id} is used twice"));
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,229 @@
+//! The command line of `vmm`: flags alone, a file, or a file with flags over it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::Parser;
+
+use super::{BootMode, Config, DiskConfig, MemorySize, NetConfig, SerialOutput};
+use crate::error::{Error, FieldError, Result};
+
+/// KVM virtual machine monitor for storage guests.
+#[derive(Debug, Parser, Default)]
+#[command(name = "vmm", version, about)]
+pub struct Args {
+    /// Configuration file (JSON); flags override it, --disk and --net add to it.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Unix socket of the REST control interface.
+    #[arg(long, value_name = "PATH")]
+    pub api_sock: Option<PathBuf>,
+    /// Start empty and wait at IP:PORT for a VM to be ported here.
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "memory", "cmdline", "disk", "boot"])]
+    pub receive: Option<SocketAddr>,
+    /// ELF image.
+    #[arg(long, value_name = "FILE")]
+    pub image: Option<PathBuf>,
+    /// How to start it: auto, direct or pvh.
+    #[arg(long, value_name = "MODE")]
+    pub boot: Option<String>,
+    /// Guest memory, like 32M.
+    #[arg(long, value_name = "SIZE")]
+    pub memory: Option<String>,
+    /// Kernel command line.
+    #[arg(long, value_name = "TEXT")]
+    pub cmdline: Option<String>,
+    /// Disk: path=FILE[,readonly=true][,id=NAME].
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    pub disk: Vec<String>,
+    /// Network device: tap=NAME|fd=N[,mac=…][,mtu=…][,id=NAME].
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    pub net: Vec<String>,
+    /// Id of the VM in the ownership record.
+    #[arg(long, value_name = "N")]
+    pub vm_id: Option<u64>,
+    /// Where the ownership record lives.
+    #[arg(long, value_name = "IP:PORT")]
+    pub arbiter: Option<SocketAddr>,
+    /// Console output: stdout, none or a file.
+    #[arg(long, value_name = "WHERE")]
+    pub serial: Option<String>,
+    /// Name of the VM.
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// What the process is to do.
+#[derive(Debug)]
+pub enum Order {
+    /// Boot this VM.
+    Boot(Config),
+    /// Wait for one.
+    Receive(ReceiveConfig),
+}
+
+/// What a VMM that waits for a port has of its own.
+#[derive(Debug, Clone)]
+pub struct ReceiveConfig {
+    /// Where to listen.
+    pub listen: SocketAddr,
+    /// The taps of this host, to be joined with the incoming VM's network devices by id.
+    pub nets: Vec<NetConfig>,
+    /// Where the ownership record lives, if not as the incoming configuration says.
+    pub arbiter: Option<SocketAddr>,
+    /// Console output.
+    pub serial: SerialOutput,
+}
+
+impl Args {
+    /// Puts file and flags together; reports every mistake of the flags at once.
+    pub fn order(self) -> Result<Order> {
+        let mut errors = Vec::new();
+        let nets = collect(&self.net, "--net", parse_net, &mut errors);
+        let disks = collect(&self.disk, "--disk", parse_disk, &mut errors);
+        let memory = self.memory.as_deref().and_then(|m| keep(m.parse::<MemorySize>(), "--memory", &mut errors));
+        let boot = self.boot.as_deref().and_then(|b| keep(parse_boot(b), "--boot", &mut errors));
+        let serial = self.serial.as_deref().map(parse_serial);
+
+        if let Some(listen) = self.receive {
+            for (i, net) in nets.iter().enumerate() {
+                if net.id.is_empty() {
+                    errors.push(FieldError::new(format!("--net[{i}]"), "needs the id of the device to be received"));
+                }
+            }
+            if !errors.is_empty() {
+                return Err(Error::Config(errors));
+            }
+            let serial = serial.unwrap_or_default();
+            return Ok(Order::Receive(ReceiveConfig { listen, nets, arbiter: self.arbiter, serial }));
+        }
+
+        let mut config = match (&self.config, &self.image) {
+            (Some(path), _) => Some(Config::read(path)?),
+            (None, Some(image)) => Some(Config::for_image(image.clone())),
+            (None, None) => {
+                errors.push(FieldError::new("--image", "an image is needed: give --image or --config"));
+                None
+            }
+        };
+        if let Some(config) = &mut config {
+            set(&mut config.image, self.image);
+            set(&mut config.memory, memory);
+            set(&mut config.boot, boot);
+            set(&mut config.cmdline, self.cmdline);
+            set(&mut config.vm_id, self.vm_id);
+            set(&mut config.serial, serial);
+            set(&mut config.name, self.name);
+            config.arbiter = self.arbiter.or(config.arbiter);
+            config.disks.extend(disks);
+            config.nets.extend(nets);
+            if let Err(Error::Config(more)) = config.validate() {
+                errors.extend(more);
+            }
+        }
+        match config {
+            Some(config) if errors.is_empty() => Ok(Order::Boot(config)),
+            _ => Err(Error::Config(errors)),
+        }
+    }
+}
+
+impl Config {
+    /// All defaults, for one image.
+    pub fn for_image(image: PathBuf) -> Config {
+        Config {
+            name: String::new(),
+            vm_id: 0,
+            image,
+            boot: BootMode::Auto,
+            cmdline: String::new(),
+            memory: MemorySize::default(),
+            disks: Vec::new(),
+            nets: Vec::new(),
+            serial: SerialOutput::default(),
+            arbiter: None,
+        }
+    }
+}
+
+fn set<T>(field: &mut T, value: Option<T>) {
+    if let Some(value) = value {
+        *field = value;
+    }
+}
+
+fn keep<T>(r: std::result::Result<T, String>, flag: &str, errors: &mut Vec<FieldError>) -> Option<T> {
+    r.map_err(|e| errors.push(FieldError::new(flag, e))).ok()
+}
+
+fn collect<T>(
+    texts: &[String],
+    flag: &str,
+    parse: fn(&str) -> std::result::Result<T, FieldError>,
+    errors: &mut Vec<FieldError>,
+) -> Vec<T> {
+    let mut out = Vec::new();
+    for (i, text) in texts.iter().enumerate() {
+        match parse(text) {
+            Ok(v) => out.push(v),
+            Err(e) if e.field.is_empty() => errors.push(FieldError::new(format!("{flag}[{i}]"), e.message)),
+            Err(e) => errors.push(FieldError::new(format!("{flag}[{i}].{}", e.field), e.message)),
+        }
+    }
+    out
+}
+
+fn parse_boot(s: &str) -> std::result::Result<BootMode, String> {
+    match s {
+        "auto" => Ok(BootMode::Auto),
+        "direct" => Ok(BootMode::Direct),
+        "pvh" => Ok(BootMode::Pvh),
+        _ => Err(format!("{s:?}: must be auto, direct or pvh")),
+    }
+}
+
+fn parse_serial(s: &str) -> SerialOutput {
+    match s {
+        "stdout" => SerialOutput::Stdout,
+        "none" => SerialOutput::None,
+        path => SerialOutput::File(path.into()),
+    }
+}
+
+/// Splits `key=value,key=value`.
+fn pairs(s: &str) -> impl Iterator<Item = std::result::Result<(&str, &str), FieldError>> {
+    s.split(',')
+        .map(|part| part.split_once('=').ok_or_else(|| FieldError::new("", format!("{part:?} is not KEY=VALUE"))))
+}
+
+fn field<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, value: &str) -> std::result::Result<T, FieldError> {
+    value.parse().map_err(|e: T::Err| FieldError::new(key, e.to_string()))
+}
+
+fn parse_disk(s: &str) -> std::result::Result<DiskConfig, FieldError> {
+    let mut disk = DiskConfig { id: String::new(), path: PathBuf::new(), readonly: false };
+    for pair in pairs(s) {
+        match pair? {
+            ("id", v) => disk.id = v.to_owned(),
+            ("path", v) => disk.path = v.into(),
+            ("readonly", v) => disk.readonly = field("readonly", v)?,
+            (key, _) => return Err(FieldError::new(key, "unknown; known are id, path, readonly")),
+        }
+    }
+    if disk.path.as_os_str().is_empty() { Err(FieldError::new("path", "is missing")) } else { Ok(disk) }
+}
+
+fn parse_net(s: &str) -> std::result::Result<NetConfig, FieldError> {
+    let mut net = NetConfig { id: String::new(), tap: None, fd: None, mac: None, mtu: None };
+    for pair in pairs(s) {
+        match pair? {
+            ("id", v) => net.id = v.to_owned(),
+            ("tap", v) => net.tap = Some(v.to_owned()),
+            ("fd", v) => net.fd = Some(field("fd", v)?),
+            ("mac", v) => net.mac = Some(field("mac", v)?),
+            ("mtu", v) => net.mtu = Some(field("mtu", v)?),
+            (key, _) => return Err(FieldError::new(key, "unknown; known are id, tap, fd, mac, mtu")),
+        }
+    }
+    Ok(net)
+}

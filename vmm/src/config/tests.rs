@@ -1,0 +1,89 @@
+use super::cli::{Args, Order};
+use super::*;
+use clap::Parser;
+
+fn fields(r: Result<Order>) -> Vec<String> {
+    match r {
+        Err(Error::Config(e)) => e.into_iter().map(|e| e.field).collect(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn order(args: &[&str]) -> Result<Order> {
+    Args::parse_from(std::iter::once("vmm").chain(args.iter().copied())).order()
+}
+
+#[test]
+fn json_errors_name_the_field() {
+    for (json, field) in [
+        (r#"{"image":"x","nets":[{"tap":"t0"},{"tap":"t1","mac":"zz"}]}"#, "nets[1].mac"),
+        (r#"{"image":"x","memory":"32Q"}"#, "memory"),
+        (r#"{"image":"x","disks":[{"path":"d","readonli":true}]}"#, "disks[0].readonli"),
+        (r#"{"image":"x","colour":1}"#, "colour"),
+        (r#"{"image":"x","boot":"bios"}"#, "boot"),
+        (r#"{"memory":"32M"}"#, "config"),
+        (r#"{"image":"x"} trailing"#, "config"),
+        (r#"{"image":"x","arbiter":"nowhere"}"#, "arbiter"),
+    ] {
+        match Config::from_json(json.as_bytes()) {
+            Err(Error::Config(e)) => assert_eq!(e[0].field, field, "{json}: {}", e[0].message),
+            other => panic!("{json}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_at_once() {
+    let mut config = Config::from_json(
+        br#"{"image":"/nonexistent","memory":"3M","nets":[{"id":"a"},{"id":"a","tap":"much-too-long-a-name"},
+            {"tap":"t","mac":"01:00:00:00:00:00","mtu":10}],"disks":[{"path":"/nonexistent"}]}"#,
+    )
+    .unwrap();
+    let Err(Error::Config(errors)) = config.validate() else { panic!() };
+    let mut fields: Vec<_> = errors.iter().map(|e| e.field.as_str()).collect();
+    fields.sort_unstable();
+    assert_eq!(
+        fields,
+        ["disks[0].path", "image", "memory", "nets[0]", "nets[1].id", "nets[1].tap", "nets[2].mac", "nets[2].mtu"]
+    );
+}
+
+#[test]
+fn flags_and_file_go_together() {
+    let dir = tempfile::tempdir().unwrap();
+    let (image, disk, json) = (dir.path().join("i"), dir.path().join("d"), dir.path().join("vm.json"));
+    std::fs::write(&image, "").unwrap();
+    std::fs::write(&disk, "").unwrap();
+    std::fs::write(&json, format!(r#"{{"image":{image:?},"memory":"32M","nets":[{{"tap":"t0"}}]}}"#)).unwrap();
+    let disk_flag = format!("path={},readonly=true", disk.display());
+    let args =
+        ["--config", json.to_str().unwrap(), "--memory", "64M", "--net", "tap=t1,mac=02:00:00:00:00:01,mtu=9000"];
+    let Ok(Order::Boot(c)) = order(&[&args[..], &["--disk", &disk_flag, "--vm-id", "7"]].concat()) else { panic!() };
+    assert_eq!(c.memory.bytes(), 64 << 20);
+    assert_eq!(c.vm_id, 7);
+    assert_eq!(c.nets[1].mac, Some(MacAddress([2, 0, 0, 0, 0, 1])));
+    assert_eq!((c.nets[0].id.as_str(), c.nets[1].id.as_str(), c.disks[0].id.as_str()), ("net0", "net1", "disk0"));
+    assert!(c.disks[0].readonly);
+    // what is written can be read
+    let again = Config::from_json(serde_json::to_string(&c).unwrap().as_bytes()).unwrap();
+    assert_eq!(again, c);
+}
+
+#[test]
+fn wrong_flags_are_named() {
+    assert_eq!(
+        fields(order(&["--memory", "x", "--net", "tap=t0,mut=1", "--disk", "readonly=true"])),
+        ["--net[0].mut", "--disk[0].path", "--memory", "--image",]
+    );
+    assert_eq!(fields(order(&["--receive", "127.0.0.1:1", "--net", "tap=t0"])), ["--net[0]"]);
+}
+
+#[test]
+fn sizes() {
+    for (text, bytes) in [("4096", 4096), ("16K", 16 << 10), ("32M", 32 << 20), ("1G", 1 << 30), ("1GiB", 1 << 30)] {
+        assert_eq!(text.parse::<MemorySize>().unwrap().bytes(), bytes);
+    }
+    for text in ["", "M", "-1", "1.5G", "99999999999999999999", "18446744073709551615K"] {
+        assert!(text.parse::<MemorySize>().is_err(), "{text}");
+    }
+}

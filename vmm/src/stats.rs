@@ -1,0 +1,88 @@
+//! Counters of the whole process, read by the control interface while everything runs.
+
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+/// A counter that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// Adds one.
+    pub fn inc(&self) {
+        self.add(1);
+    }
+
+    /// The value.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// Exits of the vCPU by reason, and what became of them.
+#[derive(Debug, Default)]
+pub struct VcpuStats {
+    /// Stores to the platform device.
+    pub platform: Counter,
+    /// Accesses to virtio registers.
+    pub mmio: Counter,
+    /// Accesses to ports.
+    pub pio: Counter,
+    /// Halts (only without an interrupt controller).
+    pub halt: Counter,
+    /// Signals.
+    pub interrupted: Counter,
+    /// All else.
+    pub other: Counter,
+    /// Parks.
+    pub parks: Counter,
+    /// Parks in which the vCPU thread slept.
+    pub slept: Counter,
+    /// Accesses to addresses where there is nothing.
+    pub unclaimed: Counter,
+}
+
+/// Milestones, in microseconds since the process began; 0: not reached.
+#[derive(Debug, Default)]
+pub struct BootTimes {
+    /// All resources are there.
+    pub built: AtomicU64,
+    /// First KVM_RUN.
+    pub run: AtomicU64,
+    /// The guest's marks (guest_abi::platform::BOOT_MARK), first time of 1 and 2.
+    pub marks: [AtomicU64; 2],
+}
+
+impl BootTimes {
+    /// Sets a milestone to now, if it was not reached before.
+    pub fn reach(milestone: &AtomicU64) {
+        let _ = milestone.compare_exchange(0, since_start_us().max(1), Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// Everything that is counted outside the devices.
+#[derive(Debug, Default)]
+pub struct Stats {
+    /// The vCPU.
+    pub vcpu: VcpuStats,
+    /// Boot.
+    pub boot: BootTimes,
+}
+
+static START: OnceLock<Instant> = OnceLock::new();
+
+/// Remembers when the process began; the first call counts.
+pub fn process_starts() {
+    START.get_or_init(Instant::now);
+}
+
+/// Microseconds since the process began.
+pub fn since_start_us() -> u64 {
+    START.get_or_init(Instant::now).elapsed().as_micros() as u64
+}

@@ -1,0 +1,337 @@
+//! The vCPU: its run loop, its park, its kick.
+//!
+//! Owns the vCPU's descriptor. Always true: a kick that was given before or while the vCPU runs makes
+//! [`Vcpu::run`] return, with every access of the guest completed, so that the state can be read.
+
+use std::cell::Cell;
+use std::io;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use guest_abi::platform::PARK_FOREVER;
+use kvm_ioctls::{VcpuExit, VcpuFd};
+
+use crate::console::Console;
+use crate::devices::Devices;
+use crate::error::{Result, host};
+use crate::event::{Events, Token};
+use crate::gate::Gate;
+use crate::memory::GuestRam;
+use crate::platform::{self, Action, PLATFORM_BASE, PLATFORM_SIZE};
+use crate::stats::Stats;
+
+/// Keyboard controller command port: a guest resets by writing 0xfe.
+const I8042_COMMAND: u16 = 0x64;
+const I8042_RESET: u8 = 0xfe;
+/// KVM_EXIT_INTERNAL_ERROR data is not needed; the registers say where it happened.
+const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+
+/// Why a VM ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// The guest ended itself with this status.
+    Exit(u32),
+    /// The guest asked for a reset; one VMM process is one run of a VM, so it ends.
+    Reset,
+    /// Triple fault or an error that KVM cannot get over.
+    Crash(String),
+    /// Ended from outside.
+    Stopped,
+}
+
+impl End {
+    /// Exit status of the process.
+    pub fn status(&self) -> i32 {
+        match self {
+            End::Exit(status) => *status as i32,
+            End::Reset | End::Stopped => 0,
+            End::Crash(_) => guest_abi::exit_status::RING0_FAULT as i32,
+        }
+    }
+}
+
+/// Why [`Vcpu::run`] returned.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The kick of the gate.
+    Kicked,
+    /// The VM has ended.
+    Ended(End),
+}
+
+/// What the vCPU needs of the VM.
+pub struct Context {
+    /// Devices.
+    pub devices: Arc<Mutex<Devices>>,
+    /// Park and kick.
+    pub gate: Arc<Gate>,
+    /// Descriptors to serve while parked.
+    pub events: Arc<Events>,
+    /// Memory.
+    pub ram: Arc<GuestRam>,
+    /// Console.
+    pub console: Console,
+    /// Counters.
+    pub stats: Arc<Stats>,
+}
+
+impl Context {
+    fn devices(&self) -> MutexGuard<'_, Devices> {
+        // A device that panicked is a bug, but the state behind the lock is only ever changed in whole steps.
+        self.devices.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Waits until a device has something for the guest, a kick, or the deadline; serves the devices meanwhile.
+    fn park(&self, ns: u64) {
+        let stats = &self.stats.vcpu;
+        stats.parks.inc();
+        self.devices().process_all();
+        if !self.gate.is_open() {
+            stats.slept.inc();
+            let deadline = (ns != PARK_FOREVER).then(|| Instant::now() + Duration::from_nanos(ns).min(DEADLINE_MAX));
+            loop {
+                let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
+                if left == Some(Duration::ZERO) {
+                    break;
+                }
+                if self.gate.may_sleep() {
+                    let ready = self.events.vcpu.wait(left);
+                    self.gate.awake();
+                    self.serve(&ready);
+                }
+                if self.gate.is_open() {
+                    break;
+                }
+            }
+        }
+        if self.gate.kicked() {
+            self.collect();
+        }
+        self.gate.pass();
+    }
+
+    /// Serves what this thread alone was told of, without waiting: see [`crate::event`].
+    fn collect(&self) {
+        loop {
+            let ready = self.events.vcpu.wait(Some(Duration::ZERO));
+            self.serve(&ready);
+            if !ready.is_full() {
+                break;
+            }
+        }
+    }
+
+    fn serve(&self, ready: &crate::event::Ready) {
+        if ready.is_empty() {
+            return;
+        }
+        let mut devices = self.devices();
+        for token in ready.iter() {
+            match token {
+                Token::Wake => self.gate.drain(),
+                token => devices.handle(token),
+            }
+        }
+    }
+}
+
+/// A vCPU.
+#[derive(Debug)]
+pub struct Vcpu {
+    fd: VcpuFd,
+}
+
+impl Vcpu {
+    /// Takes over a vCPU whose registers are set.
+    pub fn new(fd: VcpuFd) -> Vcpu {
+        Vcpu { fd }
+    }
+
+    /// The descriptor, to read and set state while the vCPU does not run.
+    pub fn fd(&self) -> &VcpuFd {
+        &self.fd
+    }
+
+    /// Runs the guest on this thread until it ends or the gate is kicked.
+    pub fn run(&mut self, context: &Context) -> Outcome {
+        let _kickable = Kickable::new(&mut self.fd);
+        loop {
+            if context.gate.kicked() {
+                // KVM completes an access the guest is in the middle of only when it is entered again.
+                self.fd.set_kvm_immediate_exit(1);
+            }
+            match self.step(context) {
+                Step::On => {}
+                Step::Interrupted => {
+                    self.fd.set_kvm_immediate_exit(0);
+                    if context.gate.kicked() {
+                        return Outcome::Kicked;
+                    }
+                }
+                Step::End(end) => {
+                    if let End::Crash(reason) = &end {
+                        log::error!("the guest crashed: {reason}; {}", self.registers());
+                    }
+                    return Outcome::Ended(end);
+                }
+            }
+        }
+    }
+
+    fn step(&mut self, context: &Context) -> Step {
+        let stats = &context.stats.vcpu;
+        match self.fd.run() {
+            Ok(VcpuExit::MmioWrite(address, data)) => match address.checked_sub(PLATFORM_BASE) {
+                Some(offset @ 0..PLATFORM_SIZE) => {
+                    stats.platform.inc();
+                    let mut console = context.console.clone();
+                    match platform::store(offset, data, &context.ram, &mut console, &context.stats) {
+                        Action::None => Step::On,
+                        Action::Park(ns) => {
+                            context.park(ns);
+                            Step::On
+                        }
+                        Action::Exit(status) => Step::End(End::Exit(status)),
+                    }
+                }
+                _ => {
+                    stats.mmio.inc();
+                    context.devices().mmio_write(address, data, &context.stats);
+                    Step::On
+                }
+            },
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                stats.mmio.inc();
+                context.devices().mmio_read(address, data, &context.stats);
+                Step::On
+            }
+            Ok(VcpuExit::IoOut(I8042_COMMAND, [I8042_RESET])) => Step::End(End::Reset),
+            Ok(VcpuExit::IoOut(port, data)) => {
+                stats.pio.inc();
+                context.devices().pio_write(port, data, &context.stats);
+                Step::On
+            }
+            Ok(VcpuExit::IoIn(port, data)) => {
+                stats.pio.inc();
+                context.devices().pio_read(port, data, &context.stats);
+                Step::On
+            }
+            Ok(VcpuExit::Hlt) => {
+                stats.halt.inc();
+                Step::End(End::Crash("halted without an interrupt controller".into()))
+            }
+            Ok(VcpuExit::Shutdown) => Step::End(End::Crash("triple fault".into())),
+            Ok(VcpuExit::SystemEvent(kind, _)) => {
+                log::info!("system event {kind}");
+                Step::End(End::Reset)
+            }
+            Ok(exit) => {
+                stats.other.inc();
+                Step::End(End::Crash(format!("KVM exit {exit:x?}")))
+            }
+            Err(e) if e.errno() == libc::EINTR => {
+                stats.interrupted.inc();
+                Step::Interrupted
+            }
+            Err(e) if e.errno() == libc::EAGAIN => Step::On,
+            Err(e) => Step::End(End::Crash(format!("KVM_RUN: {e}"))),
+        }
+    }
+
+    fn registers(&self) -> String {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(r), Ok(s)) => format!(
+                "rip {:#x} rsp {:#x} rax {:#x} cr2 {:#x} cr3 {:#x} cpl {}",
+                r.rip,
+                r.rsp,
+                r.rax,
+                s.cr2,
+                s.cr3,
+                s.cs.selector & 3
+            ),
+            _ => "registers cannot be read".into(),
+        }
+    }
+}
+
+enum Step {
+    On,
+    Interrupted,
+    End(End),
+}
+
+thread_local! {
+    /// Where this thread's `kvm_run.immediate_exit` is, while it is in [`Vcpu::run`].
+    static IMMEDIATE_EXIT: Cell<*mut u8> = const { Cell::new(std::ptr::null_mut()) };
+}
+
+/// While it lives, the kick signal makes this thread leave the guest.
+struct Kickable;
+
+impl Kickable {
+    fn new(fd: &mut VcpuFd) -> Kickable {
+        let flag = &raw mut fd.get_kvm_run().immediate_exit;
+        IMMEDIATE_EXIT.set(flag);
+        Kickable
+    }
+}
+
+impl Drop for Kickable {
+    fn drop(&mut self) {
+        IMMEDIATE_EXIT.set(std::ptr::null_mut());
+    }
+}
+
+fn kick_signal() -> libc::c_int {
+    libc::SIGRTMIN()
+}
+
+extern "C" fn on_kick(_: libc::c_int) {
+    let flag = IMMEDIATE_EXIT.get();
+    if !flag.is_null() {
+        // SAFETY: the pointer is set only while `Vcpu::run` on this very thread keeps the vCPU's mapping alive; the
+        // store is what the kernel expects between exits, and is volatile because the thread it interrupts writes it too.
+        unsafe { flag.write_volatile(1) };
+    }
+}
+
+/// Installs the handler of the kick signal; once per process is enough, more does no harm.
+pub fn install_kick_handler() -> Result<()> {
+    // SAFETY: all-zero is a valid sigaction; the handler touches only its own thread's cell and the flag it points to.
+    let rc = unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = on_kick as extern "C" fn(libc::c_int) as usize;
+        libc::sigaction(kick_signal(), &action, std::ptr::null_mut())
+    };
+    if rc != 0 { Err(host("sigaction")(io::Error::last_os_error())) } else { Ok(()) }
+}
+
+/// The vCPU's thread, as seen by those who kick it.
+#[derive(Debug, Default)]
+pub struct Kicker {
+    tid: AtomicI32,
+}
+
+impl Kicker {
+    /// The calling thread is the one to be kicked.
+    pub fn enter(&self) {
+        // SAFETY: no memory is involved.
+        self.tid.store(unsafe { libc::gettid() }, Ordering::Release);
+    }
+
+    /// The thread will not run the vCPU any more.
+    pub fn leave(&self) {
+        self.tid.store(0, Ordering::Release);
+    }
+
+    /// Makes the thread leave the guest or its park; `gate` holds the demand.
+    pub fn kick(&self, gate: &Gate) {
+        gate.kick();
+        let tid = self.tid.load(Ordering::Acquire);
+        if tid != 0 {
+            // SAFETY: no memory is involved; a thread of this process without the cell ignores the signal.
+            unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), tid, kick_signal()) };
+        }
+    }
+}

@@ -1,0 +1,138 @@
+//! Boots images on /dev/kvm.
+
+mod guest;
+
+use std::path::Path;
+use std::sync::{Arc, mpsc};
+
+use vmm::boot::info::OwnerId;
+use vmm::config::{Config, MemorySize, SerialOutput};
+use vmm::stats::Stats;
+use vmm::vcpu::End;
+use vmm::vm::{Phase, Vm};
+
+guest_code!(
+    hello,
+    "hello_start",
+    "hello_end",
+    "
+    mov r15, [rdi + 24]              // platform_base
+    mov dword ptr [r15 + 0x14], 1    // BOOT_MARK
+    lea rax, [rip + 2f]
+    mov rcx, 5 << 48
+    or rax, rcx
+    mov [r15 + 8], rax               // CONSOLE
+    mov ebx, 3
+4:  mov eax, 1000000
+    mov [r15], rax                   // PARK for 1 ms
+    dec ebx
+    jnz 4b
+    mov eax, [rdi + 12]              // cmdline_len
+    lea rcx, [rdi + 152]
+    shl rax, 48
+    or rax, rcx
+    mov [r15 + 8], rax               // CONSOLE: the command line
+    mov dword ptr [r15 + 0x10], 42   // EXIT
+3:  jmp 3b
+2:  .ascii \"hello\"
+"
+);
+
+guest_code!(
+    spin_and_park,
+    "spin_start",
+    "spin_end",
+    "
+    mov r15, [rdi + 24]
+    mov dword ptr [r15 + 0x14], 2
+    mov rbx, 0x300000
+2:  inc qword ptr [rbx]
+    test dword ptr [rbx], 0xfffff
+    jnz 2b
+    mov rax, -1
+    cmp dword ptr [rbx + 8], 0
+    je 2b
+    mov [r15], rax                   // PARK for ever
+    jmp 2b
+"
+);
+
+guest_code!(
+    triple_fault,
+    "fault_start",
+    "fault_end",
+    "
+    ud2
+"
+);
+
+fn config(dir: &Path, code: &[u8]) -> Config {
+    let image = dir.join("image");
+    std::fs::write(&image, guest::image(code)).unwrap();
+    let mut config = Config::for_image(image);
+    config.memory = MemorySize::from_bytes(8 << 20);
+    config.serial = SerialOutput::File(dir.join("console"));
+    config
+}
+
+fn start(config: Config) -> (Vm, mpsc::Receiver<End>) {
+    let vm = Vm::boot(config, OwnerId::random().unwrap(), Arc::new(Stats::default())).unwrap();
+    let (tx, rx) = mpsc::channel();
+    vm.start(move |end| tx.send(end.clone()).unwrap()).unwrap();
+    (vm, rx)
+}
+
+#[test]
+fn direct_start_prints_parks_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), hello());
+    config.cmdline = " world".into();
+    let (vm, end) = start(config);
+    assert_eq!(end.recv().unwrap(), End::Exit(42));
+    assert_eq!(vm.phase(), Phase::Ended);
+    assert_eq!(std::fs::read_to_string(dir.path().join("console")).unwrap(), "hello world");
+    assert_eq!(vm.stats().vcpu.parks.get(), 3);
+    assert!(vm.stats().boot.marks[0].load(std::sync::atomic::Ordering::Relaxed) > 0);
+    assert!(vm.resume().is_err());
+}
+
+#[test]
+fn a_fault_ends_the_vm() {
+    let dir = tempfile::tempdir().unwrap();
+    let (_vm, end) = start(config(dir.path(), triple_fault()));
+    assert!(matches!(end.recv().unwrap(), End::Crash(_)));
+}
+
+#[test]
+fn pause_and_resume_spinning_and_parked() {
+    let dir = tempfile::tempdir().unwrap();
+    let (vm, end) = start(config(dir.path(), spin_and_park()));
+    use vm_memory::{Bytes, GuestAddress};
+    let count = || vm.memory().ram().read_obj::<u64>(GuestAddress(0x30_0000)).unwrap();
+    for _ in 0..50 {
+        vm.pause().unwrap();
+        assert_eq!(vm.phase(), Phase::Paused);
+        let n = count();
+        std::thread::yield_now();
+        assert_eq!(count(), n);
+        vm.resume().unwrap();
+        while count() == n {
+            std::thread::yield_now();
+        }
+    }
+    // from now on the guest parks for ever after each round
+    vm.memory().ram().write_obj(1u32, GuestAddress(0x30_0008)).unwrap();
+    while vm.stats().vcpu.slept.get() == 0 {
+        std::thread::yield_now();
+    }
+    for _ in 0..50 {
+        let slept = vm.stats().vcpu.slept.get();
+        vm.pause().unwrap();
+        vm.resume().unwrap();
+        while vm.stats().vcpu.slept.get() == slept {
+            std::thread::yield_now();
+        }
+    }
+    vm.stop();
+    assert_eq!(end.recv().unwrap(), End::Stopped);
+}
