@@ -6,12 +6,14 @@
 
 pub mod api;
 pub mod artifacts;
+pub mod bench;
 pub mod cleanup;
 pub mod ganesha;
 pub mod lab;
 pub mod load;
 pub mod probe;
 pub mod process;
+pub mod report;
 pub mod setup;
 pub mod tcp;
 pub mod throughput;

@@ -1,0 +1,100 @@
+//! Benchmarks: measured rows, printed, written as JSON and into docs/benchmarks.md. Nothing here passes or fails by time.
+//!
+//! Always true: a row says how many samples it stands on; a comparison runs both sides in the same run, alternating; a ratio
+//! above one means that ours is better.
+pub mod nfs;
+
+use crate::report;
+use serde_json::{Value, json};
+
+/// Which way a figure is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Better {
+    /// Less is better.
+    Less,
+    /// More is better.
+    More,
+}
+
+/// A measured figure.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// What.
+    pub name: String,
+    /// Its unit.
+    pub unit: &'static str,
+    /// Ours.
+    pub ours: f64,
+    /// The other side, where there is one.
+    pub peer: Option<f64>,
+    /// Which way it is better.
+    pub better: Better,
+    /// Measurements of each side that it is the median (or what the name says) of.
+    pub samples: usize,
+}
+
+impl Row {
+    /// A figure without another side.
+    pub fn alone(name: impl Into<String>, unit: &'static str, better: Better, ours: f64, samples: usize) -> Row {
+        Row { name: name.into(), unit, ours, peer: None, better, samples }
+    }
+
+    /// How many times better ours is.
+    pub fn ratio(&self) -> Option<f64> {
+        let peer = self.peer?;
+        let (over, under) = if self.better == Better::More { (self.ours, peer) } else { (peer, self.ours) };
+        (under != 0.0).then(|| over / under)
+    }
+
+    /// As in `--json`.
+    pub fn json(&self) -> Value {
+        let round = |x: f64| (x * 1000.0).round() / 1000.0;
+        json!({
+            "name": self.name, "unit": self.unit, "ours": round(self.ours), "peer": self.peer.map(round),
+            "ratio": self.ratio().map(round), "samples": self.samples,
+        })
+    }
+}
+
+fn cells(row: &Row) -> Vec<String> {
+    let number = |x: f64| if x.abs() >= 100.0 { format!("{x:.0}") } else { format!("{x:.2}") };
+    let or_dash = |x: Option<f64>| x.map_or("-".to_owned(), number);
+    let ratio = row.ratio().map_or("-".to_owned(), |r| format!("{r:.2}"));
+    let name = row.name.clone();
+    vec![name, row.unit.into(), number(row.ours), or_dash(row.peer), ratio, row.samples.to_string()]
+}
+
+const HEAD: [&str; 6] = ["name", "unit", "ours", "peer", "ratio", "samples"];
+
+/// For the terminal.
+pub fn table(rows: &[Row]) -> String {
+    let mut lines = vec![HEAD.map(str::to_owned).to_vec()];
+    lines.extend(rows.iter().map(cells));
+    report::table(&lines)
+}
+
+/// For docs/benchmarks.md.
+pub fn markdown(rows: &[Row]) -> String {
+    let mut out = format!("| {} |\n|---|---|---:|---:|---:|---:|\n", HEAD.join(" | "));
+    for row in rows {
+        out += &format!("| {} |\n", cells(row).join(" | "));
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_ratio_above_one_is_better() {
+        let row = |better, ours, peer| Row { name: "x".into(), unit: "u", ours, peer, better, samples: 3 };
+        assert_eq!(row(Better::More, 200.0, Some(100.0)).ratio(), Some(2.0));
+        assert_eq!(row(Better::Less, 200.0, Some(100.0)).ratio(), Some(0.5));
+        assert_eq!(row(Better::Less, 0.0, Some(100.0)).ratio(), None);
+        let alone = row(Better::Less, 1.23456, None).json();
+        let expected = json!({"name":"x","unit":"u","ours":1.235,"peer":null,"ratio":null,"samples":3});
+        assert_eq!(alone, expected);
+        assert!(markdown(&[row(Better::More, 200.0, Some(100.0))]).ends_with("| x | u | 200 | 100 | 2.00 | 3 |\n"));
+    }
+}
