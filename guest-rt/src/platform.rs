@@ -135,8 +135,8 @@ pub(crate) fn lapic_count() -> u32 {
 }
 
 pub(crate) fn outb(port: u16, value: u8) {
-    // SAFETY: ring 3 has IOPL 3 where there is no platform device; the ports used here are those of PC devices
-    // that touch no memory.
+    // SAFETY: the TSS opens ports to 0x3ff where there is no platform device; those used here are of PC devices that
+    // touch no memory.
     unsafe { asm!("out dx, al", in("dx") port, in("al") value, options(nomem, nostack, preserves_flags)) };
 }
 

@@ -131,11 +131,17 @@ struct Tables {
     gdt: [u64; 8],
     gdtr: [u16; 8],
     idtr: [u16; 8],
-    tss: [u32; 32],
+    tss: [u32; TSS_WORDS],
     null_idtr: [u16; 8],
 }
 const TSS: u64 = TABLES + 64 + 16 + 16;
-const NULL_IDTR: u64 = TSS + 128;
+const NULL_IDTR: u64 = TSS + 4 * TSS_WORDS as u64;
+/// The TSS proper, and behind it an I/O bitmap that opens ports 0 … 0x3ff to ring 3, with its closing byte.
+/// Only a TSS limit that covers it makes it count: the shim's own descriptor has that, the VMM's direct start (limit
+/// 0x67) has not, so under our VMM no port is open. (IOPL 3 would do the same, but a KVM without VMX loses it.)
+const TSS_WORDS: usize = 26 + IO_PORTS / 32 + 2;
+const IO_PORTS: usize = 0x400;
+const TSS_LIMIT: u64 = 0x68 + IO_PORTS as u64 / 8;
 
 const fn tables() -> Tables {
     let gdt = [
@@ -146,7 +152,7 @@ const fn tables() -> Tables {
         0x00cf_f300_0000_ffff, // 0x20 user data
         0x00af_fb00_0000_ffff, // 0x28 user code 64
         // 0x30: TSS, available, so that ltr takes it; in the direct start the VMM loads TR itself
-        0x67 | (TSS & 0xff_ffff) << 16 | 0x89 << 40 | (TSS >> 24 & 0xff) << 56,
+        TSS_LIMIT | (TSS & 0xff_ffff) << 16 | 0x89 << 40 | (TSS >> 24 & 0xff) << 56,
         TSS >> 32,
     ];
     let mut gdtr = [0u16; 8];
@@ -157,10 +163,11 @@ const fn tables() -> Tables {
     idtr[0] = 4095;
     idtr[1] = R0_BASE as u16;
     idtr[2] = (R0_BASE >> 16) as u16;
-    let mut tss = [0u32; 32];
+    let mut tss = [0u32; TSS_WORDS];
     tss[1] = R0_STACK_TOP as u32; // RSP0
     tss[9] = DF_STACK_TOP as u32; // IST1
-    tss[25] = 0x68 << 16; // no I/O bitmap
+    tss[25] = 0x68 << 16; // offset of the I/O bitmap
+    tss[26 + IO_PORTS / 32] = u32::MAX;
     Tables { gdt, gdtr, idtr, tss, null_idtr: [0; 8] }
 }
 

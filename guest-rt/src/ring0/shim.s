@@ -73,7 +73,7 @@ r0_start64:
     push 0x23
     mov eax, {stack_top}
     push rax
-    push 0x3202             // IOPL 3: under a foreign VMM ring 3 drives PIT, UART and RTC itself
+    push 0x202
     push 0x2b
     lea rax, [rip + r3_start_pvh]
     push rax
