@@ -79,7 +79,7 @@ impl<S: FileService> Engine<S> {
 
     /// Answers one record of a connection; `None`: there is no reply to it. Calls may be handled at the same time and
     /// finish in any order.
-    pub async fn handle(&self, peer: &Peer, record: Record) -> Option<Reply> {
+    pub async fn handle(&self, peer: Peer, record: Record) -> Option<Reply> {
         let Record { head, bulk } = record;
         let mut reader = Reader::new(&head);
         let call = match Call::decode(&mut reader) {
@@ -97,7 +97,7 @@ impl<S: FileService> Engine<S> {
     }
 
     /// Answers one datagram: portmap only.
-    pub fn handle_datagram(&self, peer: &Peer, datagram: &[u8]) -> Option<Reply> {
+    pub fn handle_datagram(&self, peer: Peer, datagram: &[u8]) -> Option<Reply> {
         let mut reader = Reader::new(datagram);
         match Call::decode(&mut reader) {
             Ok(call) => {
@@ -108,7 +108,7 @@ impl<S: FileService> Engine<S> {
         }
     }
 
-    fn portmap(&self, peer: &Peer, call: Call, mut reader: Reader<'_>) -> Result<Reply, Rejection> {
+    fn portmap(&self, peer: Peer, call: Call, mut reader: Reader<'_>) -> Result<Reply, Rejection> {
         if call.program != portmap::PROGRAM {
             return Err(Rejection::ProgramUnavailable);
         }
@@ -117,7 +117,7 @@ impl<S: FileService> Engine<S> {
         Ok(Reply::new(out.into_bytes(), Vec::new()))
     }
 
-    async fn mount(&self, peer: &Peer, call: Call, mut reader: Reader<'_>) -> Result<Option<Reply>, Rejection> {
+    async fn mount(&self, peer: Peer, call: Call, mut reader: Reader<'_>) -> Result<Option<Reply>, Rejection> {
         let mut out = rpc::success(call.xid, HEAD);
         let done = mount::call(self, peer, call.version, call.procedure, &mut reader, &mut out).await?;
         Ok(done.ok().map(|()| Reply::new(out.into_bytes(), Vec::new())))
@@ -125,7 +125,7 @@ impl<S: FileService> Engine<S> {
 
     async fn nfs(
         &self,
-        peer: &Peer,
+        peer: Peer,
         call: Call,
         head: &[u8],
         mut reader: Reader<'_>,

@@ -73,7 +73,7 @@ impl MountList {
 /// Executes one call; its results go to `out`.
 pub(crate) async fn call<S: FileService>(
     engine: &Engine<S>,
-    peer: &Peer,
+    peer: Peer,
     version: u32,
     procedure: u32,
     arguments: &mut Reader<'_>,

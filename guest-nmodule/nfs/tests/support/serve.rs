@@ -57,7 +57,7 @@ async fn connection<S: FileService + 'static>(engine: Rc<Engine<S>>, stream: Tcp
                     let permit = room.clone().acquire_owned().await.map_err(io::Error::other)?;
                     let (engine, replies) = (engine.clone(), replies.clone());
                     tokio::task::spawn_local(async move {
-                        if let Some(reply) = engine.handle(&peer, record).await {
+                        if let Some(reply) = engine.handle(peer, record).await {
                             // The connection may be gone.
                             let _ = replies.send(reply).await;
                         }
