@@ -188,6 +188,11 @@ impl Op {
         )
     }
 
+    /// Whether executing it changes anything.
+    pub fn has_effect(&self) -> bool {
+        self.is_non_idempotent() || matches!(self, Op::Write { .. } | Op::Commit { .. })
+    }
+
     /// Whether its effect must be durable before the reply leaves the D-module.
     pub fn is_stable(&self) -> bool {
         match self {

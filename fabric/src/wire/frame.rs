@@ -16,7 +16,7 @@ pub struct Hello {
     pub epoch: Epoch,
     /// The `vmm` process it runs in.
     pub owner: Owner,
-    /// Random, one for each start of the guest: a claim that comes twice is one claim. Echoed.
+    /// Any number; it is echoed, so that the answer to an earlier HELLO of the connection is known as such.
     pub nonce: u64,
     /// Lowest version it speaks.
     pub version_min: u16,

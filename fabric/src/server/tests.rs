@@ -1,0 +1,301 @@
+use super::*;
+use crate::fs::*;
+use crate::id::Owner;
+use crate::op::Reply;
+use crate::owner::OwnerRecord;
+use crate::wire::{CasStatus, FrameReader};
+
+const VM: VmId = VmId(5);
+const ME: Owner = Owner([1, 1]);
+const OTHER: Owner = Owner([2, 2]);
+const A: ConnectionId = ConnectionId(1);
+const B: ConnectionId = ConnectionId(2);
+
+fn hello(epoch: u64) -> Frame {
+    Frame::Hello(Hello {
+        vm_id: VM,
+        epoch: Epoch(epoch),
+        owner: ME,
+        nonce: 3,
+        version_min: 1,
+        version_max: 4,
+        capabilities: 0,
+    })
+}
+
+fn handle() -> FileHandle {
+    FileHandle { volume: VolumeId(0), generation: 0, inode: 1 }
+}
+
+fn request(epoch: u64, slot: u16, sequence: u64, op: Op) -> Frame {
+    Frame::Request {
+        epoch: Epoch(epoch),
+        slot: Slot(slot),
+        sequence: Sequence(sequence),
+        request: Request { credential: Credential::ROOT, op },
+    }
+}
+
+fn read() -> Op {
+    Op::Read { handle: handle(), offset: 0, length: 10 }
+}
+
+fn remove() -> Op {
+    Op::Remove { dir: handle(), name: b"x".to_vec() }
+}
+
+/// What a test compares.
+#[derive(Debug, PartialEq)]
+enum Did {
+    Sent(ConnectionId, Frame),
+    Execute(Token, Op, bool),
+    Write(Option<OwnerRecord>),
+    Close(ConnectionId),
+}
+
+fn did(sessions: &mut Sessions) -> Vec<Did> {
+    let mut all = Vec::new();
+    while let Some(action) = sessions.poll_action() {
+        all.push(match action {
+            Action::Send(c, encoded) => {
+                Did::Sent(c, FrameReader::new().push(&mut &encoded.into_vec()[..]).unwrap().unwrap())
+            }
+            Action::Execute { token, request, keep } => Did::Execute(token, request.op, keep.is_some()),
+            Action::WriteOwners(table) => Did::Write(table.get(VM)),
+            Action::Close(c) => Did::Close(c),
+        });
+    }
+    all
+}
+
+fn ack(epoch: u64) -> Frame {
+    Frame::HelloAck(HelloAck {
+        epoch: Epoch(epoch),
+        boot_id: BootId(9),
+        nonce: 3,
+        version: 1,
+        slots: 64,
+        capabilities: 0,
+    })
+}
+
+fn record(epoch: u64, session: u64, owner: Owner) -> OwnerRecord {
+    OwnerRecord { vm_id: VM, epoch: Epoch(epoch), session: Epoch(session), owner }
+}
+
+fn token(session: u64, slot: u16, sequence: u64) -> Token {
+    Token { vm_id: VM, session: Epoch(session), slot: Slot(slot), sequence: Sequence(sequence) }
+}
+
+fn refused(epoch: u64, slot: u16, sequence: u64, reason: Refusal) -> Frame {
+    Frame::Refused { epoch: Epoch(epoch), slot: Slot(slot), sequence: Sequence(sequence), reason }
+}
+
+fn response(slot: u16, sequence: u64, outcome: Outcome) -> Frame {
+    Frame::Response { slot: Slot(slot), sequence: Sequence(sequence), outcome }
+}
+
+/// Sessions with VM's open on A, epoch 1.
+fn open() -> Sessions {
+    let mut s = Sessions::restore(BootId(9), OwnerTable::default(), []);
+    s.frame(A, hello(0));
+    assert_eq!(did(&mut s), [Did::Write(Some(record(1, 1, ME)))], "not acknowledged before it is durable");
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [Did::Sent(A, ack(1))]);
+    s
+}
+
+fn done() -> Outcome {
+    Ok(Reply::Wcc(Wcc::default()))
+}
+
+#[test]
+fn nothing_without_hello() {
+    let mut s = Sessions::restore(BootId(9), OwnerTable::default(), []);
+    s.frame(A, request(0, 0, 1, read()));
+    assert_eq!(did(&mut s), [Did::Sent(A, refused(0, 0, 1, Refusal::NoSession))]);
+    s.frame(A, hello(1));
+    assert_eq!(did(&mut s), [Did::Sent(A, Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(0) }))]);
+    s.frame(A, ack(1));
+    assert_eq!(did(&mut s), [Did::Sent(A, Frame::Goodbye { reason: Farewell::Protocol }), Did::Close(A)]);
+}
+
+#[test]
+fn a_kept_reply_is_given_again_and_a_read_is_done_again() {
+    let mut s = open();
+    s.frame(A, request(1, 0, 1, remove()));
+    s.frame(A, request(1, 1, 1, read()));
+    s.frame(A, request(1, 0, 1, remove()));
+    let (t, r) = (token(1, 0, 1), token(1, 1, 1));
+    assert_eq!(did(&mut s), [Did::Execute(t, remove(), true), Did::Execute(r, read(), false)]);
+    s.complete(t, done());
+    s.complete(r, Err(Status::Io.into()));
+    let removed = Did::Sent(A, response(0, 1, done()));
+    assert_eq!(did(&mut s), [removed, Did::Sent(A, response(1, 1, Err(Status::Io.into())))]);
+    s.frame(A, request(1, 0, 1, remove()));
+    s.frame(A, request(1, 1, 1, read()));
+    assert_eq!(did(&mut s), [Did::Sent(A, response(0, 1, done())), Did::Execute(r, read(), false)]);
+    // The slot goes on from a read that is being repeated; its outcome is dropped.
+    s.frame(A, request(1, 1, 2, remove()));
+    s.complete(r, done());
+    assert_eq!(did(&mut s), [Did::Execute(token(1, 1, 2), remove(), true)]);
+    assert!(!s.is_wanted(r) && s.is_wanted(token(1, 1, 2)));
+}
+
+#[test]
+fn slots_and_sequences_out_of_place() {
+    let mut s = open();
+    s.frame(A, request(1, 64, 1, read()));
+    s.frame(A, request(1, 0, 2, read()));
+    s.frame(A, request(1, 0, 0, read()));
+    s.frame(A, request(1, 0, 1, remove()));
+    s.frame(A, request(1, 0, 2, read()));
+    let bad = |n, last| Did::Sent(A, refused(1, 0, n, Refusal::BadSequence { last: Sequence(last) }));
+    assert_eq!(
+        did(&mut s),
+        [
+            Did::Sent(A, refused(1, 64, 1, Refusal::BadSlot)),
+            bad(2, 0),
+            bad(0, 0),
+            Did::Execute(token(1, 0, 1), remove(), true),
+            Did::Sent(A, refused(1, 0, 2, Refusal::Busy)),
+        ]
+    );
+}
+
+#[test]
+fn a_client_that_does_not_wait_is_bounded() {
+    let mut s = open();
+    for sequence in 1..=1000 {
+        s.frame(A, request(1, 0, sequence, read()));
+    }
+    let executing = did(&mut s).iter().filter(|d| matches!(d, Did::Execute(..))).count();
+    assert_eq!(executing, EXECUTING_MAX);
+}
+
+#[test]
+fn a_new_connection_takes_the_session_over() {
+    let mut s = open();
+    s.frame(A, request(1, 0, 1, remove()));
+    did(&mut s);
+    s.frame(B, hello(1));
+    assert_eq!(
+        did(&mut s),
+        [Did::Sent(A, Frame::Goodbye { reason: Farewell::Superseded }), Did::Close(A), Did::Sent(B, ack(1))]
+    );
+    s.frame(A, request(1, 1, 1, read()));
+    assert_eq!(did(&mut s), [Did::Sent(A, refused(1, 1, 1, Refusal::NoSession))]);
+    s.complete(token(1, 0, 1), done());
+    assert_eq!(did(&mut s), [Did::Sent(B, response(0, 1, done()))]);
+    s.closed(A);
+    s.frame(B, request(1, 0, 1, remove()));
+    assert_eq!(did(&mut s), [Did::Sent(B, response(0, 1, done()))]);
+}
+
+#[test]
+fn a_port_fences_the_former_epoch_on_the_same_connection() {
+    let mut s = open();
+    s.frame(A, request(1, 0, 1, remove()));
+    s.frame(B, Frame::OwnerCas { vm_id: VM, expect: Epoch(1), owner: OTHER });
+    s.frame(B, Frame::OwnerGet { vm_id: VM });
+    let won = record(2, 1, OTHER);
+    assert_eq!(did(&mut s), [Did::Execute(token(1, 0, 1), remove(), true), Did::Write(Some(won))]);
+    s.owners_written(true);
+    assert_eq!(
+        did(&mut s),
+        [
+            Did::Sent(B, Frame::OwnerCasResult { status: CasStatus::Won, record: won }),
+            Did::Sent(B, Frame::OwnerRecord(won))
+        ]
+    );
+    s.frame(A, request(1, 1, 1, remove()));
+    s.frame(A, request(2, 0, 1, remove()));
+    s.complete(token(1, 0, 1), done());
+    let stale = Refusal::StaleEpoch { current: Epoch(2) };
+    assert_eq!(did(&mut s), [Did::Sent(A, refused(1, 1, 1, stale)), Did::Sent(A, response(0, 1, done()))]);
+    s.frame(B, Frame::OwnerCas { vm_id: VM, expect: Epoch(1), owner: ME });
+    assert_eq!(did(&mut s), [Did::Sent(B, Frame::OwnerCasResult { status: CasStatus::Lost, record: won })]);
+}
+
+#[test]
+fn a_disk_that_fails_leaves_the_record() {
+    let mut s = open();
+    s.frame(B, Frame::OwnerCas { vm_id: VM, expect: Epoch(1), owner: OTHER });
+    did(&mut s);
+    s.owners_written(false);
+    let held = record(1, 1, ME);
+    assert_eq!(did(&mut s), [Did::Sent(B, Frame::OwnerCasResult { status: CasStatus::Unknown, record: held })]);
+    s.frame(B, hello(0));
+    did(&mut s);
+    s.owners_written(false);
+    assert_eq!(did(&mut s), [Did::Sent(B, Frame::HelloRefused(Refusal::Storage))]);
+}
+
+#[test]
+fn a_fresh_start_forgets_the_session_before() {
+    let mut s = open();
+    s.frame(A, request(1, 0, 1, remove()));
+    did(&mut s);
+    s.frame(B, hello(0));
+    s.owners_written(true);
+    let write = Did::Write(Some(record(2, 2, ME)));
+    let goodbye = Did::Sent(A, Frame::Goodbye { reason: Farewell::Superseded });
+    assert_eq!(did(&mut s), [write, goodbye, Did::Close(A), Did::Sent(B, ack(2))]);
+    assert!(!s.is_wanted(token(1, 0, 1)));
+    s.complete(token(1, 0, 1), done());
+    s.frame(B, request(2, 0, 1, remove()));
+    assert_eq!(did(&mut s), [Did::Execute(token(2, 0, 1), remove(), true)]);
+}
+
+#[test]
+fn kept_replies_outlive_the_d_module_and_not_the_session() {
+    let mut owners = OwnerTable::default();
+    owners.set(record(7, 4, ME)).unwrap();
+    let keep = |session, slot| KeepKey { vm_id: VM, slot: Slot(slot), session: Epoch(session), sequence: Sequence(10) };
+    let kept = [(4, 0), (3, 1)].map(|(session, slot)| (VM, Slot(slot), keep(session, slot).encode(&done())));
+    let broken = (VM, Slot(2), vec![1, 2, 3]);
+    let mut s = Sessions::restore(BootId(9), owners, kept.into_iter().chain([broken]));
+    s.frame(A, hello(7));
+    s.frame(A, request(7, 0, 10, remove()));
+    s.frame(A, request(7, 0, 9, remove()));
+    s.frame(A, request(7, 0, 55, remove()));
+    s.frame(A, request(7, 0, 57, remove()));
+    s.frame(A, request(7, 1, 10, remove()));
+    s.frame(A, request(7, 2, 3, remove()));
+    assert_eq!(
+        did(&mut s),
+        [
+            Did::Sent(A, ack(7)),
+            Did::Sent(A, response(0, 10, done())),
+            Did::Sent(A, refused(7, 0, 9, Refusal::BadSequence { last: Sequence(10) })),
+            Did::Execute(token(4, 0, 55), remove(), true),
+            Did::Sent(A, refused(7, 0, 57, Refusal::BadSequence { last: Sequence(55) })),
+            Did::Execute(token(4, 1, 10), remove(), true),
+            Did::Execute(token(4, 2, 3), remove(), true),
+        ]
+    );
+}
+
+#[test]
+fn requests_are_held_to_what_a_reply_can_carry() {
+    let mut s = open();
+    s.frame(A, request(1, 0, 1, Op::Read { handle: handle(), offset: 0, length: u32::MAX }));
+    let list = |max_entries, max_bytes| Op::ReadDir { dir: handle(), cookie: 0, max_entries, max_bytes, plus: true };
+    s.frame(A, request(1, 1, 1, list(u32::MAX, u32::MAX)));
+    s.frame(A, request(1, 2, 1, list(0, 0)));
+    let ops: Vec<Op> = did(&mut s)
+        .into_iter()
+        .map(|d| match d {
+            Did::Execute(_, op, _) => op,
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(
+        ops,
+        [
+            Op::Read { handle: handle(), offset: 0, length: IO_MAX as u32 },
+            list(wire::ENTRIES_MAX as u32, wire::ENTRY_BYTES_MAX as u32),
+            list(1, 0)
+        ]
+    );
+}
