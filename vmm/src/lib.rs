@@ -12,6 +12,7 @@ pub mod event;
 pub mod gate;
 pub mod memory;
 pub mod platform;
+pub mod port;
 pub mod stats;
 pub mod vcpu;
 pub mod vm;

@@ -1,0 +1,200 @@
+//! Asking the arbiter who owns the VM: a client of the D-module's ownership messages.
+//!
+//! Owns the connection to it. Always true: a compare-and-swap is repeated until it is answered; repeating is harmless, the
+//! record knows its owner. Nothing here waits except for a connection ([`CONNECT_MAX`]) and for
+//! [`Arbiter::record`]; within the pause the connection is already there.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use fabric::id::{Epoch as CfEpoch, Owner, VmId};
+use fabric::wire::{CasStatus, OwnerAnswer, OwnerAnswers, owner_cas, owner_get};
+use migration::ownership::{Epoch, OwnerId, Record, Verdict};
+
+use super::wait::{Interest, wait};
+
+/// Longest time for a connection.
+const CONNECT_MAX: Duration = Duration::from_millis(500);
+/// Longest time for an answer before the question is asked anew on another connection.
+const ANSWER_MAX: Duration = Duration::from_secs(1);
+/// Pause before another attempt.
+const RETRY: Duration = Duration::from_millis(100);
+/// Attempts of [`Arbiter::record`].
+const RECORD_ATTEMPTS: u32 = 3;
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum ArbiterError {
+    /// The socket.
+    #[error("arbiter {0}: {1}")]
+    Io(SocketAddr, std::io::Error),
+    /// It does not speak the protocol.
+    #[error("arbiter {0}: {1}")]
+    Wire(SocketAddr, fabric::wire::WireError),
+    /// An answer to another question, or a refusal.
+    #[error("arbiter {0}: {1}")]
+    Answer(SocketAddr, String),
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Arbiter {
+    address: SocketAddr,
+    vm_id: VmId,
+    owner: OwnerId,
+    link: Option<(TcpStream, OwnerAnswers)>,
+    /// What is competed with, and since when the question has been out (`None`: not asked on this connection).
+    competing: Option<(Epoch, Option<Instant>)>,
+    not_before: Option<Instant>,
+}
+
+impl Arbiter {
+    /// Nothing is asked or connected yet.
+    pub fn new(address: SocketAddr, vm_id: u64, owner: OwnerId) -> Arbiter {
+        Arbiter { address, vm_id: VmId(vm_id), owner, link: None, competing: None, not_before: None }
+    }
+
+    /// Reads the record; waits for the answer. The connection stays for the compare-and-swap.
+    pub fn record(&mut self) -> Result<Record, ArbiterError> {
+        let mut last = ArbiterError::Io(self.address, ErrorKind::NotConnected.into());
+        for _ in 0..RECORD_ATTEMPTS {
+            match self.try_record() {
+                Ok(record) => return Ok(record),
+                Err(e) => {
+                    self.link = None;
+                    last = e;
+                    std::thread::sleep(RETRY);
+                }
+            }
+        }
+        Err(last)
+    }
+
+    fn try_record(&mut self) -> Result<Record, ArbiterError> {
+        let question = owner_get(self.vm_id).map_err(|e| ArbiterError::Wire(self.address, e))?;
+        self.connect()?;
+        self.put(&question)?;
+        let deadline = Instant::now() + ANSWER_MAX;
+        loop {
+            match self.answer()? {
+                Some(OwnerAnswer::Record(r)) => {
+                    return Ok(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) });
+                }
+                Some(other) => return Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
+                None => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(ArbiterError::Io(self.address, ErrorKind::TimedOut.into()));
+            }
+            if let Some(fd) = self.descriptor() {
+                let _ = wait(&[(fd, Interest::Read)], Some(left));
+            }
+        }
+    }
+
+    /// Competes with this expected epoch from now on, in place of an earlier one.
+    pub fn compete(&mut self, expected: Epoch) {
+        if self.competing.is_some_and(|(_, asked)| asked.is_some()) {
+            // The answer to the former question may still come: not on a new connection.
+            self.link = None;
+        }
+        self.competing = Some((expected, None));
+        self.not_before = None;
+        let _ = self.ask();
+    }
+
+    /// Competes no more.
+    pub fn withdraw(&mut self) {
+        self.competing = None;
+        self.link = None;
+    }
+
+    /// What is competed with at present.
+    pub fn competing(&self) -> Option<Epoch> {
+        self.competing.map(|(expected, _)| expected)
+    }
+
+    /// The verdict, if it is there. Asks again where that is due; does not wait, but for a new connection.
+    pub fn poll(&mut self) -> Option<(Epoch, Verdict)> {
+        let (expected, asked) = self.competing?;
+        let result = match asked {
+            Some(since) if since.elapsed() < ANSWER_MAX => self.answer(),
+            Some(_) => Err(ArbiterError::Io(self.address, ErrorKind::TimedOut.into())),
+            None if self.not_before.is_none_or(|t| Instant::now() >= t) => self.ask().map(|()| None),
+            None => Ok(None),
+        };
+        let verdict = match result {
+            Ok(None) => return None,
+            Ok(Some(OwnerAnswer::Cas(CasStatus::Won, r))) => Verdict::Won(Epoch(r.epoch.0)),
+            Ok(Some(OwnerAnswer::Cas(CasStatus::Lost, r))) => {
+                Verdict::Lost(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) })
+            }
+            Ok(Some(other)) => {
+                self.retry(&ArbiterError::Answer(self.address, format!("unexpected {other:?}")));
+                return None;
+            }
+            Err(e) => {
+                self.retry(&e);
+                return None;
+            }
+        };
+        self.competing = None;
+        Some((expected, verdict))
+    }
+
+    fn retry(&mut self, why: &ArbiterError) {
+        log::warn!("{why}; asking again");
+        self.link = None;
+        self.not_before = Some(Instant::now() + RETRY);
+        if let Some((_, asked)) = &mut self.competing {
+            *asked = None;
+        }
+    }
+
+    /// The descriptor to wait for, if there is a connection.
+    pub fn descriptor(&self) -> Option<RawFd> {
+        self.link.as_ref().map(|(s, _)| s.as_raw_fd())
+    }
+
+    fn ask(&mut self) -> Result<(), ArbiterError> {
+        let Some((expected, _)) = self.competing else { return Ok(()) };
+        let question = owner_cas(self.vm_id, CfEpoch(expected.0), Owner(self.owner.0))
+            .map_err(|e| ArbiterError::Wire(self.address, e))?;
+        self.connect()?;
+        self.put(&question)?;
+        self.competing = Some((expected, Some(Instant::now())));
+        Ok(())
+    }
+
+    fn connect(&mut self) -> Result<(), ArbiterError> {
+        if self.link.is_none() {
+            let io = |e| ArbiterError::Io(self.address, e);
+            let socket = TcpStream::connect_timeout(&self.address, CONNECT_MAX).map_err(io)?;
+            socket.set_nodelay(true).map_err(io)?;
+            socket.set_nonblocking(true).map_err(io)?;
+            self.link = Some((socket, OwnerAnswers::new()));
+        }
+        Ok(())
+    }
+
+    /// A question is far smaller than an empty socket buffer.
+    fn put(&mut self, question: &[u8]) -> Result<(), ArbiterError> {
+        let Some((socket, _)) = &mut self.link else { return Ok(()) };
+        socket.write_all(question).map_err(|e| ArbiterError::Io(self.address, e))
+    }
+
+    fn answer(&mut self) -> Result<Option<OwnerAnswer>, ArbiterError> {
+        let Some((socket, answers)) = &mut self.link else { return Ok(None) };
+        let mut buffer = [0; 512];
+        match socket.read(&mut buffer) {
+            Ok(0) => Err(ArbiterError::Io(self.address, ErrorKind::UnexpectedEof.into())),
+            // One question is out at a time, so nothing follows its answer.
+            Ok(n) => answers.push(&mut &buffer[..n]).map_err(|e| ArbiterError::Wire(self.address, e)),
+            Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(None),
+            Err(e) => Err(ArbiterError::Io(self.address, e)),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! One side's end of the porting connection: frames over a TCP socket.
+//!
+//! Owns the socket and both frame sequences. Always true: a frame handed out is whole, checked and in order; no more
+//! is allocated for it than its type allows. Writes give up when the peer takes nothing for [`STALL_MAX`], or
+//! when the caller's `stop` says so, so that a pulled cable or a cancel never blocks for good.
+
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd, RawFd};
+use std::time::{Duration, Instant};
+
+use migration::message::Message;
+use migration::wire::{FrameType, HEADER_LEN, Header, Receiver, Sender};
+
+use super::wait::{Interest, wait};
+
+/// Longest time to establish the connection.
+pub const CONNECT_MAX: Duration = Duration::from_secs(3);
+/// Longest time without the peer taking or giving a byte in the middle of something.
+pub const STALL_MAX: Duration = Duration::from_secs(3);
+/// How often a blocked write looks whether it is still wanted.
+const STOP_CHECK: Duration = Duration::from_millis(50);
+/// Room asked for in the kernel's socket buffers, in bytes.
+const SOCKET_BUFFER: libc::c_int = 4 << 20;
+/// Bytes asked for in one read when no frame is under way.
+const READ_AHEAD: usize = 256 << 10;
+
+/// Why the connection can no longer be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ConnectionError {
+    /// The socket.
+    #[error("connection to {peer}: {source}")]
+    Io {
+        /// The other side.
+        peer: SocketAddr,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The peer does not speak the protocol.
+    #[error("{peer}: {source}")]
+    Protocol {
+        /// The other side.
+        peer: SocketAddr,
+        /// What was wrong.
+        source: migration::Error,
+    },
+    /// The caller did not want to go on.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// A frame, checked. Its payload is in [`Connection::payload`] until the next one is asked for.
+#[derive(Debug, Clone, Copy)]
+pub struct Incoming {
+    /// Its type.
+    pub frame_type: FrameType,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Connection {
+    socket: TcpStream,
+    peer: SocketAddr,
+    sender: Sender,
+    receiver: Receiver,
+    input: Vec<u8>,
+    /// Start and end of what has been read and not handed out.
+    start: usize,
+    end: usize,
+    /// The frame under way.
+    header: Option<Header>,
+    payload: std::ops::Range<usize>,
+    /// Bytes sent, headers included.
+    pub sent: u64,
+    /// Bytes received, headers included.
+    pub received: u64,
+}
+
+impl Connection {
+    /// Connects to a destination.
+    pub fn connect(peer: SocketAddr) -> Result<Connection, ConnectionError> {
+        let socket = TcpStream::connect_timeout(&peer, CONNECT_MAX)
+            .map_err(|source| ConnectionError::Io { peer, source })?;
+        Connection::new(socket, peer)
+    }
+
+    /// Takes over an accepted or connected socket.
+    pub fn new(socket: TcpStream, peer: SocketAddr) -> Result<Connection, ConnectionError> {
+        let io = |source| ConnectionError::Io { peer, source };
+        socket.set_nodelay(true).map_err(io)?;
+        socket.set_nonblocking(true).map_err(io)?;
+        for option in [libc::SO_SNDBUF, libc::SO_RCVBUF] {
+            set_option(&socket, libc::SOL_SOCKET, option, SOCKET_BUFFER);
+        }
+        // A peer that vanished without a word is noticed also while nothing is sent.
+        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, STALL_MAX.as_millis() as libc::c_int);
+        set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
+        for option in [libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL] {
+            set_option(&socket, libc::IPPROTO_TCP, option, 1);
+        }
+        Ok(Connection {
+            socket,
+            peer,
+            sender: Sender::new(),
+            receiver: Receiver::new(),
+            input: Vec::new(),
+            start: 0,
+            end: 0,
+            header: None,
+            payload: 0..0,
+            sent: 0,
+            received: 0,
+        })
+    }
+
+    /// The other side.
+    pub fn peer(&self) -> SocketAddr {
+        self.peer
+    }
+
+    /// Appends a control message to `out`, sealed; it must be the next thing sent.
+    pub fn seal_message(&mut self, message: &Message, out: &mut Vec<u8>) {
+        let mut payload = Vec::new();
+        message.encode(&mut payload);
+        self.sender.frame(message.frame_type(), &payload, out);
+    }
+
+    /// Header of a frame whose payload is `parts`; both must be the next things sent.
+    pub fn seal(&mut self, frame_type: FrameType, parts: &[&[u8]]) -> [u8; HEADER_LEN] {
+        self.sender.seal(frame_type, parts)
+    }
+
+    /// Sends a control message.
+    pub fn send(&mut self, message: &Message) -> Result<(), ConnectionError> {
+        let mut out = Vec::new();
+        self.seal_message(message, &mut out);
+        self.write(&[&out], &|| false)
+    }
+
+    /// Writes sealed bytes, all of them, in as few system calls as the kernel takes them with.
+    pub fn write(&mut self, parts: &[&[u8]], stop: &dyn Fn() -> bool) -> Result<(), ConnectionError> {
+        let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
+        let mut rest = &mut slices[..];
+        let mut moved = Instant::now();
+        IoSlice::advance_slices(&mut rest, 0);
+        while !rest.is_empty() {
+            match (&self.socket).write_vectored(rest) {
+                Ok(0) => return Err(self.io(ErrorKind::WriteZero.into())),
+                Ok(n) => {
+                    self.sent += n as u64;
+                    IoSlice::advance_slices(&mut rest, n);
+                    moved = Instant::now();
+                }
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) if e.kind() == ErrorKind::WouldBlock => {
+                    if stop() {
+                        return Err(ConnectionError::Stopped);
+                    }
+                    if moved.elapsed() > STALL_MAX {
+                        return Err(self.io(ErrorKind::TimedOut.into()));
+                    }
+                    let _ = wait(&[(self.socket.as_raw_fd(), Interest::Write)], Some(STOP_CHECK));
+                }
+                Err(e) => return Err(self.io(e)),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next frame if it is there as a whole; does not wait.
+    pub fn poll(&mut self) -> Result<Option<Incoming>, ConnectionError> {
+        loop {
+            if let Some(incoming) = self.take()? {
+                return Ok(Some(incoming));
+            }
+            self.make_room();
+            match (&self.socket).read(&mut self.input[self.end..]) {
+                Ok(0) => return Err(self.io(ErrorKind::UnexpectedEof.into())),
+                Ok(n) => {
+                    self.end += n;
+                    self.received += n as u64;
+                }
+                Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(self.io(e)),
+            }
+        }
+    }
+
+    /// Payload of the frame [`Connection::poll`] gave last.
+    pub fn payload(&self) -> &[u8] {
+        &self.input[self.payload.clone()]
+    }
+
+    /// The control message in the frame [`Connection::poll`] gave last.
+    pub fn message(&self, incoming: Incoming) -> Result<Message, ConnectionError> {
+        Message::parse(incoming.frame_type, self.payload()).map_err(|e| self.protocol(e))
+    }
+
+    /// The peer sent something wrong.
+    pub fn protocol(&self, source: migration::Error) -> ConnectionError {
+        ConnectionError::Protocol { peer: self.peer, source }
+    }
+
+    fn io(&self, source: io::Error) -> ConnectionError {
+        ConnectionError::Io { peer: self.peer, source }
+    }
+
+    fn take(&mut self) -> Result<Option<Incoming>, ConnectionError> {
+        let header = match self.header {
+            Some(header) => header,
+            None => {
+                let Some(bytes) = self.input[self.start..self.end].first_chunk::<HEADER_LEN>() else {
+                    return Ok(None);
+                };
+                let header = self.receiver.header(bytes).map_err(|e| self.protocol(e))?;
+                self.start += HEADER_LEN;
+                self.header = Some(header);
+                header
+            }
+        };
+        if self.end - self.start < header.length {
+            return Ok(None);
+        }
+        self.header = None;
+        self.payload = self.start..self.start + header.length;
+        self.start = self.payload.end;
+        header.verify(self.payload()).map_err(|e| self.protocol(e))?;
+        Ok(Some(Incoming { frame_type: header.frame_type }))
+    }
+
+    /// Makes room for the frame under way, or for some read-ahead.
+    fn make_room(&mut self) {
+        let wanted = self.header.map_or(READ_AHEAD, |h| h.length.max(READ_AHEAD));
+        if self.start == self.end {
+            (self.start, self.end) = (0, 0);
+        }
+        if self.input.len() - self.start < wanted {
+            self.input.copy_within(self.start..self.end, 0);
+            (self.start, self.end) = (0, self.end - self.start);
+            if self.input.len() < wanted {
+                self.input.resize(wanted, 0);
+            }
+        }
+    }
+}
+
+impl AsRawFd for Connection {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+/// Sets an option that makes things better; without it they still work.
+fn set_option(socket: &TcpStream, level: libc::c_int, option: libc::c_int, value: libc::c_int) {
+    // SAFETY: the value is an int, as all options used here take, and valid for the call.
+    let rc = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            level,
+            option,
+            (&raw const value).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    if rc != 0 {
+        log::debug!("socket option {level}/{option}: {}", io::Error::last_os_error());
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,252 @@
+//! Guest memory into PAGES frames and back.
+//!
+//! Owns: which pages still have to be sent ([`Pending`]), the buffer one frame is put together in ([`PageWriter`]), the
+//! writing of received pages ([`apply`]). Always true: a page's content is copied after its bit was taken out of the
+//! dirty log, so a write during the copy is seen again; the copy, not the guest's page, is what is
+//! checksummed and sent, so the frame is consistent although the guest goes on writing.
+
+use kvm_ioctls::VmFd;
+use migration::pages::{Pages, RunKind, TABLE_MAX, Table};
+use migration::wire::{FrameType, HEADER_LEN, PAGES_MAX};
+use vm_memory::{Bytes, GuestAddress};
+
+use super::connection::{Connection, ConnectionError};
+use crate::error::{Error, Result};
+use crate::memory::{Memory, PAGE_SIZE};
+
+/// Pages to be sent: bit n of word m is page 64 m + n.
+#[derive(Debug, Clone, Default)]
+pub struct Pending {
+    words: Vec<u64>,
+}
+
+impl Pending {
+    /// Every page.
+    pub fn all(memory: &Memory) -> Pending {
+        let pages = memory.pages();
+        let mut words = vec![u64::MAX; pages.div_ceil(64)];
+        if let (Some(last), rest @ 1..) = (words.last_mut(), pages % 64) {
+            *last = (1 << rest) - 1;
+        }
+        Pending { words }
+    }
+
+    /// No page.
+    pub fn none(memory: &Memory) -> Pending {
+        Pending { words: vec![0; memory.pages().div_ceil(64)] }
+    }
+
+    /// Adds a bitmap of the same form.
+    pub fn add(&mut self, bitmap: &[u64]) {
+        for (word, more) in self.words.iter_mut().zip(bitmap) {
+            *word |= more;
+        }
+    }
+
+    /// Number of pages.
+    pub fn count(&self) -> u64 {
+        count(&self.words)
+    }
+
+    /// Adds what the monitor itself has written since it was last asked.
+    pub fn add_own(&mut self, memory: &Memory) {
+        self.add(&memory.take_own_dirty());
+    }
+
+    /// Adds what the guest has written and clears it in the log, if the guest may go on writing.
+    pub fn add_guest(&mut self, memory: &Memory, vm: &VmFd, clear: bool) -> Result<()> {
+        let bitmap = memory.guest_dirty(vm)?;
+        if clear && bitmap.iter().any(|w| *w != 0) {
+            memory.clear_guest_dirty(vm, &bitmap)?;
+        }
+        self.add(&bitmap);
+        Ok(())
+    }
+
+    /// Pages that would have to be sent now: these, and what the log has. Nothing is cleared.
+    pub fn outlook(&mut self, memory: &Memory, vm: &VmFd) -> Result<u64> {
+        self.add_own(memory);
+        let mut all = self.words.clone();
+        for (word, more) in all.iter_mut().zip(memory.guest_dirty(vm)?) {
+            *word |= more;
+        }
+        Ok(count(&all))
+    }
+
+    /// Takes the pages out, lowest first.
+    fn drain(&mut self) -> impl Iterator<Item = u64> + '_ {
+        self.words.iter_mut().enumerate().flat_map(|(index, word)| {
+            let mut bits = std::mem::take(word);
+            std::iter::from_fn(move || {
+                let bit = bits.trailing_zeros();
+                bits &= bits.wrapping_sub(1);
+                (bit < 64).then_some(index as u64 * 64 + u64::from(bit))
+            })
+        })
+    }
+}
+
+fn count(words: &[u64]) -> u64 {
+    words.iter().map(|w| u64::from(w.count_ones())).sum()
+}
+
+/// What a round sent.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sent {
+    /// Pages with content.
+    pub raw: u64,
+    /// Zero pages.
+    pub zero: u64,
+}
+
+impl Sent {
+    /// All pages.
+    pub fn pages(&self) -> u64 {
+        self.raw + self.zero
+    }
+}
+
+/// Puts PAGES frames together. Its buffers are made once, before the pause.
+#[derive(Debug)]
+pub struct PageWriter {
+    table: Table,
+    data: Vec<u8>,
+}
+
+impl Default for PageWriter {
+    fn default() -> Self {
+        PageWriter::new()
+    }
+}
+
+impl PageWriter {
+    /// With all the memory it will ever need.
+    pub fn new() -> PageWriter {
+        PageWriter { table: Table::new(), data: Vec::with_capacity(PAGES_MAX) }
+    }
+
+    /// Sends pending pages while the guest runs.
+    pub fn send(
+        &mut self,
+        pending: &mut Pending,
+        memory: &Memory,
+        connection: &mut Connection,
+        stop: &dyn Fn() -> bool,
+    ) -> std::result::Result<Sent, SendError> {
+        let mut head = Vec::with_capacity(TABLE_MAX);
+        self.frames(pending, memory, &mut |table, data| {
+            if stop() {
+                return Err(ConnectionError::Stopped.into());
+            }
+            head.clear();
+            table.encode(&mut head);
+            let header = connection.seal(FrameType::Pages, &[&head, data]);
+            Ok(connection.write(&[&header, &head, data], stop)?)
+        })
+    }
+
+    /// Appends pending pages to what is sent in one write, while the guest stands still.
+    pub fn append(
+        &mut self,
+        pending: &mut Pending,
+        memory: &Memory,
+        connection: &mut Connection,
+        out: &mut Vec<u8>,
+    ) -> std::result::Result<Sent, SendError> {
+        self.frames(pending, memory, &mut |table, data| {
+            let at = out.len();
+            out.extend_from_slice(&[0; HEADER_LEN]);
+            table.encode(out);
+            out.extend_from_slice(data);
+            let (header, payload) = out[at..].split_at_mut(HEADER_LEN);
+            header.copy_from_slice(&connection.seal(FrameType::Pages, &[payload]));
+            Ok(())
+        })
+    }
+
+    fn frames(
+        &mut self,
+        pending: &mut Pending,
+        memory: &Memory,
+        emit: &mut dyn FnMut(&Table, &[u8]) -> std::result::Result<(), SendError>,
+    ) -> std::result::Result<Sent, SendError> {
+        let mut sent = Sent::default();
+        self.table.clear();
+        self.data.clear();
+        let mut page = [0u8; PAGE_SIZE];
+        for number in pending.drain() {
+            let address = number * PAGE_SIZE as u64;
+            memory
+                .ram()
+                .read_slice(&mut page, GuestAddress(address))
+                .map_err(|e| Error::Memory(format!("page {address:#x}: {e}")))?;
+            let kind = if is_zero(&page) { RunKind::Zero } else { RunKind::Raw };
+            if !self.table.push(address, kind) {
+                emit(&self.table, &self.data)?;
+                self.table.clear();
+                self.data.clear();
+                // An empty table takes any page.
+                let _ = self.table.push(address, kind);
+            }
+            match kind {
+                RunKind::Raw => {
+                    self.data.extend_from_slice(&page);
+                    sent.raw += 1;
+                }
+                RunKind::Zero => sent.zero += 1,
+            }
+        }
+        if !self.table.is_empty() {
+            emit(&self.table, &self.data)?;
+            self.table.clear();
+            self.data.clear();
+        }
+        Ok(sent)
+    }
+}
+
+/// What ends the sending of pages.
+#[derive(Debug, thiserror::Error)]
+pub enum SendError {
+    /// This side.
+    #[error(transparent)]
+    Memory(#[from] Error),
+    /// The connection.
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+}
+
+fn is_zero(page: &[u8; PAGE_SIZE]) -> bool {
+    // Most pages with content show it in their first words; comparing the rest in blocks lets it be vectorised.
+    page[..64].iter().all(|b| *b == 0) && page.chunks_exact(256).all(|c| c.iter().fold(0, |a, b| a | b) == 0)
+}
+
+/// Writes received pages into guest memory. `touched` knows which pages are not zero any more, so that a zero run does not
+/// touch memory that has never been written.
+pub fn apply(pages: &Pages<'_>, memory: &Memory, touched: &mut [u64]) -> Result<u64> {
+    let mut applied = 0;
+    for (run, data) in pages.runs() {
+        let first = run.address / PAGE_SIZE as u64;
+        let write = |address: u64, bytes: &[u8]| {
+            memory.ram().write_slice(bytes, GuestAddress(address)).map_err(|e| Error::Memory(e.to_string()))
+        };
+        match run.kind {
+            RunKind::Raw => write(run.address, data)?,
+            RunKind::Zero => {}
+        }
+        for number in first..first + u64::from(run.pages) {
+            let Some(word) = touched.get_mut((number / 64) as usize) else { break };
+            let bit = 1 << (number % 64);
+            match run.kind {
+                RunKind::Raw => *word |= bit,
+                RunKind::Zero if *word & bit != 0 => write(number * PAGE_SIZE as u64, &[0; PAGE_SIZE])?,
+                RunKind::Zero => {}
+            }
+        }
+        applied += u64::from(run.pages);
+    }
+    Ok(applied)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,101 @@
+use super::*;
+use std::net::{TcpListener, TcpStream};
+
+const SIZE: usize = 4 << 20;
+
+fn memory() -> Memory {
+    Memory::new(SIZE).unwrap()
+}
+
+fn fill(memory: &Memory, page: u64, byte: u8) {
+    memory.ram().write_slice(&[byte; PAGE_SIZE], GuestAddress(page * 4096)).unwrap();
+}
+
+fn pair() -> (Connection, Connection) {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let peer = listener.local_addr().unwrap();
+    let a = Connection::new(TcpStream::connect(peer).unwrap(), peer).unwrap();
+    let (socket, from) = listener.accept().unwrap();
+    (a, Connection::new(socket, from).unwrap())
+}
+
+fn receive(connection: &mut Connection, memory: &Memory, touched: &mut [u64], mut pages: u64) {
+    while pages > 0 {
+        if let Some(incoming) = connection.poll().unwrap() {
+            assert_eq!(incoming.frame_type, FrameType::Pages);
+            let parsed = Pages::parse(connection.payload(), memory.size() as u64).unwrap();
+            pages -= apply(&parsed, memory, touched).unwrap();
+        }
+    }
+}
+
+fn content(memory: &Memory) -> Vec<u8> {
+    let mut bytes = vec![0; memory.size()];
+    memory.ram().read_slice(&mut bytes, GuestAddress(0)).unwrap();
+    bytes
+}
+
+#[test]
+fn memory_arrives_over_a_connection() {
+    let (mut a, mut b) = pair();
+    let (from, to) = (memory(), memory());
+    for page in [0, 1, 2, 77, 500, 511, 1023] {
+        fill(&from, page, page as u8 | 1);
+    }
+    let mut touched = vec![0; to.pages().div_ceil(64)];
+    let mut writer = PageWriter::new();
+    let sent = writer.send(&mut Pending::all(&from), &from, &mut a, &|| false).unwrap();
+    assert_eq!((sent.raw, sent.zero), (7, 1024 - 7));
+    receive(&mut b, &to, &mut touched, sent.pages());
+    assert_eq!(content(&from), content(&to));
+
+    // A second round: one page changes, one becomes zero.
+    from.take_own_dirty();
+    fill(&from, 3, 9);
+    fill(&from, 77, 0);
+    let mut pending = Pending::none(&from);
+    pending.add_own(&from);
+    assert_eq!(pending.count(), 2);
+    let mut out = Vec::new();
+    let sent = writer.append(&mut pending, &from, &mut a, &mut out).unwrap();
+    assert_eq!((sent.raw, sent.zero, pending.count()), (1, 1, 0));
+    a.write(&[&out], &|| false).unwrap();
+    receive(&mut b, &to, &mut touched, 2);
+    assert_eq!(content(&from), content(&to));
+}
+
+#[test]
+fn more_pages_than_fit_one_frame() {
+    let (mut a, mut b) = pair();
+    let (from, to) = (memory(), memory());
+    for page in 0..1024 {
+        if page % 3 != 0 {
+            fill(&from, page, page as u8 | 1);
+        }
+    }
+    let mut touched = vec![0; to.pages().div_ceil(64)];
+    let (source, sent) = (from.clone(), 1024);
+    let sender = std::thread::spawn(move || {
+        PageWriter::new().send(&mut Pending::all(&source), &source, &mut a, &|| false).unwrap();
+        a
+    });
+    receive(&mut b, &to, &mut touched, sent);
+    sender.join().unwrap();
+    assert_eq!(content(&from), content(&to));
+}
+
+#[test]
+fn a_blocked_send_can_be_stopped() {
+    let (mut a, _b) = pair();
+    let from = Memory::new(64 << 20).unwrap();
+    for page in 0..from.pages() as u64 {
+        fill(&from, page, 1);
+    }
+    let asked = std::cell::Cell::new(0);
+    let stop = || {
+        asked.set(asked.get() + 1);
+        asked.get() > 30
+    };
+    let result = PageWriter::new().send(&mut Pending::all(&from), &from, &mut a, &stop);
+    assert!(matches!(result, Err(SendError::Connection(ConnectionError::Stopped))), "{result:?}");
+}
