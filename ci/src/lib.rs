@@ -7,10 +7,16 @@
 pub mod api;
 pub mod artifacts;
 pub mod bench;
+pub mod check;
 pub mod cleanup;
+pub mod copy;
+pub mod demo;
 pub mod ganesha;
 pub mod lab;
+pub mod licences;
 pub mod load;
+pub mod modules;
+pub mod nested;
 pub mod probe;
 pub mod process;
 pub mod report;

@@ -1,10 +1,12 @@
 //! `cargo xtask COMMAND`; see `cargo xtask --help`.
 #![forbid(unsafe_code)]
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
-use xtask::{artifacts, cleanup, lab, setup};
+use xtask::check::Which;
+use xtask::{artifacts, check, cleanup, demo, lab, setup};
 
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about = "Set-up, lab, demo, tests and benchmarks of Outrigger")]
@@ -17,15 +19,43 @@ struct Arguments {
 enum Task {
     /// Check the machine, install the packages all commands need, build everything.
     Setup,
+    /// Serve files over NFS from two VMs, and port the N-module to another host and back under load.
+    Demo {
+        /// Size of the file copied first, like 256M or 1G.
+        #[arg(long, default_value = "1G", value_parser = size)]
+        size: u64,
+        /// Write the results to this file as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Run all tests, or the system tests alone.
+    Test {
+        /// `system`: only those that start VMs.
+        #[arg(value_parser = ["system"])]
+        which: Option<String>,
+        /// Only tests whose name contains this.
+        filter: Option<String>,
+    },
     /// Remove what runs that were killed have left behind.
     Clean,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.chars().last().map(|c| c.to_ascii_uppercase()) {
+        Some('K') => (&text[..text.len() - 1], 10),
+        Some('M') => (&text[..text.len() - 1], 20),
+        Some('G') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: Option<u64> = digits.parse().ok();
+    number.and_then(|n| n.checked_mul(1 << shift)).ok_or_else(|| "not a size like 256M or 1G".into())
 }
 
 fn main() -> ExitCode {
     match run(Arguments::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("error: {e:#}");
+            eprintln!("\nerror: {e:#}");
             ExitCode::FAILURE
         }
     }
@@ -41,6 +71,14 @@ fn run(task: Task) -> Result<()> {
             artifacts::Artifacts::build()?;
             println!("all is set up");
             Ok(())
+        }
+        Task::Demo { size, json } => {
+            let json = json.map(std::path::absolute).transpose().context("--json")?;
+            demo::run(&demo::Options { size, json })
+        }
+        Task::Test { which, filter } => {
+            let which = if which.is_some() { Which::System } else { Which::All };
+            check::run(which, filter.as_deref())
         }
         Task::Clean => {
             for thing in lab::clean()? {

@@ -98,6 +98,7 @@ pub struct Daemon {
     name: String,
     child: Guard,
     log: PathBuf,
+    started: Instant,
 }
 
 impl Daemon {
@@ -105,8 +106,14 @@ impl Daemon {
     pub fn start(name: &str, command: &mut Command, log: &Path) -> Result<Self> {
         let file = File::options().create(true).append(true).open(log)?;
         command.stdin(Stdio::null()).stdout(file.try_clone()?).stderr(file);
+        let started = Instant::now();
         let child = Guard(spawn(command).with_context(|| format!("cannot start {name}"))?);
-        Ok(Daemon { name: name.to_owned(), child, log: log.to_owned() })
+        Ok(Daemon { name: name.to_owned(), child, log: log.to_owned(), started })
+    }
+
+    /// The moment before it was started.
+    pub fn started(&self) -> Instant {
+        self.started
     }
 
     /// What errors call it.

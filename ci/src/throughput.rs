@@ -66,7 +66,7 @@ fn sample() -> Result<Sample> {
     Ok(Sample { at, received, sent })
 }
 
-fn counters(dev: &str, interface: &str) -> Option<(u64, u64)> {
+pub(crate) fn counters(dev: &str, interface: &str) -> Option<(u64, u64)> {
     let line = dev.lines().find_map(|l| l.trim_start().strip_prefix(interface)?.strip_prefix(':'))?;
     let fields: Vec<&str> = line.split_whitespace().collect();
     Some((fields.first()?.parse().ok()?, fields.get(8)?.parse().ok()?))

@@ -1,0 +1,234 @@
+//! The modules as virtual machines in the lab: starting them, waiting until they serve, porting the N-module.
+//!
+//! Always true: every `vmm` is a process of its own on a tap of its own on the bridge of its host, with its control socket, console
+//! and log in the lab's state directory; all of it goes with the value.
+use crate::api::Api;
+use crate::artifacts::Artifacts;
+use crate::lab::{DMODULE_IP, Host, Lab, NMODULE_IP, PREFIX};
+use crate::probe;
+use crate::process::Daemon;
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use std::fs::File;
+use std::net::SocketAddrV4;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+/// NFS address of the N-module.
+pub const NFS: SocketAddrV4 = SocketAddrV4::new(NMODULE_IP, 2049);
+/// Cluster fabric address of the D-module.
+pub const FABRIC: SocketAddrV4 = SocketAddrV4::new(DMODULE_IP, 7400);
+/// Port on which a receiving `vmm` listens.
+pub const RECEIVE_PORT: u16 = 7000;
+/// Name of the volume, and of the export.
+pub const VOLUME: &str = "vol0";
+/// MAC address of the N-module.
+pub const NMODULE_MAC: &str = "02:4f:52:00:00:10";
+/// MAC address of the D-module.
+pub const DMODULE_MAC: &str = "02:4f:52:00:00:20";
+/// Key of the N-module's ownership record.
+pub const NMODULE_VM_ID: u64 = 1;
+/// Memory of the N-module.
+pub const NMODULE_MEMORY: &str = "32M";
+
+/// A module that does not serve by then will not.
+const START_LIMIT: Duration = Duration::from_secs(20);
+/// A port that has not ended by then has failed.
+const PORT_LIMIT: Duration = Duration::from_secs(60);
+/// How often the state of a port is asked for.
+const PORT_POLL: Duration = Duration::from_millis(5);
+
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// A `vmm` process.
+pub struct Module {
+    /// The process.
+    pub daemon: Daemon,
+    /// Its control socket.
+    pub api: Api,
+    /// When it was started.
+    pub started: Instant,
+    /// Its console.
+    pub console: PathBuf,
+}
+
+/// Makes a raw disk image of `bytes`, all of it allocated.
+pub fn create_disk(path: &Path, bytes: u64) -> Result<()> {
+    let file = File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
+    let length = i64::try_from(bytes).context("a disk that large")?;
+    nix::fcntl::posix_fallocate(&file, 0, length).with_context(|| format!("cannot allocate {}", path.display()))
+}
+
+/// Command line of the D-module.
+pub fn dmodule_cmdline() -> String {
+    format!("ip={DMODULE_IP}/{PREFIX} volume={VOLUME}")
+}
+
+/// Command line of the N-module.
+pub fn nmodule_cmdline() -> String {
+    format!("ip={NMODULE_IP}/{PREFIX} dmodule={FABRIC} volume={VOLUME}")
+}
+
+/// What every `vmm` gets: a tap on the host's bridge, a control socket, a console file.
+fn prepare(
+    lab: &Lab,
+    artifacts: &Artifacts,
+    host: &Host,
+    kind: &str,
+    mac: Option<&str>,
+) -> Result<(Command, Api, String)> {
+    let name = format!("{kind}{}", COUNT.fetch_add(1, Ordering::Relaxed));
+    // One tap a kind and host: its last user has ended before the next starts.
+    host.ip(&format!("link show {kind}\n")).or_else(|_| host.add_tap(kind))?;
+    let api = Api::new(lab.state_dir().join(format!("{name}.sock")));
+    let mac = mac.map(|m| format!(",mac={m}")).unwrap_or_default();
+    let mut command = Command::new(&artifacts.vmm);
+    command.arg("--api-sock").arg(api.socket()).args(["--net", &format!("id=net0,tap={kind}{mac}")]);
+    command.arg("--serial").arg(lab.state_dir().join(format!("{name}.console")));
+    Ok((command, api, name))
+}
+
+fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) -> Result<Module> {
+    let daemon = host.daemon(&format!("vmm {name}"), command, &lab.state_dir().join(format!("{name}.log")))?;
+    let started = daemon.started();
+    Ok(Module { daemon, api, started, console: lab.state_dir().join(format!("{name}.console")) })
+}
+
+/// Starts the D-module on `node1` and waits for its first answer on the fabric; returns how long that took from the start of the process.
+pub fn start_dmodule(lab: &Lab, artifacts: &Artifacts, disk: &Path, memory: &str) -> Result<(Module, Duration)> {
+    let host = &lab.node1;
+    let (mut command, api, name) = prepare(lab, artifacts, host, "dmodule", Some(DMODULE_MAC))?;
+    command.arg("--image").arg(&artifacts.images.dmodule).args(["--name", "dmodule", "--memory", memory]);
+    command.args(["--cmdline", &dmodule_cmdline()]).args(["--disk", &format!("id=disk0,path={}", disk.display())]);
+    host.permanent_neighbour(DMODULE_IP, DMODULE_MAC)?;
+    let answer = std::thread::scope(|scope| {
+        let prober = scope.spawn(|| probe::first_fabric_answer(host, FABRIC, START_LIMIT));
+        let module = start(lab, host, &name, api, &mut command)?;
+        Ok((module, join(prober)))
+    });
+    finish_start(answer)
+}
+
+/// Starts the N-module on `host` and waits for its first reply to NFS NULL; returns how long that took from the start of the process.
+pub fn start_nmodule(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<(Module, Duration)> {
+    let (mut command, api, name) = prepare(lab, artifacts, host, "nmodule", Some(NMODULE_MAC))?;
+    command.arg("--image").arg(&artifacts.images.nmodule).args(["--name", "nmodule", "--memory", NMODULE_MEMORY]);
+    command.args(["--cmdline", &nmodule_cmdline(), "--vm-id", &NMODULE_VM_ID.to_string()]);
+    command.args(["--arbiter", &FABRIC.to_string()]);
+    lab.client1.permanent_neighbour(NMODULE_IP, NMODULE_MAC)?;
+    let answer = std::thread::scope(|scope| {
+        let prober = scope.spawn(|| probe::first_reply(&lab.client1, NFS, START_LIMIT));
+        let module = start(lab, host, &name, api, &mut command)?;
+        Ok((module, join(prober)))
+    });
+    finish_start(answer)
+}
+
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| bail!("a prober panicked"))
+}
+
+fn finish_start(answer: Result<(Module, Result<Instant>)>) -> Result<(Module, Duration)> {
+    let (mut module, answered) = answer?;
+    match answered {
+        Ok(at) => {
+            let took = at - module.started;
+            Ok((module, took))
+        }
+        Err(e) => {
+            let ended = module.daemon.ended()?.map(|s| format!("; it has ended with {s}")).unwrap_or_default();
+            Err(e.context(format!("{} does not serve{ended}{}", module.daemon.name(), module.quote())))
+        }
+    }
+}
+
+impl Module {
+    /// Ends of its log and console, for messages.
+    pub fn quote(&self) -> String {
+        let console = crate::process::log_tail(&self.console);
+        format!("{}\nits console ends:\n{}", self.daemon.quote_log(), console.trim_end())
+    }
+
+    /// Ends the VM by its control socket and waits for the process.
+    pub fn shut_down(mut self) -> Result<()> {
+        self.api.post("/v1/vm/shutdown", &json!({}))?;
+        self.daemon.wait(Duration::from_secs(10))?;
+        Ok(())
+    }
+}
+
+/// Starts a `vmm` on `host` that waits for the N-module.
+pub fn receive(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<Module> {
+    let (mut command, api, name) = prepare(lab, artifacts, host, "nmodule", None)?;
+    command.args(["--receive", &receive_address(host).to_string()]);
+    let mut module = start(lab, host, &name, api, &mut command)?;
+    let api = module.api.clone();
+    module.daemon.wait_until("control socket", START_LIMIT, || api.is_up())?;
+    Ok(module)
+}
+
+/// Where a `vmm` on `host` receives.
+pub fn receive_address(host: &Host) -> SocketAddrV4 {
+    SocketAddrV4::new(host.ip, RECEIVE_PORT)
+}
+
+/// The body of the request that ports a VM to `host`.
+pub fn port_request(host: &Host) -> Value {
+    json!({"to": receive_address(host).to_string()})
+}
+
+/// The REST resource of ports.
+pub const MIGRATIONS: &str = "/v1/migrations";
+
+/// A port that has ended.
+#[derive(Clone, Debug)]
+pub struct Ported {
+    /// When it was asked for.
+    pub asked: Instant,
+    /// When its end was seen.
+    pub ended: Instant,
+    /// The job as the VMM describes it.
+    pub job: Value,
+}
+
+impl Ported {
+    /// The blackout as the VMMs measured it.
+    pub fn blackout(&self) -> Result<Duration> {
+        let us =
+            self.job["blackout_us"].as_f64().with_context(|| format!("the job has no blackout_us: {}", self.job))?;
+        Ok(Duration::from_secs_f64(us / 1e6))
+    }
+}
+
+/// Asks `from` to port its VM and waits for the end, whatever it is; returns the state's name with it.
+pub fn try_port(from: &mut Module, body: &Value) -> Result<(String, Ported)> {
+    let asked = Instant::now();
+    let job = from.api.post(MIGRATIONS, body)?;
+    let id = match &job["id"] {
+        Value::String(s) => s.clone(),
+        Value::Number(n) => n.to_string(),
+        _ => bail!("the answer to a port has no id: {job}"),
+    };
+    loop {
+        let job = from.api.get(&format!("{MIGRATIONS}/{id}"))?;
+        let state = job["state"].as_str().unwrap_or("").to_owned();
+        if matches!(state.as_str(), "completed" | "failed" | "cancelled") {
+            return Ok((state, Ported { asked, ended: Instant::now(), job }));
+        }
+        if asked.elapsed() > PORT_LIMIT {
+            bail!("the port has not ended after {PORT_LIMIT:?}: {job}{}", from.quote());
+        }
+        std::thread::sleep(PORT_POLL);
+    }
+}
+
+/// Ports `from`'s VM to the `vmm` that waits on `to`; an error unless it completed.
+pub fn port(from: &mut Module, to: &Host) -> Result<Ported> {
+    let (state, ported) = try_port(from, &port_request(to))?;
+    if state != "completed" {
+        bail!("the port to {} {state}: {}{}", to.name, ported.job, from.quote());
+    }
+    Ok(ported)
+}
