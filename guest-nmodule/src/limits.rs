@@ -1,0 +1,53 @@
+//! How the N-module divides its memory.
+//!
+//! Always true: what connections, calls and the way to the D-module can take together is less than the memory there is,
+//! so that no client can make the image run out of it. At a limit the N-module stops reading (calls, records) or
+//! closes what has been idle longest (connections); it never fails a call for want of memory.
+
+#[cfg(test)]
+mod tests;
+
+/// Memory of the image itself: code, tables, stacks.
+const IMAGE: u64 = 10 << 20;
+/// Kept free: network buffers of the driver, the duplicate-request cache, tasks, slack of the allocator.
+const RESERVE: u64 = 6 << 20;
+/// TCP buffers towards the D-module, each way.
+pub const LINK_BUFFER: usize = 512 << 10;
+/// TCP buffers of an NFS connection, each way: at 1 GB/s good for a round trip of 250 µs.
+pub const NFS_BUFFER: usize = 256 << 10;
+/// TCP buffers of a portmap connection, each way.
+pub const PORTMAP_BUFFER: usize = 4 << 10;
+/// Most portmap connections.
+pub const PORTMAP_CONNECTIONS: usize = 8;
+/// Most calls of one connection being executed.
+pub const CALLS_PER_CONNECTION: usize = 32;
+/// What the largest call costs: its record, or its reply, and as much again for what it is made from.
+pub const LARGEST_CALL: usize = 2 * nfs::record::RECORD_MAX;
+
+/// Limits of an N-module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most NFS connections.
+    pub connections: usize,
+    /// Most bytes of records and replies of all calls together.
+    pub call_bytes: usize,
+}
+
+/// There is too little memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0} MiB of memory are too little: the N-module needs 24 MiB")]
+pub struct TooLittleMemory(u64);
+
+impl Limits {
+    /// For a VM with so many bytes of memory: two fifths of what is free for calls, the rest for connections.
+    pub fn of(memory_size: u64) -> Result<Limits, TooLittleMemory> {
+        let fixed = IMAGE + RESERVE + 2 * LINK_BUFFER as u64;
+        let free = memory_size.saturating_sub(fixed);
+        let call_bytes = (free / 5 * 2).min(256 << 20);
+        let connections = ((free - call_bytes) / (2 * NFS_BUFFER as u64)).min(256);
+        if call_bytes < LARGEST_CALL as u64 || connections < 4 {
+            return Err(TooLittleMemory(memory_size >> 20));
+        }
+        Ok(Limits { connections: connections as usize, call_bytes: call_bytes as usize })
+    }
+}
