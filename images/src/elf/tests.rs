@@ -40,9 +40,9 @@ const NOTES: &[(&[u8], u32)] = &[PVH_NOTE, DIRECT_NOTE];
 
 #[test]
 fn a_good_image_passes() {
-    let segments = check_bytes(&image(&[(0x40_0000, 0x1000, 5), (0x10_0000, 0x2000, 6)], NOTES)).unwrap();
+    let segments = check_bytes(&image(&[(0x40_0000, 0x1000, 5), (0x10_0000, 0x2000, 7)], NOTES)).unwrap();
     assert_eq!(segments.iter().map(|s| s.address).collect::<Vec<_>>(), [0x10_0000, 0x40_0000]);
-    assert!(segments[0].write && !segments[0].execute && segments[1].execute);
+    assert!(segments[0].write && segments[1].execute && !segments[1].write);
 }
 
 #[test]
