@@ -1,0 +1,29 @@
+//! Why a volume could not be made or mounted. What an operation is refused with is [`fabric::fs::Status`].
+
+/// Why a volume could not be made or mounted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LayoutError {
+    /// Neither of the two fsinfo blocks is one of ours, or both are damaged.
+    #[error("no file system found: neither fsinfo block is valid")]
+    NoFileSystem,
+    /// A version this code does not know.
+    #[error("file system version {0} is not known here")]
+    Version(u32),
+    /// The disk is smaller than the file system on it.
+    #[error("the disk has {disk} blocks, the file system needs {volume}")]
+    DiskTooSmall {
+        /// Blocks of the disk.
+        disk: u64,
+        /// Blocks of the file system.
+        volume: u64,
+    },
+    /// Too small or too large a disk to make a file system on.
+    #[error("a file system cannot have {0} blocks")]
+    Size(u64),
+    /// An empty or too long volume name.
+    #[error("bad volume name")]
+    Name,
+    /// fsinfo has a valid checksum, but what it says cannot be.
+    #[error("fsinfo is inconsistent: {0}")]
+    Inconsistent(&'static str),
+}

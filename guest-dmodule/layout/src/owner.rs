@@ -1,0 +1,177 @@
+//! The ownership table on disk: two fixed blocks, written alternately and outside of consistency points, because
+//! a compare-and-swap of an epoch lies inside the blackout of a port.
+//!
+//! Always true: an image is written over the older one of the two, so a torn write leaves the newer; a table
+//! is only replaced in memory by who has made its image durable.
+//!
+//! Image: magic u32, version u32, sequence u64, count u32, zero u32, then records of 40 bytes {vm_id, epoch, session,
+//! owner\[2\]} in ascending order of vm_id, and the xxh3-64 of all bytes before it in the last 8 bytes.
+use crate::block::{BLOCK_SIZE, Block, BlockNumber, get_u32, get_u64, put_u32, put_u64};
+use fabric::{
+    id::{Epoch, Owner, VmId},
+    owner::{OwnerRecord, OwnerTable, VMS_MAX},
+};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Where the two images are.
+pub const OWNER_BLOCKS: [BlockNumber; 2] = [BlockNumber(2), BlockNumber(3)];
+
+const MAGIC: u32 = u32::from_le_bytes(*b"OROW");
+const VERSION: u32 = 1;
+const HEADER: usize = 24;
+const RECORD: usize = 40;
+const HASH_AT: usize = BLOCK_SIZE - 8;
+const _: () = assert!(HEADER + RECORD * VMS_MAX <= HASH_AT);
+
+/// The table as it is on disk.
+#[derive(Clone, Debug, Default)]
+pub struct OwnerStore {
+    table: OwnerTable,
+    sequence: u64,
+}
+
+/// A table that is not durable yet: write `block` to `number`, flush, then [`OwnerStore::commit`].
+#[derive(Debug)]
+pub struct OwnerWrite {
+    /// Where.
+    pub number: BlockNumber,
+    /// What.
+    pub block: Block,
+    next: OwnerStore,
+}
+
+impl OwnerStore {
+    /// The newer valid one of the two images (the contents of [`OWNER_BLOCKS`]); empty if neither is valid.
+    pub fn load(images: [&[u8]; 2]) -> Self {
+        let stores = images.map(decode);
+        let [a, b] = stores;
+        match (a, b) {
+            (Some(a), Some(b)) => {
+                if a.sequence >= b.sequence {
+                    a
+                } else {
+                    b
+                }
+            }
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => OwnerStore::default(),
+        }
+    }
+
+    /// The records.
+    pub fn table(&self) -> &OwnerTable {
+        &self.table
+    }
+
+    /// The image of another table, to be written next. The store stays as it is until [`Self::commit`]. One
+    /// write at a time: the next is prepared after this one is committed or has failed.
+    pub fn prepare(&self, table: OwnerTable) -> OwnerWrite {
+        let next = OwnerStore { table, sequence: self.sequence + 1 };
+        OwnerWrite { number: place(next.sequence), block: encode(&next), next }
+    }
+
+    /// The write is durable.
+    pub fn commit(&mut self, write: OwnerWrite) {
+        debug_assert_eq!(write.next.sequence, self.sequence + 1);
+        *self = write.next;
+    }
+}
+
+pub(crate) fn place(sequence: u64) -> BlockNumber {
+    OWNER_BLOCKS[(sequence % 2) as usize]
+}
+
+fn encode(store: &OwnerStore) -> Block {
+    let mut block = Block::zeroed();
+    let bytes = block.bytes_mut();
+    put_u32(bytes, 0, MAGIC);
+    put_u32(bytes, 4, VERSION);
+    put_u64(bytes, 8, store.sequence);
+    let mut at = HEADER;
+    let mut count = 0;
+    for record in store.table.records().take(VMS_MAX) {
+        put_u64(bytes, at, record.vm_id.0);
+        put_u64(bytes, at + 8, record.epoch.0);
+        put_u64(bytes, at + 16, record.session.0);
+        put_u64(bytes, at + 24, record.owner.0[0]);
+        put_u64(bytes, at + 32, record.owner.0[1]);
+        at += RECORD;
+        count += 1;
+    }
+    put_u32(bytes, 16, count);
+    let hash = xxh3_64(&bytes[..HASH_AT]);
+    put_u64(bytes, HASH_AT, hash);
+    block
+}
+
+fn decode(bytes: &[u8]) -> Option<OwnerStore> {
+    if bytes.len() != BLOCK_SIZE
+        || get_u32(bytes, 0) != MAGIC
+        || get_u32(bytes, 4) != VERSION
+        || get_u64(bytes, HASH_AT) != xxh3_64(&bytes[..HASH_AT])
+    {
+        return None;
+    }
+    let count = get_u32(bytes, 16) as usize;
+    if count > VMS_MAX {
+        return None;
+    }
+    let mut table = OwnerTable::default();
+    for index in 0..count {
+        let at = HEADER + index * RECORD;
+        let record = OwnerRecord {
+            vm_id: VmId(get_u64(bytes, at)),
+            epoch: Epoch(get_u64(bytes, at + 8)),
+            session: Epoch(get_u64(bytes, at + 16)),
+            owner: Owner([get_u64(bytes, at + 24), get_u64(bytes, at + 32)]),
+        };
+        table.set(record).ok()?;
+    }
+    Some(OwnerStore { table, sequence: get_u64(bytes, 8) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn table(epoch: u64) -> OwnerTable {
+        let mut table = OwnerTable::default();
+        let record = OwnerRecord { vm_id: VmId(7), epoch: Epoch(epoch), session: Epoch(1), owner: Owner([3, epoch]) };
+        table.set(record).unwrap();
+        table
+    }
+
+    #[test]
+    fn survives_a_torn_write_at_every_sector() {
+        let mut disk = [Block::zeroed(), Block::zeroed()];
+        let mut store = OwnerStore::load([disk[0].as_ref(), disk[1].as_ref()]);
+        for epoch in 1..20 {
+            let write = store.prepare(table(epoch));
+            let slot = (write.number.0 - 2) as usize;
+            for sectors in 0..8 {
+                let mut torn = disk.clone();
+                torn[slot].bytes_mut()[..sectors * 512].copy_from_slice(&write.block.bytes()[..sectors * 512]);
+                let found = OwnerStore::load([torn[0].as_ref(), torn[1].as_ref()]);
+                assert_eq!(found.table(), store.table(), "epoch {epoch}, {sectors} sectors");
+            }
+            disk[slot] = write.block.clone();
+            store.commit(write);
+            let found = OwnerStore::load([disk[0].as_ref(), disk[1].as_ref()]);
+            assert_eq!(found.table(), &table(epoch));
+        }
+    }
+
+    #[test]
+    fn the_largest_table_fits_and_garbage_is_refused() {
+        let mut full = OwnerTable::default();
+        for vm in 1..=VMS_MAX as u64 {
+            let record = OwnerRecord { vm_id: VmId(vm), epoch: Epoch(vm), session: Epoch(1), owner: Owner([vm, 9]) };
+            full.set(record).unwrap();
+        }
+        let write = OwnerStore::default().prepare(full.clone());
+        assert_eq!(OwnerStore::load([write.block.as_ref(), &[0xff; BLOCK_SIZE]]).table(), &full);
+        let mut bad = write.block.clone();
+        bad.bytes_mut()[30] ^= 1;
+        assert_eq!(OwnerStore::load([bad.as_ref(), &[]]).table(), &OwnerTable::default());
+    }
+}
