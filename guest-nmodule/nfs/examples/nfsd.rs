@@ -6,11 +6,14 @@ use nfs::nfs3::results::Capacity;
 use std::{io, rc::Rc};
 use tokio::net::TcpListener;
 
-#[path = "../tests/support/memory.rs"]
-#[allow(missing_docs, clippy::unwrap_used)]
-mod memory;
 #[path = "../tests/support/serve.rs"]
 mod serve;
+#[path = "../tests/support/volume.rs"]
+#[allow(clippy::expect_used)]
+mod volume;
+
+/// Size of the volume: 8 GiB, of which what is written takes memory.
+const BLOCKS: u64 = 2 << 20;
 
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> io::Result<()> {
@@ -23,9 +26,9 @@ async fn main() -> io::Result<()> {
         exports: vec![Export { path: "/vol0".into(), volume: "vol0".into() }],
         access: Access { root_squash: false, insecure_ports: true },
         mappings: mappings(portmap_port, false, nfs_port, nfs_port),
-        capacity: Capacity { file_size_max: 1 << 40, links_max: 32000 },
+        capacity: Capacity { file_size_max: layout::FILE_SIZE_MAX, links_max: layout::LINKS_MAX },
     };
-    let engine = Rc::new(Engine::new(memory::Memory::new(), config));
+    let engine = Rc::new(Engine::new(volume::Volume::new(BLOCKS), config));
     let portmap = TcpListener::bind((address.as_str(), portmap_port)).await?;
     let nfs = TcpListener::bind((address.as_str(), nfs_port)).await?;
     println!("serving /vol0 on {address}, ports {portmap_port} and {nfs_port}");

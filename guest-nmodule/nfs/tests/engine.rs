@@ -9,15 +9,15 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::pin;
 use std::task::Poll;
-use support::memory::Memory;
 use support::message::*;
-use support::{block_on, config};
+use support::volume::Volume;
+use support::{block_on, config, service};
 
 mod support;
 
 /// The file system, with a gate before it and a record of what came through.
 struct Gated {
-    memory: Memory,
+    volume: Volume,
     open: Cell<bool>,
     gone: Cell<bool>,
     calls: RefCell<Vec<(Credential, Op)>>,
@@ -25,7 +25,7 @@ struct Gated {
 
 impl Gated {
     fn new() -> Self {
-        Gated { memory: Memory::new(), open: Cell::new(true), gone: Cell::new(false), calls: RefCell::default() }
+        Gated { volume: service(), open: Cell::new(true), gone: Cell::new(false), calls: RefCell::default() }
     }
 }
 
@@ -36,7 +36,7 @@ impl FileService for Gated {
             return Err(Unreachable);
         }
         self.calls.borrow_mut().push((credential.clone(), op.clone()));
-        self.memory.call(credential, op).await
+        self.volume.call(credential, op).await
     }
 }
 

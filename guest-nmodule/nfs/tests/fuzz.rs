@@ -4,9 +4,9 @@ use nfs::nfs3::arguments::write_split;
 use nfs::record::{Event, RecordReader};
 use nfs::xdr::{Reader, Writer};
 use proptest::prelude::*;
-use support::memory::Memory;
 use support::message::*;
-use support::{block_on, config};
+use support::volume::Volume;
+use support::{block_on, config, service};
 
 mod support;
 
@@ -87,7 +87,7 @@ fn message(procedure: u32) -> Vec<u8> {
 }
 
 /// Through the record reader, as a connection would bring it, then to the engine.
-fn deliver(engine: &Engine<Memory>, message: &[u8]) -> Option<Vec<u8>> {
+fn deliver(engine: &Engine<Volume>, message: &[u8]) -> Option<Vec<u8>> {
     let mut stream = (0x8000_0000 | message.len() as u32).to_be_bytes().to_vec();
     stream.extend(message);
     let mut reader = RecordReader::new(write_split);
@@ -107,7 +107,7 @@ fn deliver(engine: &Engine<Memory>, message: &[u8]) -> Option<Vec<u8>> {
 
 #[test]
 fn the_valid_calls_are_valid() {
-    let engine = Engine::new(Memory::new(), config());
+    let engine = Engine::new(service(), config());
     for procedure in 0..25 {
         let reply = deliver(&engine, &message(procedure)).unwrap();
         assert_eq!(
@@ -126,7 +126,7 @@ proptest! {
         damage in proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>(), 0u8..4), 0..4),
         cut in proptest::option::weighted(0.2, any::<prop::sample::Index>()),
     ) {
-        let engine = Engine::new(Memory::new(), config());
+        let engine = Engine::new(service(), config());
         deliver(&engine, &message(8)).unwrap();
         for procedure in procedures {
             let mut bytes = message(procedure);
