@@ -79,8 +79,8 @@ pub struct Connection {
 impl Connection {
     /// Connects to a destination.
     pub fn connect(peer: SocketAddr) -> Result<Connection, ConnectionError> {
-        let socket = TcpStream::connect_timeout(&peer, CONNECT_MAX)
-            .map_err(|source| ConnectionError::Io { peer, source })?;
+        let socket =
+            TcpStream::connect_timeout(&peer, CONNECT_MAX).map_err(|source| ConnectionError::Io { peer, source })?;
         Connection::new(socket, peer)
     }
 

@@ -3,7 +3,6 @@
 //! Owns both ends of a port: the [`source`] that gives a running VM away, the [`destination`] that waits for one. Each runs
 //! on a thread of its own. Who may run when is decided in the machines, not here; the drivers carry out what they say.
 
-pub mod announce;
 pub mod arbiter;
 pub mod connection;
 pub mod stamp;
