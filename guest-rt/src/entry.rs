@@ -84,7 +84,7 @@ extern "C" fn rust_start(info: u64, pvh: u32) -> ! {
 fn start(boot: &boot::Boot, cmdline: Cmdline) -> Result<(), String> {
     log::debug!("{} MiB, {:?}, command line \"{}\"", boot.memory_size >> 20, boot.start, cmdline.text());
     exec::init(&cmdline);
-    let found = virtio::probe(&cmdline, boot.memory_size).map_err(|e| alloc::format!("{e}"))?;
+    let found = virtio::probe(&cmdline).map_err(|e| alloc::format!("{e}"))?;
     let env = Env { cmdline, nets: found.nets, disks: found.disks, memory_size: boot.memory_size };
     exec::block_on(outrigger_main(env))
 }

@@ -47,6 +47,7 @@ mod identity;
 mod local;
 #[cfg(not(test))]
 mod mem;
+pub mod net;
 #[cfg(not(test))]
 mod platform;
 mod ring0;

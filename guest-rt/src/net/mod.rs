@@ -1,0 +1,293 @@
+//! TCP over IPv4 for one network device: [`Stack`], [`Listener`], [`TcpStream`].
+//!
+//! smoltcp does the protocol; this module gives it the device, polls it from the executor, and puts an asynchronous
+//! interface on its sockets. Owns the sockets: one that nobody holds any more is closed and freed when its peer is
+//! done with it, at the latest after [`LINGER`].
+//! Always true: smoltcp is polled whenever a frame has come, a socket was touched or its timer is due, at most
+//! [`INGRESS_BATCH`] frames at a time; there is a listening socket for each [`Listener`] whose backlog is not full.
+//! Survives: peers that vanish (keep-alive and time-outs free their sockets), floods of SYN (bounded backlog).
+mod config;
+mod device;
+mod listener;
+mod stream;
+
+pub use config::{Cidr, Config, ConfigError};
+pub use core::net::{Ipv4Addr, SocketAddrV4};
+pub use listener::{ListenError, Listener};
+pub use stream::{ConnectError, ReadHalf, TcpError, TcpStream, WriteHalf};
+
+use crate::exec::{self, Device};
+use crate::rng;
+use crate::time::{Duration, Instant};
+use crate::virtio::net::{NetDevice, NetStatistics};
+use alloc::{rc::Rc, rc::Weak, vec, vec::Vec};
+use core::cell::{Cell, RefCell};
+use device::SmolDevice;
+use listener::ListenerState;
+use smoltcp::iface::{Interface, PollIngressSingleResult, PollResult, SocketHandle, SocketSet};
+use smoltcp::socket::tcp;
+use smoltcp::wire::{EthernetAddress, HardwareAddress, IpAddress, IpCidr};
+
+/// Most frames taken from the device before the tasks have their turn again.
+pub const INGRESS_BATCH: usize = 64;
+/// Most rounds of sending before the tasks have their turn again.
+const EGRESS_ROUNDS: usize = 64;
+/// How long a socket nobody holds may take to say goodbye.
+pub const LINGER: Duration = Duration::from_secs(10);
+/// How long the reset of a socket that lingered too long may take to be sent.
+const RESET_PATIENCE: Duration = Duration::from_secs(1);
+/// An idle connection is probed this often.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(15);
+/// A peer that answers nothing for so long is gone.
+pub const PEER_TIMEOUT: Duration = Duration::from_secs(75);
+/// How long a connection may take to come up.
+pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// When the device has no room the stack looks again after this time.
+const BLOCKED_RETRY: Duration = Duration::from_millis(1);
+/// Ports for outgoing connections.
+const EPHEMERAL: core::ops::Range<u16> = 49152..65535;
+
+/// Sizes of a socket's buffers, in bytes. The receive buffer is the TCP window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Buffers {
+    /// Received and not yet read.
+    pub rx: usize,
+    /// Written and not yet acknowledged.
+    pub tx: usize,
+}
+
+impl Default for Buffers {
+    /// 256 KiB each.
+    fn default() -> Self {
+        Buffers { rx: 256 << 10, tx: 256 << 10 }
+    }
+}
+
+/// A TCP/IP stack on one network device. Clones are the same stack.
+#[derive(Clone)]
+pub struct Stack(Rc<StackInner>);
+
+struct StackInner {
+    net: RefCell<Net>,
+    /// A socket was touched: poll.
+    touched: Cell<bool>,
+    /// When smoltcp's next timer is due.
+    deadline: Cell<Option<Instant>>,
+}
+
+/// Everything smoltcp works on.
+struct Net {
+    interface: Interface,
+    sockets: SocketSet<'static>,
+    device: SmolDevice,
+    listeners: Vec<Weak<ListenerState>>,
+    /// Sockets nobody holds any more, and when they are aborted.
+    orphans: Vec<(SocketHandle, Instant)>,
+}
+
+fn smol(now: Instant) -> smoltcp::time::Instant {
+    smoltcp::time::Instant::from_micros((now.as_nanos() / 1000) as i64)
+}
+
+fn from_smol(at: smoltcp::time::Instant) -> Instant {
+    Instant::from_nanos(u64::try_from(at.total_micros()).unwrap_or(0).saturating_mul(1000))
+}
+
+fn smol_duration(d: Duration) -> smoltcp::time::Duration {
+    smoltcp::time::Duration::from_micros(d.as_micros() as u64)
+}
+
+impl Stack {
+    /// Puts a stack on a device.
+    pub fn new(mut device: NetDevice, config: Config) -> Stack {
+        device.start(config.rx_buffers);
+        let mac = device.mac();
+        let mut device = SmolDevice::new(device);
+        let mut smol_config = smoltcp::iface::Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
+        smol_config.random_seed = rng::random_u64();
+        let mut interface = Interface::new(smol_config, &mut device, smol(Instant::now()));
+        let cidr = IpCidr::new(IpAddress::Ipv4(config.address.address), config.address.prefix);
+        interface.update_ip_addrs(|list| {
+            // The list is empty and holds at least one.
+            let _ = list.push(cidr);
+        });
+        if let Some(gateway) = config.gateway {
+            // As above.
+            let _ = interface.routes_mut().add_default_ipv4_route(gateway);
+        }
+        let inner = Rc::new(StackInner {
+            net: RefCell::new(Net {
+                interface,
+                sockets: SocketSet::new(Vec::new()),
+                device,
+                listeners: Vec::new(),
+                orphans: Vec::new(),
+            }),
+            touched: Cell::new(true),
+            deadline: Cell::new(None),
+        });
+        exec::register(inner.clone());
+        Stack(inner)
+    }
+
+    /// Accepts connections on a port. At most `backlog` connections wait to be accepted.
+    pub fn listen(&self, port: u16, buffers: Buffers, backlog: usize) -> Result<Listener, ListenError> {
+        Listener::new(self.0.clone(), port, buffers, backlog)
+    }
+
+    /// Opens a connection.
+    pub async fn connect(&self, to: SocketAddrV4, buffers: Buffers) -> Result<TcpStream, ConnectError> {
+        TcpStream::connect(self.0.clone(), to, buffers).await
+    }
+
+    /// What the device counted.
+    pub fn statistics(&self) -> NetStatistics {
+        self.0.net.borrow().device.net.statistics()
+    }
+
+    /// How many sockets there are: listening, open and lingering.
+    pub fn sockets(&self) -> usize {
+        self.0.net.borrow().sockets.iter().count()
+    }
+}
+
+/// A socket set up as all of ours are.
+fn new_socket(buffers: Buffers) -> tcp::Socket<'static> {
+    let buffer = |size: usize| tcp::SocketBuffer::new(vec![0; size.max(1024)]);
+    let mut socket = tcp::Socket::new(buffer(buffers.rx), buffer(buffers.tx));
+    socket.set_nagle_enabled(false);
+    // On private links an acknowledgement at once (one a batch of frames) is cheaper than a sender that waits.
+    socket.set_ack_delay(None);
+    socket.set_congestion_control(tcp::CongestionControl::Reno);
+    socket.set_timeout(Some(smol_duration(CONNECT_TIMEOUT)));
+    socket
+}
+
+/// A connection that has come up gets its lasting time-outs.
+fn settle(socket: &mut tcp::Socket<'_>) {
+    socket.set_timeout(Some(smol_duration(PEER_TIMEOUT)));
+    socket.set_keep_alive(Some(smol_duration(KEEP_ALIVE)));
+}
+
+impl StackInner {
+    /// Does something with a socket; the stack is polled afterwards.
+    fn with<R>(&self, handle: SocketHandle, f: impl FnOnce(&mut tcp::Socket<'static>) -> R) -> R {
+        self.touched.set(true);
+        f(self.net.borrow_mut().sockets.get_mut::<tcp::Socket<'static>>(handle))
+    }
+
+    /// Takes over a socket that nobody holds any more.
+    fn orphan(&self, handle: SocketHandle) {
+        self.touched.set(true);
+        let mut net = self.net.borrow_mut();
+        net.sockets.get_mut::<tcp::Socket<'static>>(handle).close();
+        net.orphans.push((handle, Instant::now() + LINGER));
+    }
+}
+
+impl Net {
+    fn poll(&mut self, now: Instant) -> bool {
+        let at = smol(now);
+        let mut any = false;
+        self.interface.poll_maintenance(at);
+        for _ in 0..INGRESS_BATCH {
+            let Net { interface, device, sockets, .. } = self;
+            if interface.poll_ingress_single(at, device, sockets) == PollIngressSingleResult::None {
+                break;
+            }
+            any = true;
+            self.serve_listeners();
+        }
+        for _ in 0..EGRESS_ROUNDS {
+            let Net { interface, device, sockets, .. } = self;
+            if interface.poll_egress(at, device, sockets) == PollResult::None {
+                break;
+            }
+            any = true;
+        }
+        // Time-outs close sockets in the egress.
+        self.serve_listeners();
+        self.bury_orphans(now);
+        any
+    }
+
+    fn serve_listeners(&mut self) {
+        let Net { listeners, sockets, .. } = self;
+        listeners.retain(|listener| match listener.upgrade() {
+            Some(listener) => {
+                listener.serve(sockets);
+                true
+            }
+            None => false,
+        });
+    }
+
+    fn bury_orphans(&mut self, now: Instant) {
+        let Net { orphans, sockets, .. } = self;
+        orphans.retain(|&(handle, deadline)| {
+            let socket = sockets.get_mut::<tcp::Socket<'static>>(handle);
+            match socket.state() {
+                tcp::State::Closed if !socket_owes_reset(socket) => {}
+                // Nothing of the peer's can come any more that matters.
+                tcp::State::TimeWait => {}
+                // Its reset could not be sent either.
+                _ if now >= deadline + RESET_PATIENCE => {}
+                _ => {
+                    if now >= deadline {
+                        socket.abort();
+                    }
+                    return true;
+                }
+            }
+            sockets.remove(handle);
+            false
+        });
+    }
+}
+
+/// An aborted socket still has a reset to send: smoltcp keeps the remote end until it has.
+fn socket_owes_reset(socket: &tcp::Socket<'_>) -> bool {
+    socket.remote_endpoint().is_some()
+}
+
+impl Device for StackInner {
+    fn poll(&self) -> bool {
+        let now = Instant::now();
+        let due = self.deadline.get().is_some_and(|at| at <= now);
+        let touched = self.touched.replace(false);
+        let mut net = self.net.borrow_mut();
+        if !touched && !due && !net.device.net.has_received() && !net.device.is_unblocked() {
+            return false;
+        }
+        let any = net.poll(now);
+        let Net { interface, sockets, device, orphans, .. } = &mut *net;
+        let blocked = device.take_blocked();
+        let next = interface.poll_at(smol(now), sockets).map(from_smol);
+        let next = match next {
+            // The device has no room: wait for it, but do not trust it to say so.
+            Some(at) if blocked => Some(at.max(now + BLOCKED_RETRY)),
+            // Never in the past, or the executor would not rest (a neighbour that does not answer, say).
+            Some(at) if !any => Some(at.max(now + Duration::from_micros(100))),
+            next => next,
+        };
+        let linger = orphans.iter().map(|(_, at)| *at).min();
+        self.deadline.set([next, linger].into_iter().flatten().min());
+        any
+    }
+
+    fn pending(&self) -> bool {
+        let net = self.net.borrow();
+        self.touched.get() || net.device.net.has_received() || net.device.is_unblocked()
+    }
+
+    fn kick(&self) {
+        self.net.borrow_mut().device.net.kick();
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        self.deadline.get()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,100 @@
+//! A disk: sizes around every limit, many requests at once, errors.
+use alloc::{format, string::String, vec, vec::Vec};
+use guest_rt::virtio::blk::{BlockDevice, BlockError, MAX_TRANSFER};
+use guest_rt::{Env, println, spawn};
+
+/// Requests in flight at once: more than the ring holds.
+const PARALLEL: u64 = 600;
+
+/// What belongs at an offset of the disk.
+fn content(offset: u64, length: usize) -> Vec<u8> {
+    (0..length as u64 / 8).flat_map(|i| (offset + 8 * i).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes()).collect()
+}
+
+async fn write(disk: &BlockDevice, offset: u64, pieces: &[usize]) -> Result<(), BlockError> {
+    let mut at = offset;
+    let mut buffers = Vec::new();
+    for &length in pieces {
+        buffers.push(content(at, length));
+        at += length as u64;
+    }
+    disk.write(offset, buffers).await.1
+}
+
+async fn check(disk: &BlockDevice, offset: u64, pieces: &[usize]) -> Result<(), String> {
+    let buffers: Vec<Vec<u8>> = pieces.iter().map(|&length| vec![0xa5; length]).collect();
+    let (buffers, result) = disk.read(offset, buffers).await;
+    result.map_err(|e| format!("read at {offset}: {e}"))?;
+    let mut at = offset;
+    for buffer in buffers {
+        if buffer != content(at, buffer.len()) {
+            return Err(format!("{} bytes at {at} are not what was written", buffer.len()));
+        }
+        at += buffer.len() as u64;
+    }
+    Ok(())
+}
+
+pub async fn run(env: &Env) -> Result<(), String> {
+    let disk = env.disks.first().ok_or("no disk")?;
+    let serial = disk.serial().await.map_err(|e| format!("serial: {e}"))?;
+    println!("disk of {} bytes, serial \"{serial}\", read-only {}", disk.capacity(), disk.is_read_only());
+    if disk.is_read_only() {
+        return match disk.write(0, vec![vec![0u8; 512]]).await.1 {
+            Err(BlockError::ReadOnly) => {
+                println!("a write was refused");
+                Ok(())
+            }
+            other => Err(format!("a write to a read-only disk: {other:?}")),
+        };
+    }
+    let layouts: [&[usize]; 6] = [&[512], &[4096], &[512, 4096, 1024], &[1 << 20], &[4096; 256], &[512; 1024]];
+    let mut offset = 0;
+    for pieces in layouts {
+        write(disk, offset, pieces).await.map_err(|e| format!("write at {offset}: {e}"))?;
+        check(disk, offset, pieces).await?;
+        // The same bytes, cut otherwise.
+        let total: usize = pieces.iter().sum();
+        check(disk, offset, &[total]).await?;
+        offset += total as u64;
+    }
+    disk.flush().await.map_err(|e| format!("flush: {e}"))?;
+    println!("transfers are right");
+
+    let base = 4 << 20;
+    let writers: Vec<_> = (0..PARALLEL)
+        .map(|i| {
+            let disk = disk.clone();
+            spawn(async move { write(&disk, base + i * 8192, &[4096, 4096]).await })
+        })
+        .collect();
+    for writer in writers {
+        writer.await.map_err(|e| format!("parallel write: {e}"))?;
+    }
+    // Dropped while under way: the driver keeps the buffers until the device is done.
+    for i in 0..PARALLEL {
+        let read = disk.read(base + i * 8192, vec![vec![0u8; 8192]]);
+        let _ = guest_rt::time::timeout(guest_rt::time::Duration::ZERO, read).await;
+    }
+    for i in 0..PARALLEL {
+        check(disk, base + i * 8192, &[8192]).await?;
+    }
+    println!("{PARALLEL} requests at once are right");
+
+    let end = disk.capacity();
+    let outcomes = [
+        disk.read(end, vec![vec![0u8; 512]]).await.1,
+        disk.read(end - 512, vec![vec![0u8; 1024]]).await.1,
+        disk.read(u64::MAX - 511, vec![vec![0u8; 512]]).await.1,
+        disk.read(0, vec![vec![0u8; MAX_TRANSFER + 512]]).await.1,
+    ];
+    if outcomes.iter().any(|r| !matches!(r, Err(BlockError::Range { .. }))) {
+        return Err(format!("out of range: {outcomes:?}"));
+    }
+    let outcomes = [disk.read(1, vec![vec![0u8; 512]]).await.1, disk.read(0, vec![vec![0u8; 100]]).await.1];
+    if outcomes.iter().any(|r| !matches!(r, Err(BlockError::Alignment { .. }))) {
+        return Err(format!("not aligned: {outcomes:?}"));
+    }
+    println!("errors are right");
+    Ok(())
+}

@@ -1,0 +1,88 @@
+//! The memory functions in assembly against the obvious Rust, and the heap.
+use alloc::{format, string::String, vec, vec::Vec};
+use guest_rt::println;
+
+unsafe extern "C" {
+    fn memcpy(d: *mut u8, s: *const u8, n: usize) -> *mut u8;
+    fn memmove(d: *mut u8, s: *const u8, n: usize) -> *mut u8;
+    fn memset(d: *mut u8, c: i32, n: usize) -> *mut u8;
+    fn memcmp(a: *const u8, b: *const u8, n: usize) -> i32;
+    fn bcmp(a: *const u8, b: *const u8, n: usize) -> i32;
+    fn strlen(s: *const u8) -> usize;
+}
+
+const SIZE: usize = 4096;
+
+/// Lengths around every threshold of the assembly.
+fn lengths() -> impl Iterator<Item = usize> {
+    (0..140).chain([500, 511, 512, 513, 767, 768, 769, 800, 1024, 1500])
+}
+
+fn pattern() -> Vec<u8> {
+    (0..SIZE).map(|i| (i * 7 + i / 251) as u8).collect()
+}
+
+pub fn run() -> Result<(), String> {
+    let fresh = pattern();
+    for n in lengths() {
+        for (d, s) in [(0, 2048), (3, 2051), (2048, 1), (100, 100 + n), (64, 72), (72, 64), (64, 65), (65, 64), (9, 40)]
+        {
+            let overlap = d < s + n && s < d + n;
+            let mut expected = fresh.clone();
+            for i in 0..n {
+                expected[d + i] = fresh[s + i];
+            }
+            for (name, function) in [("memcpy", memcpy as unsafe extern "C" fn(_, _, _) -> _), ("memmove", memmove)] {
+                if overlap && name == "memcpy" {
+                    continue;
+                }
+                let mut got = fresh.clone();
+                let p = got.as_mut_ptr();
+                // SAFETY: both ranges lie inside the buffer.
+                let r = unsafe { function(p.add(d), p.add(s), n) };
+                if got != expected || r as usize != p as usize + d {
+                    return Err(format!("{name} of {n} bytes from {s} to {d}"));
+                }
+            }
+        }
+        for c in [0, 0x5a, 0x1ff] {
+            let (mut got, mut expected) = (fresh.clone(), fresh.clone());
+            for b in &mut expected[5..5 + n] {
+                *b = c as u8;
+            }
+            // SAFETY: inside the buffer.
+            unsafe { memset(got.as_mut_ptr().add(5), c, n) };
+            if got != expected {
+                return Err(format!("memset of {n} bytes"));
+            }
+        }
+        for at in (0..n).step_by(3).chain([n]) {
+            let mut other = fresh.clone();
+            if at < n {
+                other[at] = other[at].wrapping_add(100);
+            }
+            let expected =
+                fresh[..n].iter().zip(&other[..n]).map(|(a, b)| i32::from(*a) - i32::from(*b)).find(|d| *d != 0);
+            // SAFETY: inside the buffers.
+            let (got, same) =
+                unsafe { (memcmp(fresh.as_ptr(), other.as_ptr(), n), bcmp(fresh.as_ptr(), other.as_ptr(), n)) };
+            if got.signum() != expected.unwrap_or(0).signum() || (same == 0) != expected.is_none() {
+                return Err(format!("memcmp of {n} bytes that differ at {at}"));
+            }
+        }
+        let mut string = vec![1u8; n];
+        string.push(0);
+        // SAFETY: the string ends in a NUL.
+        if unsafe { strlen(string.as_ptr()) } != n {
+            return Err(format!("strlen of {n}"));
+        }
+    }
+    let boxes: Vec<Vec<u64>> = (0..1000).map(|i| vec![i; 1 + i as usize % 300]).collect();
+    for (i, b) in boxes.iter().enumerate() {
+        if b.iter().any(|&v| v != i as u64) {
+            return Err(format!("allocation {i} was overwritten"));
+        }
+    }
+    println!("memory functions and heap are right");
+    Ok(())
+}
