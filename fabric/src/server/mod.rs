@@ -51,8 +51,10 @@ pub struct KeepKey {
     pub vm_id: VmId,
     /// Its slot: a newer reply replaces the one before.
     pub slot: Slot,
-    session: Epoch,
-    sequence: Sequence,
+    /// Epoch of the VM's last fresh start.
+    pub session: Epoch,
+    /// Sequence in the slot.
+    pub sequence: Sequence,
 }
 
 impl KeepKey {

@@ -1,0 +1,207 @@
+//! From a disk to a server: find the file system, or make one on a blank disk; take the ownership records and the kept
+//! replies from it.
+use crate::runs::runs;
+use crate::server::Server;
+use alloc::{string::String, vec::Vec};
+use fabric::fs::{Status, Time, VolumeId};
+use fabric::id::{BootId, SLOTS, Slot};
+use fabric::server::Sessions;
+use layout::{
+    Attempt, Block, BlockNumber, FileSystem, FormatOptions, LayoutError, MountOptions, OWNER_BLOCKS, OwnerStore,
+    RESTARTS_MAX, format,
+};
+
+/// A disk that failed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("disk: {0}")]
+pub struct DiskError(pub String);
+
+/// What mounting does to a disk.
+#[allow(async_fn_in_trait)] // one executor, nothing is sent to other threads
+pub trait Disk {
+    /// Size in blocks.
+    fn blocks(&self) -> u64;
+    /// Reads blocks.
+    async fn read(&self, first: BlockNumber, count: usize) -> Result<Vec<Block>, DiskError>;
+    /// Writes blocks.
+    async fn write(&self, first: BlockNumber, blocks: Vec<Block>) -> Result<(), DiskError>;
+    /// Makes durable what was written before.
+    async fn flush(&self) -> Result<(), DiskError>;
+}
+
+/// What to do with a disk without a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FormatPolicy {
+    /// Refuse it.
+    Never,
+    /// Make a file system if the disk's first MiB is all zeros.
+    IfBlank,
+}
+
+/// How to start.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The volume's name.
+    pub volume: String,
+    /// If there is none.
+    pub format: FormatPolicy,
+    /// Random: this start of the D-module.
+    pub boot_id: BootId,
+    /// Random, for a new file system.
+    pub random: [u64; 3],
+    /// Time, for a new file system.
+    pub now: Time,
+    /// Blocks of cache.
+    pub cache_blocks: usize,
+    /// Most dirty blocks.
+    pub dirty_blocks: usize,
+}
+
+/// Why it did not start.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StartError {
+    /// The disk failed.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The file system is not usable.
+    #[error(transparent)]
+    Layout(#[from] LayoutError),
+    /// All zeros.
+    #[error("the disk is blank; start with format=if-blank to make a volume on it")]
+    Blank,
+    /// Something else is on it.
+    #[error("the disk holds something that is not a volume of ours; it is left alone. Erase its first MiB to use it")]
+    Foreign,
+    /// Another volume.
+    #[error("the disk holds volume {found:?}, not {wanted:?}")]
+    WrongVolume {
+        /// Its name.
+        found: String,
+        /// The one asked for.
+        wanted: String,
+    },
+    /// The kept replies cannot be read.
+    #[error("the kept replies cannot be read: {0}")]
+    Kept(Status),
+}
+
+/// What came of it.
+pub struct Mounted {
+    /// Ready to serve.
+    pub server: Server,
+    /// The file system was made just now.
+    pub formatted: bool,
+    /// VMs with an ownership record.
+    pub vms: usize,
+    /// Replies kept.
+    pub kept: usize,
+}
+
+/// Blocks that must be zero for a disk to be blank.
+const BLANK_BLOCKS: usize = 256;
+/// Blocks at fixed places: fsinfo and ownership.
+const FIXED_BLOCKS: usize = 4;
+
+/// Mounts the volume of a disk.
+pub async fn mount(disk: &impl Disk, options: &Options) -> Result<Mounted, StartError> {
+    let mut fixed = read_fixed(disk).await?;
+    let mount_options = MountOptions {
+        verifier: options.boot_id.0,
+        cache_blocks: options.cache_blocks,
+        dirty_blocks: options.dirty_blocks,
+    };
+    let mut formatted = false;
+    let mut fs = match mount_fixed(&fixed, disk, mount_options) {
+        Err(LayoutError::NoFileSystem) => {
+            make(disk, options).await?;
+            formatted = true;
+            fixed = read_fixed(disk).await?;
+            mount_fixed(&fixed, disk, mount_options)?
+        }
+        other => other?,
+    };
+    if fs.name() != options.volume {
+        return Err(StartError::WrongVolume { found: fs.name().into(), wanted: options.volume.clone() });
+    }
+    let [a, b] = OWNER_BLOCKS.map(|n| fixed[n.0 as usize].bytes().as_slice());
+    let owners = OwnerStore::load([a, b]);
+    let mut kept = Vec::new();
+    for record in owners.table().records() {
+        for slot in (0..SLOTS as u16).map(Slot) {
+            if let Some(bytes) = kept_reply(disk, &mut fs, record.vm_id, slot).await? {
+                kept.push((record.vm_id, slot, bytes));
+            }
+        }
+    }
+    let (vms, kept_count) = (owners.table().records().count(), kept.len());
+    let sessions = Sessions::restore(options.boot_id, owners.table().clone(), kept);
+    Ok(Mounted { server: Server::new(sessions, fs, owners), formatted, vms, kept: kept_count })
+}
+
+async fn read_fixed(disk: &impl Disk) -> Result<Vec<Block>, StartError> {
+    if disk.blocks() < FIXED_BLOCKS as u64 {
+        return Err(LayoutError::Size(disk.blocks()).into());
+    }
+    let blocks = disk.read(BlockNumber(0), FIXED_BLOCKS).await?;
+    if blocks.len() != FIXED_BLOCKS {
+        return Err(DiskError("short read".into()).into());
+    }
+    Ok(blocks)
+}
+
+fn mount_fixed(fixed: &[Block], disk: &impl Disk, options: MountOptions) -> Result<FileSystem, LayoutError> {
+    FileSystem::mount([fixed[0].bytes(), fixed[1].bytes()], disk.blocks(), options)
+}
+
+/// Makes the file system, if the disk is blank and it is wanted.
+async fn make(disk: &impl Disk, options: &Options) -> Result<(), StartError> {
+    let count = BLANK_BLOCKS.min(usize::try_from(disk.blocks()).unwrap_or(BLANK_BLOCKS));
+    let begin = disk.read(BlockNumber(0), count).await?;
+    if begin.iter().any(|block| block.bytes().iter().any(|b| *b != 0)) {
+        return Err(StartError::Foreign);
+    }
+    if options.format == FormatPolicy::Never {
+        return Err(StartError::Blank);
+    }
+    let [a, b, seed] = options.random;
+    let made = format(&FormatOptions {
+        blocks: disk.blocks(),
+        volume: VolumeId(1),
+        name: &options.volume,
+        uuid: [a, b],
+        seed,
+        root_mode: 0o777,
+        root_owner: (0, 0),
+        now: options.now,
+    })?;
+    for run in runs(made.first) {
+        disk.write(run.first, run.blocks).await?;
+    }
+    disk.flush().await?;
+    disk.write(made.last.0, alloc::vec![made.last.1]).await?;
+    disk.flush().await?;
+    Ok(())
+}
+
+async fn kept_reply(
+    disk: &impl Disk,
+    fs: &mut FileSystem,
+    vm_id: fabric::id::VmId,
+    slot: Slot,
+) -> Result<Option<Vec<u8>>, StartError> {
+    for _ in 0..RESTARTS_MAX {
+        match fs.kept(vm_id, slot) {
+            Attempt::Done(result) => return result.map_err(StartError::Kept),
+            Attempt::Busy => break,
+            Attempt::Need(blocks) => {
+                for number in blocks {
+                    match disk.read(number, 1).await?.pop() {
+                        Some(block) => fs.supply(number, block),
+                        None => fs.supply_failed(number),
+                    }
+                }
+            }
+        }
+    }
+    Err(StartError::Kept(Status::Delay))
+}

@@ -1,0 +1,450 @@
+//! The server itself.
+//!
+//! Owns: the sessions, the mounted file system, what is being executed, and when a consistency point is taken.
+//!
+//! A consistency point is taken when one is asked for (a stable operation waits for it, or an operation for room), when
+//! half of the dirty limit is reached, or [`CP_INTERVAL_NS`] after the first change; one at a time, so that what
+//! comes meanwhile shares the next.
+//!
+//! Bounds: requests by the sessions'; bytes of requests and of replies held by [`HELD_BYTES_MAX`] each (then nothing more is read
+//! from connections, or reads wait); one job of deferred work, [`READ_AHEADS_MAX`] of read-ahead.
+use crate::jobs::{JobId, Jobs, Kind};
+use crate::readahead::ReadAhead;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::vec::Vec;
+use fabric::fs::{Credential, Status, Time};
+use fabric::op::{Op, Outcome, Reply, Request};
+use fabric::server::{Action, ConnectionId, KeepKey, Sessions, Token};
+use fabric::wire::{Encoded, Frame, WireError};
+use layout::{
+    Attempt, Block, BlockNumber, Completed, ConsistencyPoint, CpNumber, FileSystem, OwnerStore, OwnerWrite,
+    RESTARTS_MAX, Work,
+};
+
+/// A change is durable at the latest this long after it, even if nobody asks for it (if the disk keeps up).
+pub const CP_INTERVAL_NS: u64 = 1_000_000_000;
+/// After a failed consistency point the next attempt waits this long.
+const CP_RETRY_NS: u64 = 1_000_000_000;
+/// Bytes of requests held, and of replies not yet sent, beyond which no more are taken on.
+pub const HELD_BYTES_MAX: usize = 24 << 20;
+/// Steps of deferred work at a time.
+const WORK_STEPS: usize = 4;
+/// Pieces being read ahead at a time.
+const READ_AHEADS_MAX: usize = 4;
+/// Times an operation that finds no room tries again after a consistency point that made none.
+const BUSY_MAX: u32 = 1000;
+
+/// What the clocks say.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Now {
+    /// Monotonic, nanoseconds.
+    pub mono_ns: u64,
+    /// For the files' attributes.
+    pub real: Time,
+}
+
+/// What the caller is to do.
+#[derive(Debug)]
+pub enum Output {
+    /// Send a frame, then [`Server::sent`].
+    Send(ConnectionId, Encoded),
+    /// End the connection once what was sent has left.
+    Close(ConnectionId),
+    /// Read blocks, then [`Server::read_done`].
+    Read {
+        /// The first.
+        first: BlockNumber,
+        /// How many, at most [`crate::RUN_MAX`].
+        count: usize,
+    },
+    /// Write all of `writes` in any order ([`crate::runs`]), flush, write fsinfo, flush, then
+    /// [`Server::consistency_point_done`]. None other comes before that.
+    ConsistencyPoint(ConsistencyPoint),
+    /// Write the block and flush, before anything else, then [`Server::owners_done`]. None other comes before that.
+    WriteOwners {
+        /// Where.
+        number: BlockNumber,
+        /// What.
+        block: Block,
+    },
+}
+
+/// Counters since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Statistics {
+    /// Requests executed.
+    pub executed: u64,
+    /// Consistency points made durable.
+    pub consistency_points: u64,
+    /// Blocks they wrote.
+    pub blocks_written: u64,
+    /// Blocks read from the disk.
+    pub blocks_read: u64,
+    /// Times a request was started again for want of blocks.
+    pub restarts: u64,
+}
+
+/// A D-module's server.
+pub struct Server {
+    sessions: Sessions,
+    fs: FileSystem,
+    owners: OwnerStore,
+    owner_write: Option<OwnerWrite>,
+    jobs: Jobs,
+    readahead: ReadAhead,
+    /// Executed; to be answered when the consistency point is durable.
+    durable: VecDeque<(CpNumber, Token, Outcome)>,
+    outputs: VecDeque<Output>,
+    /// Blocks of the consistency point being written; `None`: none is.
+    writing: Option<u64>,
+    dirty_since: Option<u64>,
+    retry_at: Option<u64>,
+    /// Deferred work failed: not tried again before the next consistency point.
+    work_failed: bool,
+    /// Bytes of requests being executed.
+    held: usize,
+    /// Bytes of replies handed out and not yet sent.
+    unsent: BTreeMap<ConnectionId, usize>,
+    /// Reads that wait for replies to be sent.
+    waiting_reads: VecDeque<(Token, Request)>,
+    statistics: Statistics,
+}
+
+impl Server {
+    pub(crate) fn new(sessions: Sessions, fs: FileSystem, owners: OwnerStore) -> Self {
+        Server {
+            sessions,
+            fs,
+            owners,
+            owner_write: None,
+            jobs: Jobs::default(),
+            readahead: ReadAhead::default(),
+            durable: VecDeque::new(),
+            outputs: VecDeque::new(),
+            writing: None,
+            dirty_since: None,
+            retry_at: None,
+            work_failed: false,
+            held: 0,
+            unsent: BTreeMap::new(),
+            waiting_reads: VecDeque::new(),
+            statistics: Statistics::default(),
+        }
+    }
+
+    /// What is to be done next.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        self.outputs.pop_front()
+    }
+
+    /// Counters.
+    pub fn statistics(&self) -> Statistics {
+        self.statistics
+    }
+
+    /// Whether more bytes should be read from connections now: else too much is held already.
+    pub fn takes_requests(&self) -> bool {
+        self.held < HELD_BYTES_MAX
+    }
+
+    /// A frame has come.
+    pub fn frame(&mut self, connection: ConnectionId, frame: Frame, now: Now) {
+        self.sessions.frame(connection, frame);
+        self.run(now);
+    }
+
+    /// The connection carries bytes that are no frames.
+    pub fn broken(&mut self, connection: ConnectionId, error: WireError, now: Now) {
+        self.sessions.broken(connection, error);
+        self.run(now);
+    }
+
+    /// The connection is gone, also after [`Output::Close`].
+    pub fn closed(&mut self, connection: ConnectionId, now: Now) {
+        self.unsent.remove(&connection);
+        self.sessions.closed(connection);
+        self.run(now);
+    }
+
+    /// A frame of so many bytes has left.
+    pub fn sent(&mut self, connection: ConnectionId, bytes: usize, now: Now) {
+        if let Some(unsent) = self.unsent.get_mut(&connection) {
+            *unsent = unsent.saturating_sub(bytes);
+        }
+        if !self.waiting_reads.is_empty() {
+            self.run(now);
+        }
+    }
+
+    /// Blocks have been read, from `first` on; or cannot be.
+    pub fn read_done(&mut self, first: BlockNumber, count: usize, blocks: Option<Vec<Block>>, now: Now) {
+        let mut blocks = blocks.map(Vec::into_iter);
+        for number in (first.0..first.0 + count as u64).map(BlockNumber) {
+            match blocks.as_mut().and_then(Iterator::next) {
+                Some(block) => self.fs.supply(number, block),
+                None => self.fs.supply_failed(number),
+            }
+            self.jobs.block_read(number);
+        }
+        self.statistics.blocks_read += count as u64;
+        self.run(now);
+    }
+
+    /// The consistency point is durable, or a write or flush of it failed.
+    pub fn consistency_point_done(&mut self, durable: bool, now: Now) {
+        let Some(blocks) = self.writing.take() else { return };
+        if durable {
+            self.fs.consistency_point_done();
+            self.statistics.consistency_points += 1;
+            self.statistics.blocks_written += blocks;
+            self.work_failed = false;
+            self.answer_durable();
+            self.jobs.resume();
+        } else {
+            log::error!("a consistency point could not be written; it is tried again");
+            self.fs.consistency_point_failed();
+            self.retry_at = Some(now.mono_ns + CP_RETRY_NS);
+        }
+        self.run(now);
+    }
+
+    /// The ownership table is durable, or its write failed.
+    pub fn owners_done(&mut self, durable: bool, now: Now) {
+        let Some(write) = self.owner_write.take() else { return };
+        if durable {
+            self.owners.commit(write);
+        } else {
+            log::error!("the ownership records could not be written");
+        }
+        self.sessions.owners_written(durable);
+        self.run(now);
+    }
+
+    /// When [`Self::tick`] is to be called at the latest, on the monotonic clock.
+    pub fn next_tick(&self) -> Option<u64> {
+        if self.has_work() {
+            return Some(0);
+        }
+        if self.writing.is_some() {
+            return None;
+        }
+        self.retry_at.or(self.dirty_since.map(|at| at + CP_INTERVAL_NS))
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Now) {
+        self.run(now);
+    }
+
+    /// Does all that can be done now.
+    fn run(&mut self, now: Now) {
+        let mut worked = false;
+        loop {
+            self.take_actions();
+            self.admit_reads();
+            if let Some(id) = self.jobs.ready.pop_front() {
+                self.attempt(id, now);
+            } else if !worked && self.begin_work() {
+                // Once, so that others have their turn.
+                worked = true;
+            } else if !self.begin_consistency_point(now) {
+                break;
+            }
+        }
+    }
+
+    fn take_actions(&mut self) {
+        while let Some(action) = self.sessions.poll_action() {
+            match action {
+                Action::Send(connection, frame) => {
+                    *self.unsent.entry(connection).or_default() += frame.head.len() + frame.data.len();
+                    self.outputs.push_back(Output::Send(connection, frame));
+                }
+                Action::Close(connection) => {
+                    self.unsent.remove(&connection);
+                    self.outputs.push_back(Output::Close(connection));
+                }
+                Action::WriteOwners(table) => {
+                    let write = self.owners.prepare(table);
+                    // Ahead of what else is to be written.
+                    self.outputs.push_front(Output::WriteOwners { number: write.number, block: write.block.clone() });
+                    self.owner_write = Some(write);
+                }
+                Action::Execute { token, request, keep } => self.admit(token, request, keep),
+            }
+        }
+    }
+
+    fn admit(&mut self, token: Token, request: Request, keep: Option<KeepKey>) {
+        let bytes = match &request.op {
+            Op::Write { data, .. } => data.len(),
+            Op::Read { .. } => return self.waiting_reads.push_back((token, request)),
+            _ => 0,
+        };
+        self.held += bytes;
+        self.jobs.add(Kind::Request { token, request, keep, bytes });
+    }
+
+    /// Reads begin while not too many bytes wait to be sent.
+    fn admit_reads(&mut self) {
+        while !self.waiting_reads.is_empty() && self.unsent.values().sum::<usize>() < HELD_BYTES_MAX {
+            let Some((token, request)) = self.waiting_reads.pop_front() else { break };
+            if let Op::Read { handle, offset, length } = request.op
+                && let Some((offset, length)) = self.readahead.read(handle, offset, length)
+                && self.jobs.read_aheads < READ_AHEADS_MAX
+            {
+                let ahead = Request { credential: Credential::ROOT, op: Op::Read { handle, offset, length } };
+                self.jobs.add(Kind::Request { token, request, keep: None, bytes: 0 });
+                self.jobs.add(Kind::ReadAhead(ahead));
+            } else {
+                self.jobs.add(Kind::Request { token, request, keep: None, bytes: 0 });
+            }
+        }
+    }
+
+    /// Starts a job, for the first time or again.
+    fn attempt(&mut self, id: JobId, now: Now) {
+        let Some(job) = self.jobs.get(id) else { return };
+        let restarts = job.restarts;
+        job.restarts += 1;
+        let attempt = match &job.kind {
+            Kind::Request { token, .. } if !self.sessions.is_wanted(*token) => Attempt::Done(refusal(Status::Delay)),
+            Kind::Request { .. } if restarts > RESTARTS_MAX => {
+                log::warn!("an operation was started {restarts} times: the cache is too small");
+                Attempt::Done(refusal(Status::Delay))
+            }
+            Kind::Request { request, keep, .. } => self.fs.execute(request, now.real, keep.map(layout_key)),
+            Kind::ReadAhead(_) if restarts > 8 => Attempt::Done(refusal(Status::Delay)),
+            Kind::ReadAhead(request) => self.fs.execute(request, now.real, None),
+            Kind::Work => return self.attempt_work(id, now),
+        };
+        self.note_dirt(now);
+        match attempt {
+            Attempt::Done(completed) => self.done(id, completed),
+            Attempt::Need(blocks) => self.need(id, blocks),
+            Attempt::Busy if restarts > BUSY_MAX => self.done(id, refusal(Status::Delay)),
+            Attempt::Busy => self.jobs.stall(id),
+        }
+    }
+
+    fn done(&mut self, id: JobId, completed: Completed) {
+        let Some(job) = self.jobs.remove(id) else { return };
+        let Completed { outcome, durable_at } = completed;
+        match job.kind {
+            Kind::Request { token, bytes, .. } => {
+                self.held -= bytes;
+                self.statistics.executed += 1;
+                if durable_at <= self.fs.durable_cp() {
+                    self.sessions.complete(token, outcome);
+                } else {
+                    self.durable.push_back((durable_at, token, outcome));
+                }
+            }
+            Kind::ReadAhead(Request { op: Op::Read { handle, .. }, .. }) => {
+                if !matches!(outcome, Ok(Reply::Data { eof: false, .. })) {
+                    self.readahead.at_end(handle);
+                }
+            }
+            Kind::ReadAhead(_) | Kind::Work => {}
+        }
+    }
+
+    fn need(&mut self, id: JobId, blocks: Vec<BlockNumber>) {
+        self.statistics.restarts += 1;
+        for run in self.jobs.wait(id, blocks) {
+            self.outputs.push_back(Output::Read { first: run.first, count: run.count });
+        }
+    }
+
+    /// Begins a round of deferred work, if there is any and nothing else to do.
+    fn begin_work(&mut self) -> bool {
+        let begin = self.has_work();
+        if begin {
+            self.jobs.add(Kind::Work);
+        }
+        begin
+    }
+
+    /// Whether there is deferred work that waits for nothing.
+    fn has_work(&self) -> bool {
+        self.jobs.work.is_none() && !self.work_failed && self.fs.has_work()
+    }
+
+    fn attempt_work(&mut self, id: JobId, now: Now) {
+        for _ in 0..WORK_STEPS {
+            match self.fs.work(now.real) {
+                Attempt::Done(Ok(Work::Progress)) => self.note_dirt(now),
+                Attempt::Done(Ok(Work::Idle)) => break,
+                Attempt::Done(Err(status)) => {
+                    log::error!("freeing the blocks of removed files: {status}");
+                    self.work_failed = true;
+                    break;
+                }
+                Attempt::Need(blocks) => return self.need(id, blocks),
+                Attempt::Busy => return self.jobs.stall(id),
+            }
+        }
+        self.jobs.remove(id);
+    }
+
+    fn note_dirt(&mut self, now: Now) {
+        if self.dirty_since.is_none() && self.fs.is_dirty() {
+            self.dirty_since = Some(now.mono_ns);
+        }
+    }
+
+    /// Takes a consistency point if it is time; true if anything has changed.
+    fn begin_consistency_point(&mut self, now: Now) -> bool {
+        if self.writing.is_some() || self.retry_at.is_some_and(|at| now.mono_ns < at) {
+            return false;
+        }
+        let usage = self.fs.usage();
+        let asked = self.jobs.is_stalled() || !self.durable.is_empty();
+        let due = self.dirty_since.is_some_and(|at| now.mono_ns >= at + CP_INTERVAL_NS);
+        if !(asked || due || self.retry_at.is_some() || usage.dirty >= usage.dirty_limit / 2) {
+            return false;
+        }
+        self.retry_at = None;
+        self.dirty_since = None;
+        match self.fs.begin_consistency_point() {
+            Some(point) => {
+                self.writing = Some(point.writes.len() as u64);
+                self.outputs.push_back(Output::ConsistencyPoint(point));
+                // What is dirty from here on is the next one's: there is room again.
+                self.jobs.resume();
+                true
+            }
+            // Nothing to write, yet somebody waits: for what is durable, or for room there is none of.
+            None => {
+                let waits = self.jobs.is_stalled();
+                self.jobs.resume();
+                self.answer_durable();
+                if !self.durable.is_empty() {
+                    // Only a file system that has given up has no next one.
+                    log::error!("there are no consistency points any more: {} operations fail", self.durable.len());
+                    for (_, token, _) in core::mem::take(&mut self.durable) {
+                        self.sessions.complete(token, Err(Status::ServerFault.into()));
+                    }
+                }
+                waits
+            }
+        }
+    }
+
+    /// Answers those whose consistency point is durable.
+    fn answer_durable(&mut self) {
+        let durable = self.fs.durable_cp();
+        while let Some((_, token, outcome)) = self.durable.pop_front_if(|(at, ..)| *at <= durable) {
+            self.sessions.complete(token, outcome);
+        }
+    }
+}
+
+fn refusal(status: Status) -> Completed {
+    Completed { outcome: Err(status.into()), durable_at: CpNumber(0) }
+}
+
+fn layout_key(keep: KeepKey) -> layout::KeepKey {
+    let KeepKey { vm_id, slot, session, sequence } = keep;
+    layout::KeepKey { vm_id, slot, session, sequence }
+}
