@@ -1,0 +1,224 @@
+//! The D-module's server over real TCP and a real file, with a CF client.
+#![allow(clippy::unwrap_used)] // helpers of tests too
+mod host;
+
+use dserver::{FormatPolicy, StartError};
+use fabric::fs::*;
+use fabric::id::{Epoch, Owner, VmId};
+use fabric::op::{Op, Reply};
+use fabric::wire::{CasStatus, OwnerAnswer, owner_cas, owner_get};
+use host::client::{Client, ask_owner};
+use host::{Host, options};
+use std::net::SocketAddr;
+use std::path::Path;
+
+const SIZE: u64 = 256 << 20;
+
+fn disk(size: u64) -> tempfile::NamedTempFile {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    file.as_file().set_len(size).unwrap();
+    file
+}
+
+fn start(path: &Path, boot: u64) -> Host {
+    Host::start(path, any(), &options("vol0", boot)).unwrap()
+}
+
+fn any() -> SocketAddr {
+    ([127, 0, 0, 1], 0).into()
+}
+
+fn handle(outcome: fabric::op::Outcome) -> FileHandle {
+    match outcome {
+        Ok(Reply::Created { attr, .. } | Reply::Node { attr, .. }) => attr.handle,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn create(dir: FileHandle, name: &str) -> Op {
+    Op::Create { dir, name: name.into(), how: CreateHow::Guarded(SetAttr { mode: Some(0o644), ..SetAttr::default() }) }
+}
+
+fn make_dir(dir: FileHandle, name: &str) -> Op {
+    Op::MakeDir { dir, name: name.into(), set: SetAttr::default() }
+}
+
+fn write(handle: FileHandle, offset: u64, data: Vec<u8>, stability: Stability) -> Op {
+    Op::Write { handle, offset, stability, data }
+}
+
+/// Bytes that differ everywhere.
+fn pattern(n: usize, seed: u64) -> Vec<u8> {
+    let mut x = seed | 1;
+    (0..n)
+        .map(|_| {
+            x ^= x << 13;
+            x ^= x >> 7;
+            x ^= x << 17;
+            x as u8
+        })
+        .collect()
+}
+
+fn read_all(client: &mut Client, handle: FileHandle, length: u64) -> Vec<u8> {
+    let tickets: Vec<_> = (0..length)
+        .step_by(IO_MAX)
+        .map(|offset| client.submit(Op::Read { handle, offset, length: IO_MAX as u32 }))
+        .collect();
+    let mut all = Vec::new();
+    for ticket in tickets {
+        match client.wait(ticket) {
+            Ok(Reply::Data { data, .. }) => all.extend(data),
+            other => panic!("{other:?}"),
+        }
+    }
+    all
+}
+
+#[test]
+fn only_a_blank_disk_is_formatted() {
+    let file = disk(SIZE);
+    let mut never = options("vol0", 1);
+    never.format = FormatPolicy::Never;
+    assert_eq!(Host::start(file.path(), any(), &never).err(), Some(StartError::Blank));
+    assert!(start(file.path(), 1).formatted);
+    assert!(!start(file.path(), 2).formatted);
+    let other = Host::start(file.path(), any(), &options("other", 3)).err().unwrap();
+    assert_eq!(other, StartError::WrongVolume { found: "vol0".into(), wanted: "other".into() });
+    let foreign = disk(SIZE);
+    std::os::unix::fs::FileExt::write_all_at(foreign.as_file(), b"LABELONE", 512).unwrap();
+    assert_eq!(Host::start(foreign.path(), any(), &options("vol0", 1)).err(), Some(StartError::Foreign));
+    assert!(matches!(Host::start(disk(8192).path(), any(), &options("vol0", 1)).err(), Some(StartError::Layout(_))));
+}
+
+#[test]
+fn files_are_there_after_a_restart() {
+    let file = disk(SIZE);
+    let host = start(file.path(), 1);
+    let mut client = Client::new(host.address, 1, 1);
+    let root = client.root("vol0");
+    assert_eq!(client.call(Op::OpenVolume { name: "none".into() }), Err(Status::NoVolume.into()));
+    let dir = handle(client.call(make_dir(root, "dir")));
+    let a = handle(client.call(create(dir, "a")));
+    let data = pattern(20 << 20, 7);
+    let tickets: Vec<_> = data
+        .chunks(IO_MAX)
+        .enumerate()
+        .map(|(i, chunk)| client.submit(write(a, (i * IO_MAX) as u64, chunk.to_vec(), Stability::Unstable)))
+        .collect();
+    for ticket in tickets {
+        assert!(matches!(client.wait(ticket), Ok(Reply::Written { count, verifier: 1, .. }) if count == IO_MAX as u32));
+    }
+    assert_eq!(read_all(&mut client, a, data.len() as u64), data);
+    let committed = client.call(Op::Commit { handle: a, offset: 0, count: 0 });
+    assert!(matches!(committed, Ok(Reply::Committed { verifier: 1, .. })));
+    let b = handle(client.call(create(dir, "b")));
+    let small = pattern(5000, 9);
+    client.call(write(b, 100, small.clone(), Stability::FileSync)).unwrap();
+    let statistics = host.statistics();
+    assert!(statistics.consistency_points > 0 && statistics.blocks_written >= 5120, "{statistics:?}");
+    drop(host);
+
+    let host = start(file.path(), 2);
+    client.reconnect(host.address);
+    assert!(client.restarted);
+    assert_eq!(handle(client.call(Op::Lookup { dir: root, name: b"dir".to_vec() })), dir);
+    assert!(read_all(&mut client, a, data.len() as u64) == data, "20 MiB are as they were");
+    let mut wanted = vec![0; 100];
+    wanted.extend(&small);
+    assert_eq!(read_all(&mut client, b, 5100), wanted);
+    client.call(Op::Remove { dir, name: b"a".to_vec() }).unwrap();
+    let list = Op::ReadDir { dir, cookie: 0, max_entries: 100, max_bytes: 10_000, plus: false };
+    let Ok(Reply::Entries { entries, eof: true, .. }) = client.call(list) else { panic!() };
+    let names: Vec<_> = entries.into_iter().map(|e| e.name).collect();
+    assert_eq!(names, [b".".to_vec(), b"..".to_vec(), b"b".to_vec()]);
+}
+
+#[test]
+fn a_reply_lost_with_the_d_module_is_given_again() {
+    let file = disk(SIZE);
+    let mut host = start(file.path(), 1);
+    let mut client = Client::new(host.address, 9, 1);
+    let root = client.root("vol0");
+    for round in 0..5 {
+        // The reply is on its way; the client never sees it.
+        let ticket = client.submit(make_dir(root, &format!("d{round}")));
+        client.transmit();
+        client.wait_for_bytes();
+        drop(host);
+        host = start(file.path(), 2 + round);
+        assert!(host.kept > 0);
+        client.reconnect(host.address);
+        let made = handle(client.wait(ticket));
+        let found = client.call(Op::Lookup { dir: root, name: format!("d{round}").into() });
+        assert_eq!(handle(found), made);
+    }
+    assert_eq!(client.call(make_dir(root, "d0")).unwrap_err().status, Status::Exists);
+    // A fresh start of the VM is not given the replies of the former one.
+    drop(client);
+    let mut fresh = Client::new(host.address, 9, 2);
+    assert_eq!(fresh.call(make_dir(root, "d1")).unwrap_err().status, Status::Exists);
+    handle(fresh.call(make_dir(root, "d9")));
+}
+
+#[test]
+fn ownership_is_taken_once_and_outlives_the_d_module() {
+    let file = disk(SIZE);
+    let host = start(file.path(), 1);
+    let vm = VmId(77);
+    let (me, you) = (Owner([5, 5]), Owner([6, 6]));
+    let get = owner_get(vm).unwrap();
+    let OwnerAnswer::Record(none) = ask_owner(host.address, &get) else { panic!() };
+    assert_eq!(none.epoch, Epoch(0));
+    let mut client = Client::new(host.address, vm.0, 5);
+    let root = client.root("vol0");
+    let first = client.epoch;
+    let won = ask_owner(host.address, &owner_cas(vm, first, you).unwrap());
+    let OwnerAnswer::Cas(CasStatus::Won, record) = won else { panic!("{won:?}") };
+    assert_eq!((record.epoch, record.owner), (first.next().unwrap(), you));
+    let lost = ask_owner(host.address, &owner_cas(vm, first, me).unwrap());
+    assert_eq!(lost, OwnerAnswer::Cas(CasStatus::Lost, record));
+    // The former epoch is fenced, on the same connection, until the identity says the new one.
+    let ticket = client.submit(make_dir(root, "x"));
+    client.until(|c| c.fenced);
+    client.session.set_epoch(record.epoch, you);
+    handle(client.wait(ticket));
+    drop(host);
+    let host = start(file.path(), 2);
+    assert_eq!(ask_owner(host.address, &get), OwnerAnswer::Record(record));
+}
+
+#[test]
+fn many_vms_write_at_once_and_share_consistency_points() {
+    let file = disk(SIZE);
+    let host = start(file.path(), 1);
+    let address = host.address;
+    let threads: Vec<_> = (1..=4u64)
+        .map(|vm| {
+            std::thread::spawn(move || {
+                let mut client = Client::new(address, vm, vm);
+                let root = client.root("vol0");
+                let tickets: Vec<_> =
+                    (0..200).map(|i| client.submit(create(root, &format!("vm{vm} file{i}")))).collect();
+                let made: Vec<_> = tickets.into_iter().map(|t| handle(client.wait(t))).collect();
+                let tickets: Vec<_> = made
+                    .iter()
+                    .map(|file| client.submit(write(*file, 0, pattern(10_000, file.inode), Stability::FileSync)))
+                    .collect();
+                for ticket in tickets {
+                    client.wait(ticket).unwrap();
+                }
+                made
+            })
+        })
+        .collect();
+    let made: Vec<FileHandle> = threads.into_iter().flat_map(|t| t.join().unwrap()).collect();
+    let points = host.statistics().consistency_points;
+    assert!(points < 800, "{points} consistency points for 1600 stable operations");
+    drop(host);
+    let host = start(file.path(), 2);
+    let mut client = Client::new(host.address, 9, 9);
+    for file in made {
+        assert_eq!(read_all(&mut client, file, 10_000), pattern(10_000, file.inode));
+    }
+}
