@@ -12,6 +12,9 @@
  *                write     sequential writes, wrapping at FILE_BYTES, for SECONDS, COMMIT at the end
  *                read      sequential reads, wrapping
  *                randread  reads at random multiples of REQUEST_BYTES
+ *                syncfill  like fill, every WRITE FILE_SYNC; each piece is made from its offset, and each acknowledged
+ *                          offset is printed on a line of its own before the report
+ *                verify    reads the offsets given on standard input and compares them with what syncfill writes
  *
  * The time runs from the first request to the last reply, of `fill` and `write` to the reply of COMMIT. Bounds: DEPTH at
  * most MAX_DEPTH, latencies of at most MAX_SAMPLES requests, and the run ends at the first error.
@@ -34,11 +37,12 @@
 /* A server that answers nothing for this long has failed the run. */
 #define STALL_MS 30000
 
-enum mode { FILL, WRITE, READ, RANDREAD };
+enum mode { FILL, WRITE, READ, RANDREAD, SYNCFILL, VERIFY, MODES };
 
 struct slot {
     struct load *load;
-    uint64_t started_ns;
+    uint64_t started_ns, offset;
+    char *data;
 };
 
 struct load {
@@ -75,6 +79,14 @@ static uint64_t random_u64(struct load *l) {
     return l->random = x;
 }
 
+/* What syncfill writes at an offset: no two words of a file are the same. */
+static void make_piece(const struct load *l, uint64_t offset, char *data) {
+    for (uint64_t i = 0; i + 8 <= l->request_bytes; i += 8) {
+        uint64_t word = (offset + i) * 0x9e3779b97f4a7c15u ^ 0x4f7574726967u;
+        memcpy(data + i, &word, 8);
+    }
+}
+
 static void record(struct load *l, uint64_t ns) {
     if (l->samples == MAX_SAMPLES)
         return;
@@ -107,10 +119,20 @@ static void answered(int status, struct nfs_context *nfs, void *data, void *priv
         l->stop = 1;
         return;
     }
+    if (l->mode == SYNCFILL) {
+        printf("%llu\n", (unsigned long long)s->offset);
+        fflush(stdout);
+    } else if (l->mode == VERIFY) {
+        make_piece(l, s->offset, s->data);
+        if (memcmp(s->data, data, l->request_bytes)) {
+            fprintf(stderr, "nfs_load: the bytes at %llu are not those written\n", (unsigned long long)s->offset);
+            l->errors++;
+        }
+    }
     record(l, now - s->started_ns);
     l->operations++;
     l->bytes += (uint64_t)status;
-    if (l->mode != FILL && now >= l->end_ns)
+    if (l->mode != FILL && l->mode != SYNCFILL && l->mode != VERIFY && now >= l->end_ns)
         l->stop = 1;
     if (!l->stop)
         submit(s);
@@ -123,9 +145,16 @@ static void submit(struct slot *s) {
 
     if (l->mode == RANDREAD) {
         offset = random_u64(l) % (l->file_bytes / l->request_bytes) * l->request_bytes;
+    } else if (l->mode == VERIFY) {
+        unsigned long long given;
+        if (scanf("%llu", &given) != 1) {
+            l->stop = 1;
+            return;
+        }
+        offset = given;
     } else {
         if (l->next_offset + l->request_bytes > l->file_bytes) {
-            if (l->mode == FILL) {
+            if (l->mode == FILL || l->mode == SYNCFILL) {
                 l->stop = 1;
                 return;
             }
@@ -134,9 +163,13 @@ static void submit(struct slot *s) {
         offset = l->next_offset;
         l->next_offset += l->request_bytes;
     }
+    s->offset = offset;
+    if (l->mode == SYNCFILL)
+        make_piece(l, offset, s->data);
     s->started_ns = now_ns();
-    if (l->mode == FILL || l->mode == WRITE)
-        rc = nfs_pwrite_async(l->nfs, l->file, offset, l->request_bytes, l->data, answered, s);
+    if (l->mode == FILL || l->mode == WRITE || l->mode == SYNCFILL)
+        rc = nfs_pwrite_async(l->nfs, l->file, offset, l->request_bytes, l->mode == SYNCFILL ? s->data : l->data, answered,
+                              s);
     else
         rc = nfs_pread_async(l->nfs, l->file, offset, l->request_bytes, answered, s);
     if (rc)
@@ -154,7 +187,7 @@ static uint32_t percentile(const struct load *l, unsigned percent) {
 }
 
 int main(int argc, char **argv) {
-    static const char *const modes[] = {"fill", "write", "read", "randread"};
+    static const char *const modes[] = {"fill", "write", "read", "randread", "syncfill", "verify"};
     static struct slot slots[MAX_DEPTH];
     struct load l = {0};
     struct nfs_url *url;
@@ -164,10 +197,10 @@ int main(int argc, char **argv) {
     double seconds;
 
     if (argc != 7)
-        fail("usage", "nfs_load URL fill|write|read|randread REQUEST_BYTES DEPTH SECONDS FILE_BYTES");
-    for (i = 0; i < 4 && strcmp(argv[2], modes[i]); i++)
+        fail("usage", "nfs_load URL fill|write|read|randread|syncfill|verify REQUEST_BYTES DEPTH SECONDS FILE_BYTES");
+    for (i = 0; i < MODES && strcmp(argv[2], modes[i]); i++)
         ;
-    if (i == 4)
+    if (i == MODES)
         fail("MODE", argv[2]);
     l.mode = (enum mode)i;
     l.request_bytes = strtoull(argv[3], NULL, 10);
@@ -195,9 +228,15 @@ int main(int argc, char **argv) {
     if (nfs_get_readmax(l.nfs) < l.request_bytes || nfs_get_writemax(l.nfs) < l.request_bytes)
         fprintf(stderr, "nfs_load: the server takes at most %llu/%llu bytes a READ/WRITE: requests are split\n",
                 (unsigned long long)nfs_get_readmax(l.nfs), (unsigned long long)nfs_get_writemax(l.nfs));
-    if (l.mode == FILL || l.mode == WRITE) {
-        if (nfs_open(l.nfs, url->file, O_RDWR | O_CREAT, &l.file) && nfs_creat(l.nfs, url->file, 0644, &l.file))
-            fail("open", nfs_get_error(l.nfs));
+    if (l.mode == FILL || l.mode == WRITE || l.mode == SYNCFILL) {
+        int flags = O_RDWR | (l.mode == SYNCFILL ? O_SYNC : 0);
+        if (nfs_open(l.nfs, url->file, flags, &l.file)) {
+            if (nfs_creat(l.nfs, url->file, 0644, &l.file))
+                fail("create", nfs_get_error(l.nfs));
+            nfs_close(l.nfs, l.file);
+            if (nfs_open(l.nfs, url->file, flags, &l.file))
+                fail("open", nfs_get_error(l.nfs));
+        }
     } else if (nfs_open(l.nfs, url->file, O_RDONLY, &l.file)) {
         fail("open", nfs_get_error(l.nfs));
     }
@@ -213,6 +252,9 @@ int main(int argc, char **argv) {
     l.end_ns = begin + (uint64_t)(seconds * 1e9);
     for (i = 0; i < depth && !l.stop; i++) {
         slots[i].load = &l;
+        slots[i].data = malloc(l.request_bytes);
+        if (!slots[i].data)
+            fail("memory", strerror(errno));
         submit(&slots[i]);
     }
     answered_before = 0;

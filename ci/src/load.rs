@@ -1,9 +1,11 @@
 //! Runs the NFS load generator (`ci/loadgen/nfs_load.c`) in the lab and reads its report.
 use crate::lab::Host;
+use crate::process::Daemon;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// What is asked of the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -16,6 +18,8 @@ pub enum Mode {
     Read,
     /// Random reads for a time.
     RandomRead,
+    /// Write the file once with FILE_SYNC, see [`SyncFill`].
+    SyncFill,
 }
 
 impl Mode {
@@ -25,6 +29,7 @@ impl Mode {
             Mode::Write => "write",
             Mode::Read => "read",
             Mode::RandomRead => "randread",
+            Mode::SyncFill => "syncfill",
         }
     }
 }
@@ -74,6 +79,86 @@ impl Load {
     /// Runs it on `host`.
     pub fn run(&self, program: &Path, host: &Host, url: &str) -> Result<Report> {
         read(&host.output(&mut self.command(program, url))?)
+    }
+}
+
+/// A writer in the background whose every WRITE is FILE_SYNC: what it was told is stable must be there for good.
+pub struct SyncFill {
+    daemon: Daemon,
+    load: Load,
+    program: PathBuf,
+    url: String,
+    log: PathBuf,
+}
+
+impl SyncFill {
+    /// Starts it on `host`, with a log of its own in `dir`.
+    pub fn start(program: &Path, host: &Host, url: &str, file_bytes: u64, dir: &Path) -> Result<Self> {
+        let load = Load { mode: Mode::SyncFill, request_bytes: 64 << 10, depth: 8, seconds: 0.0, file_bytes };
+        let log = dir.join("syncfill.log");
+        let daemon = host.daemon("nfs_load", &mut load.command(program, url), &log)?;
+        Ok(SyncFill { daemon, load, program: program.to_owned(), url: url.to_owned(), log })
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.daemon.pid()
+    }
+
+    /// Offsets of the pieces acknowledged so far.
+    pub fn acknowledged(&self) -> Vec<u64> {
+        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        log.split_inclusive('\n').filter_map(|l| l.strip_suffix('\n')?.parse().ok()).collect()
+    }
+
+    /// Waits until so many pieces are acknowledged; it must still be writing then.
+    pub fn wait_for(&mut self, pieces: usize) -> Result<()> {
+        let log = self.log.clone();
+        let lines = || std::fs::read_to_string(&log).unwrap_or_default().lines().count();
+        self.daemon.wait_until("progress of the writer", Duration::from_secs(60), || lines() >= pieces)
+    }
+
+    /// Waits for its end without an error; returns what was acknowledged.
+    pub fn finish(mut self) -> Result<Vec<u64>> {
+        let status = self.daemon.wait(Duration::from_secs(120))?;
+        if !status.success() {
+            bail!("the writer ended with {status}{}", self.daemon.quote_log());
+        }
+        let acknowledged = self.acknowledged();
+        let pieces = self.load.file_bytes / self.load.request_bytes;
+        if acknowledged.len() as u64 != pieces {
+            bail!("{} of {pieces} pieces were acknowledged", acknowledged.len());
+        }
+        Ok(acknowledged)
+    }
+
+    /// Ends it in the middle; returns what was acknowledged.
+    pub fn abandon(mut self) -> Result<Vec<u64>> {
+        self.daemon.kill()?;
+        Ok(self.acknowledged())
+    }
+
+    /// Reads the pieces back and compares them.
+    pub fn verify(program: &Path, host: &Host, url: &str, acknowledged: &[u64], dir: &Path) -> Result<()> {
+        let list = dir.join("acknowledged");
+        std::fs::write(&list, acknowledged.iter().map(|a| format!("{a}\n")).collect::<String>())?;
+        let end = acknowledged.iter().max().map_or(0, |a| a + (64 << 10));
+        let script = format!("{} {url} verify 65536 8 0 {end} < {}", program.display(), list.display());
+        let report = read(&host.output(Command::new("sh").args(["-c", &script]))?)?;
+        if report.operations != acknowledged.len() as f64 {
+            bail!("{} of {} pieces were compared", report.operations, acknowledged.len());
+        }
+        Ok(())
+    }
+
+    /// Where it writes.
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    /// The program it runs.
+    pub fn program(&self) -> &Path {
+        &self.program
     }
 }
 

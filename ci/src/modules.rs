@@ -54,6 +54,34 @@ pub struct Module {
     pub console: PathBuf,
 }
 
+/// Both modules on `node1`, serving. Fields are dropped in order: VMs before the lab.
+pub struct Cluster {
+    /// The N-module.
+    pub nmodule: Module,
+    /// The D-module.
+    pub dmodule: Module,
+    /// From the start of their processes until they served: D-module, N-module.
+    pub boot: [Duration; 2],
+    /// The D-module's disk.
+    pub disk: PathBuf,
+    /// What runs.
+    pub artifacts: Artifacts,
+    /// Where.
+    pub lab: Lab,
+}
+
+impl Cluster {
+    /// A new lab below `data` with both modules on a new disk.
+    pub fn start(data: &Path, artifacts: Artifacts, disk_bytes: u64, dmodule_memory: &str) -> Result<Self> {
+        let lab = Lab::create(data)?;
+        let disk = lab.data_dir().join("disk0.img");
+        create_disk(&disk, disk_bytes)?;
+        let (dmodule, dboot) = start_dmodule(&lab, &artifacts, &disk, dmodule_memory)?;
+        let (nmodule, nboot) = start_nmodule(&lab, &artifacts, &lab.node1)?;
+        Ok(Cluster { nmodule, dmodule, boot: [dboot, nboot], disk, artifacts, lab })
+    }
+}
+
 /// Makes a raw disk image of `bytes`, all of it allocated.
 pub fn create_disk(path: &Path, bytes: u64) -> Result<()> {
     let file = File::create_new(path).with_context(|| format!("cannot create {}", path.display()))?;
@@ -68,7 +96,7 @@ pub fn dmodule_cmdline() -> String {
 
 /// Command line of the N-module.
 pub fn nmodule_cmdline() -> String {
-    format!("ip={NMODULE_IP}/{PREFIX} dmodule={FABRIC} volume={VOLUME}")
+    format!("ip={NMODULE_IP}/{PREFIX} dmodule={FABRIC} volume={VOLUME} no_root_squash")
 }
 
 /// What every `vmm` gets: a tap on the host's bridge, a control socket, a console file.
