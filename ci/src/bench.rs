@@ -2,10 +2,113 @@
 //!
 //! Always true: a row says how many samples it stands on; a comparison runs both sides in the same run, alternating; a ratio
 //! above one means that ours is better.
+pub mod boot;
 pub mod nfs;
+pub mod page;
+pub mod port;
+pub mod vmm;
 
-use crate::report;
+use crate::artifacts::{self, Artifacts};
+use crate::ganesha::Ganesha;
+use crate::modules::Cluster;
+use crate::setup::{self, Need};
+use crate::{copy, lab, report};
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
+use std::path::PathBuf;
+
+/// Disk of the D-module.
+const DISK_BYTES: u64 = 1 << 30;
+/// Memory of the D-module.
+const DMODULE_MEMORY_MIB: u64 = 512;
+const NMODULE_MEMORY_MIB: u64 = 32;
+
+/// A benchmark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bench {
+    /// Process start to first answer.
+    Boot,
+    /// Blackout and retransmits.
+    Port,
+    /// NFS against nfs-ganesha.
+    Nfs,
+    /// Cost of a `vmm` process.
+    Vmm,
+}
+
+impl Bench {
+    /// All of them, in the order they are run and listed.
+    pub const ALL: [Bench; 4] = [Bench::Boot, Bench::Port, Bench::Nfs, Bench::Vmm];
+
+    /// Its name on the command line and in the page.
+    pub fn name(self) -> &'static str {
+        match self {
+            Bench::Boot => "boot",
+            Bench::Port => "port",
+            Bench::Nfs => "nfs",
+            Bench::Vmm => "vmm",
+        }
+    }
+}
+
+/// What the user asked for.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which.
+    pub benches: Vec<Bench>,
+    /// Fewer samples.
+    pub quick: bool,
+    /// Where the rows go as JSON.
+    pub json: Option<PathBuf>,
+}
+
+/// Runs them.
+pub fn run(options: &Options) -> Result<()> {
+    let data = artifacts::data_dir()?;
+    setup::prepare(Need::Bench, &data, DISK_BYTES + 2 * nfs::FILE_BYTES)?;
+    lab::clean()?;
+    let artifacts = Artifacts::build()?;
+    let program = setup::load_generator(&artifacts.root, &data)?;
+    let mut all = Vec::new();
+    for bench in &options.benches {
+        // A fresh lab each: no bench finds what another has left in caches and on the disk.
+        let memory = format!("{DMODULE_MEMORY_MIB}M");
+        let mut cluster = Cluster::start(&data, artifacts.clone(), DISK_BYTES, &memory)?;
+        let pick = |quick, full| if options.quick { quick } else { full };
+        let rows = match bench {
+            Bench::Boot => boot::run(&mut cluster, &memory, pick(7, 31))?,
+            Bench::Port => port::run(&mut cluster, &program, pick(10, 50))?,
+            Bench::Nfs => {
+                let ganesha = Ganesha::start(&cluster.lab)?;
+                let (rounds, seconds) = if options.quick { (3, 1.5) } else { (7, 4.0) };
+                nfs::compare(&cluster.lab, &program, &Ours(&cluster), Some(&ganesha), rounds, seconds)?
+            }
+            Bench::Vmm => vmm::run(&cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB])?,
+        };
+        println!("{}:\n{}", bench.name(), table(&rows));
+        page::write(&artifacts.root.join("docs/benchmarks.md"), bench.name(), &rows, options.quick)?;
+        all.extend(rows);
+    }
+    if let Some(path) = &options.json {
+        let rows: Vec<Value> = all.iter().map(Row::json).collect();
+        let text = serde_json::to_string_pretty(&json!({ "rows": rows }))? + "\n";
+        std::fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Both modules as one server.
+struct Ours<'a>(&'a Cluster);
+
+impl nfs::Server for Ours<'_> {
+    fn url(&self, file: &str) -> String {
+        copy::url(file)
+    }
+
+    fn cpu_seconds(&self) -> Result<f64> {
+        Ok(self.0.nmodule.daemon.cpu_seconds()? + self.0.dmodule.daemon.cpu_seconds()?)
+    }
+}
 
 /// Which way a figure is better.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
 use std::path::PathBuf;
 use std::process::ExitCode;
+use xtask::bench::{self, Bench};
 use xtask::check::Which;
 use xtask::{artifacts, check, cleanup, demo, lab, setup};
 
@@ -25,6 +26,18 @@ enum Task {
         #[arg(long, default_value = "1G", value_parser = size)]
         size: u64,
         /// Write the results to this file as JSON.
+        #[arg(long, value_name = "FILE")]
+        json: Option<PathBuf>,
+    },
+    /// Measure, print a table, write docs/benchmarks.md.
+    Bench {
+        /// What to measure.
+        #[arg(value_parser = ["boot", "port", "nfs", "vmm", "all"])]
+        which: String,
+        /// Fewer samples: at most a minute each.
+        #[arg(long)]
+        quick: bool,
+        /// Write the rows to this file as JSON.
         #[arg(long, value_name = "FILE")]
         json: Option<PathBuf>,
     },
@@ -75,6 +88,11 @@ fn run(task: Task) -> Result<()> {
         Task::Demo { size, json } => {
             let json = json.map(std::path::absolute).transpose().context("--json")?;
             demo::run(&demo::Options { size, json })
+        }
+        Task::Bench { which, quick, json } => {
+            let json = json.map(std::path::absolute).transpose().context("--json")?;
+            let benches = Bench::ALL.into_iter().filter(|b| which == "all" || b.name() == which).collect();
+            bench::run(&bench::Options { benches, quick, json })
         }
         Task::Test { which, filter } => {
             let which = if which.is_some() { Which::System } else { Which::All };

@@ -1,0 +1,95 @@
+//! Porting the N-module back and forth under load: blackout, as the VMMs measure it and as a client sees it, and what TCP had to send again.
+use super::{Better, Row};
+use crate::load::{Load, Mode};
+use crate::modules::{self, Cluster, NFS};
+use crate::probe::Prober;
+use crate::process::Daemon;
+use crate::report::{Progress, median, percentile};
+use crate::{copy, tcp};
+use anyhow::{Context, Result, bail};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// Between two ports, so that each meets a steady load.
+const PAUSE: Duration = Duration::from_millis(400);
+
+#[derive(Default)]
+struct Seen {
+    vmm: Vec<f64>,
+    silence: Vec<f64>,
+    quiet: Vec<f64>,
+    whole: Vec<f64>,
+    retransmits: Vec<f64>,
+}
+
+/// Ports `samples` times, alternating the direction, while a client writes.
+pub fn run(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<Row>> {
+    let mut seen = Seen::default();
+    let client = &cluster.lab.client1;
+    let log = cluster.lab.state_dir().join("port-load.log");
+    // Long enough for all ports; ended by us.
+    let load = Load { mode: Mode::Write, request_bytes: 64 << 10, depth: 4, seconds: 3600.0, file_bytes: 64 << 20 };
+    let mut writer = client.daemon("the load", &mut load.command(program, &copy::url("port-load")), &log)?;
+    std::thread::sleep(PAUSE);
+    let mut progress = Progress::start(&format!("port: {samples} ports under load"));
+    let mut on_node = true;
+    for i in 0..samples {
+        one(cluster, on_node, &mut seen)?;
+        on_node = !on_node;
+        check(&mut writer)?;
+        progress.update(&format!("{} of {samples}, median blackout {:.2} ms", i + 1, median(&seen.vmm)));
+    }
+    if !on_node {
+        one(cluster, false, &mut Seen::default())?;
+    }
+    progress.done(&format!("median blackout {:.2} ms", median(&seen.vmm)));
+    let row = |name: &str, unit, value| Row::alone(name, unit, Better::Less, value, samples);
+    Ok(vec![
+        row("blackout measured by the VMMs, median", "ms", median(&seen.vmm)),
+        row("blackout measured by the VMMs, p90", "ms", percentile(&seen.vmm, 90)),
+        row("blackout measured by the VMMs, worst", "ms", percentile(&seen.vmm, 100)),
+        row("longest silence for a client during a port, median", "ms", median(&seen.silence)),
+        row("longest silence for a client during a port, worst", "ms", percentile(&seen.silence, 100)),
+        row("longest silence for a client in the same time before it, median", "ms", median(&seen.quiet)),
+        row("client retransmits, all ports together", "segments", seen.retransmits.iter().sum()),
+        row("request to end of the port, median", "ms", median(&seen.whole)),
+    ])
+}
+
+fn check(writer: &mut Daemon) -> Result<()> {
+    if let Some(status) = writer.ended()? {
+        bail!("the load ended with {status}{}", writer.quote_log());
+    }
+    Ok(())
+}
+
+/// One port with its measurements.
+fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
+    let lab = &cluster.lab;
+    let to = if from_node { &lab.client1 } else { &lab.node1 };
+    let receiver = modules::receive(lab, &cluster.artifacts, to)?;
+    let prober = Prober::start(&lab.client1, NFS.into())?;
+    let retransmits = tcp::retransmits(&lab.client1)?;
+    let began = Instant::now();
+    std::thread::sleep(PAUSE);
+    let ported = modules::port(&mut cluster.nmodule, to)?;
+    std::thread::sleep(PAUSE);
+    cluster.nmodule.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
+    cluster.nmodule = receiver;
+    let resent = tcp::retransmits(&lab.client1)? - retransmits;
+    let log = prober.finish()?;
+    let silence = log.longest_silence(ported.asked, ported.ended).context("the prober got no replies")?;
+    let whole = ported.ended - ported.asked;
+    // As long before the port as the port took, as far as the prober goes back.
+    let quiet_from = ported.asked.checked_sub(whole).unwrap_or(began).max(began);
+    seen.quiet.push(log.longest_silence(quiet_from, ported.asked).map_or(0.0, ms));
+    seen.vmm.push(ms(ported.blackout()?));
+    seen.silence.push(ms(silence));
+    seen.whole.push(ms(whole));
+    seen.retransmits.push(resent as f64);
+    Ok(())
+}
+
+fn ms(d: Duration) -> f64 {
+    d.as_secs_f64() * 1e3
+}
