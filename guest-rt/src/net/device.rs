@@ -1,5 +1,6 @@
 //! The network device as smoltcp wants it.
 use crate::virtio::net::{ETHERNET, Frame, MAX_FRAME, NetDevice, Receiver, Sender};
+use alloc::vec::Vec;
 use core::cell::Cell;
 use core::num::NonZeroUsize;
 use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium, PacketMeta};
@@ -14,17 +15,34 @@ pub(super) struct SmolDevice {
     /// There was no room to send, so smoltcp has something left.
     blocked: Cell<bool>,
     waiting_for_room: bool,
+    /// Ports whose backlog is full.
+    full_ports: Vec<u16>,
 }
+
+/// Most frames dropped in one look for a frame.
+const MAX_DROPS: usize = 64;
 
 impl SmolDevice {
     pub(super) fn new(net: NetDevice) -> Self {
-        SmolDevice { net, blocked: Cell::new(false), waiting_for_room: false }
+        SmolDevice { net, blocked: Cell::new(false), waiting_for_room: false, full_ports: Vec::new() }
     }
 
     /// Whether the last poll was cut short for want of room; remembered for [`SmolDevice::is_unblocked`].
     pub(super) fn take_blocked(&mut self) -> bool {
         self.waiting_for_room = self.blocked.take();
         self.waiting_for_room
+    }
+
+    /// Sets the ports whose backlog is full. A SYN for one of them is dropped, so that the peer tries again; smoltcp
+    /// would answer with a reset, since nobody listens.
+    pub(super) fn set_full_ports(&mut self, ports: impl Iterator<Item = u16>) {
+        self.full_ports.clear();
+        self.full_ports.extend(ports);
+    }
+
+    fn is_unwelcome(&self, frame: &Frame) -> bool {
+        !self.full_ports.is_empty()
+            && syn_port(self.net.rx.bytes(frame)).is_some_and(|port| self.full_ports.contains(&port))
     }
 
     /// Whether there is room again that the last poll lacked.
@@ -69,13 +87,20 @@ impl phy::Device for SmolDevice {
         if !self.net.has_received() {
             return None;
         }
-        let NetDevice { rx, tx, .. } = &mut self.net;
         // A frame may need an answer at once.
-        if !tx.has_room() {
+        if !self.net.tx.has_room() {
             self.blocked.set(true);
             return None;
         }
-        let frame = rx.receive()?;
+        let mut frame = self.net.rx.receive()?;
+        for _ in 0..MAX_DROPS {
+            if !self.is_unwelcome(&frame) {
+                break;
+            }
+            self.net.rx.finish(frame);
+            frame = self.net.rx.receive()?;
+        }
+        let NetDevice { rx, tx, .. } = &mut self.net;
         Some((RxToken { receiver: rx, frame }, TxToken { sender: tx, segment: None }))
     }
 
@@ -104,4 +129,16 @@ impl phy::Device for SmolDevice {
         }
         c
     }
+}
+
+/// The destination port of a frame that asks for a TCP connection over IPv4.
+fn syn_port(frame: &[u8]) -> Option<u16> {
+    let ip = frame.get(ETHERNET..)?;
+    if frame[12..14] != [0x08, 0x00] || ip.len() < 20 || ip[9] != 6 {
+        return None;
+    }
+    let tcp = ip.get(usize::from(ip[0] & 15) * 4..)?;
+    let flags = tcp.get(13)?;
+    // SYN without ACK.
+    (flags & 0x12 == 0x02).then(|| u16::from_be_bytes([tcp[2], tcp[3]]))
 }

@@ -120,6 +120,15 @@ fn is_up(socket: &tcp::Socket<'_>) -> bool {
 }
 
 impl ListenerState {
+    pub(super) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Whether nobody listens because too many connections are pending.
+    pub(super) fn is_full(&self) -> bool {
+        self.listening.get().is_none()
+    }
+
     /// Moves a socket that took a SYN to the pending ones, forgets pending ones that died, sees to it that one
     /// listens, and tells who waits in `accept`.
     pub(super) fn serve(&self, sockets: &mut SocketSet<'static>) {

@@ -190,6 +190,8 @@ impl Net {
         let at = smol(now);
         let mut any = false;
         self.interface.poll_maintenance(at);
+        // An accept since the last time may have made room in a backlog.
+        self.serve_listeners();
         for _ in 0..INGRESS_BATCH {
             let Net { interface, device, sockets, .. } = self;
             if interface.poll_ingress_single(at, device, sockets) == PollIngressSingleResult::None {
@@ -212,7 +214,7 @@ impl Net {
     }
 
     fn serve_listeners(&mut self) {
-        let Net { listeners, sockets, .. } = self;
+        let Net { listeners, sockets, device, .. } = self;
         listeners.retain(|listener| match listener.upgrade() {
             Some(listener) => {
                 listener.serve(sockets);
@@ -220,6 +222,7 @@ impl Net {
             }
             None => false,
         });
+        device.set_full_ports(listeners.iter().filter_map(Weak::upgrade).filter(|l| l.is_full()).map(|l| l.port()));
     }
 
     fn bury_orphans(&mut self, now: Instant) {
