@@ -2,7 +2,7 @@
 //!
 //! | word | meaning | default |
 //! |---|---|---|
-//! | `ip=ADDRESS/PREFIX` | own IPv4 address | none: must be given |
+//! | `ip=ADDRESS/PREFIX[,GATEWAY]` | own IPv4 address | none: must be given |
 //! | `gw=ADDRESS` | gateway | none |
 //! | `dmodule=ADDRESS:PORT` | the D-module | none: must be given |
 //! | `volume=NAME` | volume of exports that name none | `vol0` |
@@ -64,17 +64,21 @@ impl Config {
         let values = |key: &'static str| {
             text.split_ascii_whitespace().filter_map(move |word| word.strip_prefix(key)?.strip_prefix('='))
         };
-        let required = |key| values(key).last().ok_or(ConfigError::Missing(key));
+        let required = |key| values(key).next_back().ok_or(ConfigError::Missing(key));
         let flag = |key| text.split_ascii_whitespace().any(|word| word == key);
 
         let network = required("ip")?;
+        // The run time knows the gateway in this form too.
+        let (network, gateway) =
+            network.split_once(',').map_or((network, None), |(network, gateway)| (network, Some(gateway)));
+        let gateway = values("gw").next_back().or(gateway);
         let (address, prefix) =
             network.split_once('/').ok_or_else(|| invalid("ip", network, "the length of the prefix is missing"))?;
         let prefix: u8 = parse("ip", prefix)?;
         if !(1..=32).contains(&prefix) {
             return Err(invalid("ip", network, "the prefix has 1 to 32 bits"));
         }
-        let volume = values("volume").last().unwrap_or("vol0");
+        let volume = values("volume").next_back().unwrap_or("vol0");
         let mut exports = values("export").map(|value| export(value, volume)).collect::<Result<Vec<_>, _>>()?;
         if exports.is_empty() {
             exports.push(Export { path: format!("/{volume}"), volume: volume.into() });
@@ -85,7 +89,7 @@ impl Config {
         Ok(Config {
             address: parse("ip", address)?,
             prefix,
-            gateway: values("gw").last().map(|gateway| parse("gw", gateway)).transpose()?,
+            gateway: gateway.map(|gateway| parse("gw", gateway)).transpose()?,
             dmodule: parse("dmodule", required("dmodule")?)?,
             exports,
             access: Access { root_squash: !flag("no_root_squash"), insecure_ports: flag("insecure") },

@@ -7,5 +7,6 @@
 
 extern crate alloc;
 
+pub mod budget;
 pub mod config;
 pub mod limits;

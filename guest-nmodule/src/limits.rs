@@ -19,6 +19,8 @@ pub const NFS_BUFFER: usize = 256 << 10;
 pub const PORTMAP_BUFFER: usize = 4 << 10;
 /// Most portmap connections.
 pub const PORTMAP_CONNECTIONS: usize = 8;
+/// Most connections of a port that wait to be accepted. Each has its buffers already, and one more listens.
+pub const BACKLOG: usize = 2;
 /// Most calls of one connection being executed.
 pub const CALLS_PER_CONNECTION: usize = 32;
 /// What the largest call costs: its record, or its reply, and as much again for what it is made from.
@@ -29,6 +31,8 @@ pub const LARGEST_CALL: usize = 2 * nfs::record::RECORD_MAX;
 pub struct Limits {
     /// Most NFS connections.
     pub connections: usize,
+    /// Most sockets of all kinds before no more connections are accepted.
+    pub sockets: usize,
     /// Most bytes of records and replies of all calls together.
     pub call_bytes: usize,
 }
@@ -44,10 +48,13 @@ impl Limits {
         let fixed = IMAGE + RESERVE + 2 * LINK_BUFFER as u64;
         let free = memory_size.saturating_sub(fixed);
         let call_bytes = (free / 5 * 2).min(256 << 20);
-        let connections = ((free - call_bytes) / (2 * NFS_BUFFER as u64)).min(256);
+        let sockets = ((free - call_bytes) / (2 * NFS_BUFFER as u64)).min(256) as usize;
+        let connections = sockets.saturating_sub(BACKLOG + 1);
         if call_bytes < LARGEST_CALL as u64 || connections < 4 {
             return Err(TooLittleMemory(memory_size >> 20));
         }
-        Ok(Limits { connections: connections as usize, call_bytes: call_bytes as usize })
+        // The small ones of portmap and the D-module's come on top.
+        let sockets = sockets + PORTMAP_CONNECTIONS + BACKLOG + 1 + 1;
+        Ok(Limits { connections, sockets, call_bytes: call_bytes as usize })
     }
 }

@@ -1,14 +1,78 @@
-//! The N-module image: the network half of a storage node.
+//! The N-module image: NFS over TCP in front, a CF client behind.
+//!
+//! Its command line is described in `guest_nmodule::config`. It serves portmap on port 111, NFS and MOUNT on 2049. NULL calls
+//! are answered as soon as it listens; what needs the D-module waits until that can be reached.
 #![no_std]
 #![no_main]
 
 extern crate alloc;
 
-use guest_rt::{Env, println};
+mod link;
+mod race;
+mod server;
+
+use alloc::{format, rc::Rc, string::String};
+use core::fmt::Display;
+use core::net::IpAddr;
+use guest_nmodule::config::Config;
+use guest_nmodule::limits::{self, Limits};
+use guest_rt::net::{self, Buffers, Stack};
+use guest_rt::{BOOT_MARK_SERVING, Env, boot_mark, identity, println, spawn};
+use link::Link;
+use nfs::engine::{Engine, mappings};
+use nfs::nfs3::results::Capacity;
+use nfs::{nfs3, portmap};
+use server::Server;
+
+/// What a volume of the data layout holds (docs/data-layout.md).
+const CAPACITY: Capacity = Capacity { file_size_max: 1 << 44, links_max: 65_000 };
 
 guest_rt::entry!(main);
 
-async fn main(env: Env) -> Result<(), &'static str> {
-    println!("N-module: {} MiB, {} network devices, {} disks", env.memory_size >> 20, env.nets.len(), env.disks.len());
-    Err("the N-module is not there yet")
+async fn main(mut env: Env) -> Result<(), String> {
+    let config = Config::parse(env.cmdline.text()).map_err(text)?;
+    let limits = Limits::of(env.memory_size).map_err(text)?;
+    if identity().vm_id == 0 {
+        return Err("this VM has no id (vm_id)".into());
+    }
+    if env.nets.is_empty() {
+        return Err("there is no network device".into());
+    }
+    let address = net::Cidr { address: config.address, prefix: config.prefix };
+    let rx_buffers = guest_rt::virtio::net::RxBuffers::for_memory(env.memory_size);
+    let stack = Stack::new(env.nets.swap_remove(0), net::Config { address, gateway: config.gateway, rx_buffers });
+
+    let link = Rc::new(Link::new());
+    let local = IpAddr::V4(config.address);
+    let serving = nfs::engine::Config {
+        exports: config.exports,
+        access: config.access,
+        mappings: mappings(portmap::PORT, false, nfs3::PORT, nfs3::PORT),
+        capacity: CAPACITY,
+    };
+    let server = Server::new(Engine::new(link.clone(), serving), local, limits);
+    for (port, size, connections) in [
+        (nfs3::PORT, limits::NFS_BUFFER, limits.connections),
+        (portmap::PORT, limits::PORTMAP_BUFFER, limits::PORTMAP_CONNECTIONS),
+    ] {
+        let listener = stack.listen(port, Buffers { rx: size, tx: size }, limits::BACKLOG).map_err(text)?;
+        spawn(server.clone().accept(stack.clone(), listener, connections));
+    }
+    boot_mark(BOOT_MARK_SERVING);
+    println!(
+        "N-module {:#x}: {} on {local}, D-module {}, at most {} connections",
+        identity().vm_id,
+        server.exports(),
+        config.dmodule,
+        limits.connections
+    );
+
+    let keeping = link.clone();
+    spawn(async move { keeping.run(stack, config.dmodule).await });
+    let current = link.fenced().await;
+    Err(format!("another instance has taken this VM's ownership (epoch {}): serving ends", current.0))
+}
+
+fn text(error: impl Display) -> String {
+    format!("{error}")
 }

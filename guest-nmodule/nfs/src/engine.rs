@@ -234,7 +234,8 @@ impl<S: FileService> Engine<S> {
         self.mounts.borrow_mut()
     }
 
-    pub(crate) fn exports(&self) -> &[Export] {
+    /// What may be mounted.
+    pub fn exports(&self) -> &[Export] {
         &self.config.exports
     }
 

@@ -69,6 +69,8 @@ pub enum Event {
     Fragment {
         /// Bytes of the record up to the end of this fragment.
         record_bytes: usize,
+        /// Whether it is the last.
+        last: bool,
     },
     /// A whole record.
     Record(Record),
@@ -159,7 +161,7 @@ impl RecordReader {
         if self.received() == 0 && self.last_fragment && record_bytes < SPLIT_MIN {
             self.stop_splitting();
         }
-        Ok(Event::Fragment { record_bytes })
+        Ok(Event::Fragment { record_bytes, last: self.last_fragment })
     }
 
     fn stop_splitting(&mut self) {

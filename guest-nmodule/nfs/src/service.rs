@@ -1,4 +1,5 @@
 //! What stands behind the engines.
+use alloc::rc::Rc;
 use fabric::{
     fs::Credential,
     op::{Op, Outcome},
@@ -18,7 +19,7 @@ pub trait FileService {
     async fn call(&self, credential: Credential, op: Op) -> Result<Outcome, Unreachable>;
 }
 
-impl<S: FileService> FileService for &S {
+impl<S: FileService> FileService for Rc<S> {
     async fn call(&self, credential: Credential, op: Op) -> Result<Outcome, Unreachable> {
         (**self).call(credential, op).await
     }

@@ -28,6 +28,8 @@ fn defaults_are_safe() {
     assert_eq!(config.access, Access { root_squash: true, insecure_ports: false });
     assert_eq!(config.exports, [Export { path: "/vol0".into(), volume: "vol0".into() }]);
     assert_eq!(config.gateway, None);
+    let config = Config::parse("ip=10.0.0.1/8,10.0.0.9 dmodule=10.0.0.2:7100").unwrap();
+    assert_eq!((config.prefix, config.gateway), (8, Some(Ipv4Addr::new(10, 0, 0, 9))));
 }
 
 #[test]

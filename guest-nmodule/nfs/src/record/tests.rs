@@ -14,7 +14,7 @@ fn read(split: fn(&[u8]) -> Split, stream: &[u8], pieces: &[usize]) -> Result<Ve
             input = &input[used..];
             match event {
                 Event::Starved => break,
-                Event::Fragment { record_bytes } => assert!(record_bytes <= RECORD_MAX),
+                Event::Fragment { record_bytes, .. } => assert!(record_bytes <= RECORD_MAX),
                 Event::Record(record) => records.push(record),
             }
         }

@@ -1,0 +1,261 @@
+//! NFS, MOUNT and portmap over TCP.
+//!
+//! One task a connection reads records, one a call executes it, one a connection writes the replies. Always true: the
+//! bytes of all records and replies are within the budget of [`Limits`]; a record is read on only when there is room for
+//! it. Survives: clients that send nothing, half a record or too much, that do not read their replies, or that go away.
+use crate::link::Link;
+use crate::race::race;
+use alloc::{rc::Rc, string::String, vec::Vec};
+use core::cell::{Cell, RefCell};
+use core::net::{IpAddr, SocketAddr};
+use core::pin::pin;
+use guest_nmodule::budget::{Budget, Permit};
+use guest_nmodule::limits::{CALLS_PER_CONNECTION, Limits};
+use guest_rt::net::{Listener, ReadHalf, SocketAddrV4, Stack, TcpStream, WriteHalf};
+use guest_rt::spawn;
+use guest_rt::sync::{Notify, channel};
+use guest_rt::time::{Duration, Instant, sleep, timeout};
+use nfs::engine::{Engine, Peer};
+use nfs::nfs3::arguments::{cost, write_split};
+use nfs::record::{Event, RECORD_MAX, Record, RecordReader, Reply};
+
+/// How long a record may take from its first byte to its last.
+const RECORD_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a client may take to take a reply in.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
+/// A connection idle for so long may be closed to make room for another; its client connects again when it needs to.
+const IDLE: Duration = Duration::from_secs(5);
+/// How often a full server looks for an idle connection.
+const FULL_RETRY: Duration = Duration::from_millis(100);
+/// What a call costs at least, beyond its record.
+const SMALL_CALL: usize = 4096;
+/// Longest record of a call with a large reply: no such call has more to say.
+const LARGE_REPLY_RECORD_MAX: usize = 8192;
+
+/// The services, with the limits they share.
+pub struct Server {
+    engine: Engine<Rc<Link>>,
+    local: IpAddr,
+    memory: Budget,
+    limits: Limits,
+    connections: RefCell<Vec<Rc<Connection>>>,
+}
+
+/// What is known of a connection from outside its tasks.
+struct Connection {
+    client: SocketAddrV4,
+    /// Port of the service.
+    port: u16,
+    last_active: Cell<Instant>,
+    /// Permits for calls; those taken are being executed or written.
+    calls: Budget,
+    /// Set to end it.
+    closing: Cell<bool>,
+    close: Notify,
+}
+
+/// Why a connection is ended from this side, or what ended it.
+#[derive(Debug, thiserror::Error)]
+enum End {
+    #[error("closed by the client")]
+    Closed,
+    #[error("{0}")]
+    Tcp(#[from] guest_rt::net::TcpError),
+    #[error("{0}")]
+    Record(#[from] nfs::record::RecordError),
+    #[error("a record took longer than {} s", RECORD_TIMEOUT.as_secs())]
+    SlowRecord,
+    #[error("a reply was not taken in for {} s", REPLY_TIMEOUT.as_secs())]
+    SlowReply,
+    #[error("a record of {0} bytes for a call of a few")]
+    Oversize(usize),
+    #[error("idle, and others need the room")]
+    Idle,
+}
+
+impl Server {
+    /// A server over `engine`, known to clients as `local`.
+    pub fn new(engine: Engine<Rc<Link>>, local: IpAddr, limits: Limits) -> Rc<Server> {
+        let memory = Budget::new(limits.call_bytes);
+        Rc::new(Server { engine, local, memory, limits, connections: RefCell::default() })
+    }
+
+    /// The paths that may be mounted, for people.
+    pub fn exports(&self) -> String {
+        let paths: Vec<&str> = self.engine.exports().iter().map(|export| export.path.as_str()).collect();
+        paths.join(", ")
+    }
+
+    /// Accepts connections for ever, at most `most` of this listener at a time.
+    pub async fn accept(self: Rc<Self>, stack: Stack, listener: Listener, most: usize) {
+        let places = Budget::new(most);
+        loop {
+            while places.free() == 0 && !self.close_idle(listener.port(), most) {
+                sleep(FULL_RETRY).await;
+            }
+            let place = places.acquire(1).await;
+            // Sockets whose clients do not say goodbye keep their buffers for a while.
+            while stack.sockets() >= self.limits.sockets {
+                sleep(FULL_RETRY).await;
+            }
+            let (stream, client) = listener.accept().await;
+            spawn(self.clone().serve(stream, (client, listener.port()), place));
+        }
+    }
+
+    /// Ends the connection of a port that has been idle longest, if long enough. The place it had is free a little later.
+    fn close_idle(&self, port: u16, most: usize) -> bool {
+        let connections = self.connections.borrow();
+        let idle = connections.iter().filter(|c| c.port == port && c.calls.taken() == 0 && !c.closing.get());
+        let Some(oldest) = idle.min_by_key(|c| c.last_active.get()) else { return false };
+        if oldest.last_active.get().elapsed() < IDLE {
+            return false;
+        }
+        log::info!("port {port}: {most} connections are the limit, {} has been idle longest", oldest.client);
+        oldest.closing.set(true);
+        oldest.close.notify();
+        true
+    }
+
+    async fn serve(self: Rc<Self>, stream: TcpStream, (client, port): (SocketAddrV4, u16), place: Permit) {
+        let connection = Rc::new(Connection {
+            client,
+            port,
+            last_active: Cell::new(Instant::now()),
+            calls: Budget::new(CALLS_PER_CONNECTION),
+            closing: Cell::new(false),
+            close: Notify::new(),
+        });
+        self.connections.borrow_mut().push(connection.clone());
+        let (mut input, mut output) = stream.into_split();
+        let (replies, queue) = channel::bounded(CALLS_PER_CONNECTION);
+        let closed = async {
+            connection.close.wait_until(|| connection.closing.get()).await;
+            End::Idle
+        };
+        let reading = race(self.read(&mut input, &connection, replies), closed);
+        let end = {
+            let mut writing = pin!(write(&mut output, &connection, queue));
+            let end = race(reading, writing.as_mut()).await;
+            if matches!(end, End::Closed) {
+                // A client may shut its side down and wait for the replies.
+                let _ = timeout(REPLY_TIMEOUT, writing).await;
+            }
+            end
+        };
+        match end {
+            End::Closed | End::Idle => {
+                log::debug!("{client}: {end}");
+                output.shutdown();
+            }
+            end => {
+                log::info!("{client}: {end}");
+                output.abort();
+            }
+        }
+        self.connections.borrow_mut().retain(|other| !Rc::ptr_eq(other, &connection));
+        drop(place);
+    }
+
+    /// Reads records and starts their calls, to the end of the connection.
+    async fn read(
+        self: &Rc<Self>,
+        input: &mut ReadHalf,
+        connection: &Rc<Connection>,
+        replies: channel::Sender<Outgoing>,
+    ) -> End {
+        let mut records = RecordReader::new(write_split);
+        let mut deadline = None;
+        let mut memory: Option<Permit> = None;
+        loop {
+            let fed = input.read_with(|bytes| match bytes {
+                [] => (0, Err(End::Closed)),
+                bytes => match records.feed(bytes) {
+                    Ok((used, event)) => (used, Ok(event)),
+                    Err(error) => (0, Err(error.into())),
+                },
+            });
+            let fed = match deadline {
+                None => fed.await,
+                Some(at) => match timeout(at - Instant::now(), fed).await {
+                    Ok(fed) => fed,
+                    Err(_) => return End::SlowRecord,
+                },
+            };
+            let event = match fed {
+                Ok(Ok(event)) => event,
+                Ok(Err(end)) => return end,
+                Err(error) => return error.into(),
+            };
+            match event {
+                Event::Starved => {}
+                Event::Fragment { record_bytes, last } => {
+                    if memory.is_none() {
+                        // For more fragments to come it takes all a record can need now: whoever waited for more
+                        // while it holds some might wait for others that do the same.
+                        let bytes = if last { record_bytes } else { RECORD_MAX };
+                        memory = Some(self.memory.acquire(bytes + SMALL_CALL).await);
+                        // From here on: waiting for room is not the client's fault.
+                        deadline = Some(Instant::now() + RECORD_TIMEOUT);
+                    }
+                }
+                Event::Record(record) => {
+                    deadline = None;
+                    let Some(mut memory) = memory.take() else { continue };
+                    let more = cost(&record.head).saturating_sub(SMALL_CALL);
+                    if more > 0 {
+                        // Whoever waits here for much must hold little, or all might wait for each other.
+                        if record.len() > LARGE_REPLY_RECORD_MAX {
+                            return End::Oversize(record.len());
+                        }
+                        memory.join(self.memory.acquire(more).await);
+                    }
+                    let call = connection.calls.acquire(1).await;
+                    connection.last_active.set(Instant::now());
+                    spawn(self.clone().call(connection.clone(), record, replies.clone(), (memory, call)));
+                }
+            }
+        }
+    }
+
+    async fn call(
+        self: Rc<Self>,
+        connection: Rc<Connection>,
+        record: Record,
+        replies: channel::Sender<Outgoing>,
+        permits: (Permit, Permit),
+    ) {
+        let peer = Peer { client: SocketAddr::V4(connection.client), local: self.local };
+        if let Some(reply) = self.engine.handle(peer, record).await {
+            // The connection may be gone: then nobody waits for the reply.
+            let _ = replies.send(Outgoing { reply, _permits: permits }).await;
+        }
+    }
+}
+
+/// A reply, with what it holds of the limits until it is written.
+struct Outgoing {
+    reply: Reply,
+    _permits: (Permit, Permit),
+}
+
+/// Writes replies, each whole, until the reader and all calls are gone or it is no longer possible.
+async fn write(output: &mut WriteHalf, connection: &Connection, mut queue: channel::Receiver<Outgoing>) -> End {
+    while let Some(outgoing) = queue.recv().await {
+        if let Err(end) = send(output, outgoing).await {
+            return end;
+        }
+        connection.last_active.set(Instant::now());
+    }
+    End::Closed
+}
+
+async fn send(output: &mut WriteHalf, outgoing: Outgoing) -> Result<(), End> {
+    let writing = async {
+        for slice in outgoing.reply.slices() {
+            output.write_all(slice).await?;
+        }
+        Ok(())
+    };
+    timeout(REPLY_TIMEOUT, writing).await.unwrap_or(Err(End::SlowReply))
+}
