@@ -3,13 +3,18 @@
 //! Always true: whoever holds the lock may be the vCPU thread (an access of the guest, a park), the I/O thread (an
 //! event) or a control thread (quiesce, save); nothing in here waits for another of these threads.
 
-use vm_superio::Serial;
-use vm_superio::Trigger;
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::NoEvents;
+use vm_superio::{Serial, SerialState as RawSerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
+use crate::error::{Error, Result};
+use crate::event::Token;
 use crate::stats::Stats;
+use crate::virtio::Progress;
+use crate::virtio::mmio::{GSI_BASE, MMIO_BASE, MMIO_SIZE, Transport, TransportState};
+use crate::virtio::net::{Frame, Net};
 
 /// First port of the 16550.
 pub const SERIAL_PORT: u16 = 0x3f8;
@@ -29,26 +34,69 @@ impl Trigger for SerialTrigger {
     }
 }
 
+/// The registers of the 16550.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SerialState {
+    /// Divisor, IER, IIR, LCR, LSR, MCR, MSR, scratch.
+    pub registers: [u8; 9],
+}
+
+/// State of all devices.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct DevicesState {
+    /// Serial port.
+    pub serial: SerialState,
+    /// virtio devices, in their order.
+    pub virtio: Vec<TransportState>,
+}
+
 /// The devices of one VM.
 pub struct Devices {
     serial: Serial<SerialTrigger, NoEvents, Console>,
+    console: Console,
+    virtio: Vec<Transport>,
 }
 
 impl Devices {
-    /// A serial port and nothing else yet.
-    pub fn new(console: Console, serial_irq: Option<EventFd>) -> Devices {
-        Devices { serial: Serial::new(SerialTrigger(serial_irq), console) }
+    /// A serial port, and virtio devices at their places.
+    pub fn new(console: Console, serial_irq: Option<EventFd>, virtio: Vec<Transport>) -> Devices {
+        Devices { serial: Serial::new(SerialTrigger(serial_irq), console.clone()), console, virtio }
+    }
+
+    /// How the command line tells a guest of device `index`, in Linux's form.
+    pub fn announcement(index: u16) -> String {
+        let base = MMIO_BASE + u64::from(index) * MMIO_SIZE;
+        format!("virtio_mmio.device=4K@{base:#x}:{}", GSI_BASE + u32::from(index))
+    }
+
+    /// The virtio devices.
+    pub fn virtio(&self) -> &[Transport] {
+        &self.virtio
+    }
+
+    fn at(&mut self, address: u64) -> Option<(&mut Transport, u64)> {
+        let offset = address.checked_sub(MMIO_BASE)?;
+        let device = self.virtio.get_mut(usize::try_from(offset / MMIO_SIZE).ok()?)?;
+        Some((device, offset % MMIO_SIZE))
     }
 
     /// A read of the guest from memory where there is no memory. Unclaimed addresses read as ones.
-    pub fn mmio_read(&mut self, _address: u64, data: &mut [u8], stats: &Stats) {
-        data.fill(0xff);
-        stats.vcpu.unclaimed.inc();
+    pub fn mmio_read(&mut self, address: u64, data: &mut [u8], stats: &Stats) {
+        match self.at(address) {
+            Some((device, offset)) => device.read(offset, data),
+            None => {
+                data.fill(0xff);
+                stats.vcpu.unclaimed.inc();
+            }
+        }
     }
 
     /// A write of the guest to memory where there is no memory.
-    pub fn mmio_write(&mut self, _address: u64, _data: &[u8], stats: &Stats) {
-        stats.vcpu.unclaimed.inc();
+    pub fn mmio_write(&mut self, address: u64, data: &[u8], stats: &Stats) {
+        match self.at(address) {
+            Some((device, offset)) => device.write(offset, data),
+            None => stats.vcpu.unclaimed.inc(),
+        }
     }
 
     /// A read from a port.
@@ -75,8 +123,111 @@ impl Devices {
     }
 
     /// Looks at all queues of all devices.
-    pub fn process_all(&mut self) {}
+    pub fn process_all(&mut self) -> Progress {
+        let mut progress = Progress::Done;
+        for device in &mut self.virtio {
+            if device.process() == Progress::More {
+                progress = Progress::More;
+            }
+        }
+        progress
+    }
 
-    /// Serves an event.
-    pub fn handle(&mut self, _token: crate::event::Token) {}
+    /// Serves an event. [`Progress::More`] asks to be called with it again, best after the lock was free for a moment.
+    pub fn handle(&mut self, token: Token) -> Progress {
+        let (index, own) = match token {
+            Token::Doorbell { device, .. } => (device, false),
+            Token::Device { device } => (device, true),
+            Token::Wake => return Progress::Done,
+        };
+        match self.virtio.get_mut(usize::from(index)) {
+            Some(device) if own => device.event(),
+            Some(device) => device.process(),
+            None => Progress::Done,
+        }
+    }
+
+    /// Stops feeding receive queues: frames stay in the taps. The guest may still run and send.
+    pub fn stop_input(&mut self) {
+        self.virtio.iter_mut().for_each(Transport::stop_input);
+    }
+
+    /// With the vCPU stopped: all that was begun is completed, then nothing more is done.
+    pub fn quiesce(&mut self) {
+        self.virtio.iter_mut().for_each(Transport::quiesce);
+    }
+
+    /// Ends [`Devices::stop_input`] and [`Devices::quiesce`].
+    pub fn resume(&mut self) {
+        self.virtio.iter_mut().for_each(Transport::resume);
+    }
+
+    /// State of all devices; only while quiesced.
+    pub fn save(&self) -> DevicesState {
+        let s = self.serial.state();
+        let registers = [
+            s.baud_divisor_low,
+            s.baud_divisor_high,
+            s.interrupt_enable,
+            s.interrupt_identification,
+            s.line_control,
+            s.line_status,
+            s.modem_control,
+            s.modem_status,
+            s.scratch,
+        ];
+        DevicesState { serial: SerialState { registers }, virtio: self.virtio.iter().map(Transport::save).collect() }
+    }
+
+    /// Takes over the state of the same devices; they stay quiesced until [`Devices::resume`].
+    pub fn restore(&mut self, state: &DevicesState, serial_irq: Option<EventFd>) -> Result<()> {
+        if state.virtio.len() != self.virtio.len() {
+            return Err(Error::State(format!("{} devices instead of {}", state.virtio.len(), self.virtio.len())));
+        }
+        for (device, state) in self.virtio.iter_mut().zip(&state.virtio) {
+            device.restore(state)?;
+        }
+        let [low, high, ier, iir, lcr, lsr, mcr, msr, scratch] = state.serial.registers;
+        let raw = RawSerialState {
+            baud_divisor_low: low,
+            baud_divisor_high: high,
+            interrupt_enable: ier,
+            interrupt_identification: iir,
+            line_control: lcr,
+            line_status: lsr,
+            modem_control: mcr,
+            modem_status: msr,
+            scratch,
+            in_buffer: Vec::new(),
+        };
+        self.serial = Serial::from_state(&raw, SerialTrigger(serial_irq), NoEvents, self.console.clone())
+            .map_err(|e| Error::State(format!("serial port: {e:?}")))?;
+        Ok(())
+    }
+
+    /// The network devices, in their order.
+    pub fn nets(&mut self) -> impl Iterator<Item = &mut Net> {
+        self.virtio.iter_mut().filter_map(|t| t.device_mut().as_net())
+    }
+
+    /// The network device with this id.
+    pub fn net(&mut self, id: &str) -> Result<&mut Net> {
+        self.nets()
+            .find(|n| crate::virtio::Device::id(*n) == id)
+            .ok_or_else(|| Error::Conflict(format!("there is no network device {id}")))
+    }
+
+    /// Delivers frames to a network device before anything from its tap.
+    pub fn inject_frames(&mut self, id: &str, frames: Vec<Frame>) -> Result<()> {
+        self.net(id)?.inject_frames(frames)?;
+        while self.process_all() == Progress::More {}
+        Ok(())
+    }
+
+    /// Counters of all devices in Prometheus' text form.
+    pub fn metrics(&self, out: &mut String) {
+        for device in &self.virtio {
+            device.device().metrics(out);
+        }
+    }
 }

@@ -1,11 +1,14 @@
 //! KVM virtual machine monitor for storage guests.
 //!
 //! One process runs one VM. The way through the crate: [`config`] says what is wanted, [`vm`] builds it out of
-//! [`memory`], [`boot`], [`vcpu`] and [`devices`], and runs it.
+//! [`memory`], [`boot`], [`vcpu`] and [`devices`] (with [`virtio`]), and runs it; [`api`] tells it what to do through
+//! [`control`]; [`port`] moves it to another host.
 
+pub mod api;
 pub mod boot;
 pub mod config;
 pub mod console;
+pub mod control;
 pub mod devices;
 pub mod error;
 pub mod event;
@@ -15,6 +18,7 @@ pub mod platform;
 pub mod port;
 pub mod stats;
 pub mod vcpu;
+pub mod virtio;
 pub mod vm;
 
 pub use error::{Error, Result};

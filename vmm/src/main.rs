@@ -1,49 +1,109 @@
 //! The `vmm` binary: one process, one VM.
+//!
+//! Order of things: everything that can be wrong with the command line is said first; then the control socket is taken,
+//! then the VM is built and runs on its own threads; this thread serves the control interface until the VM ends, a signal comes
+//! or a shutdown is asked for.
 
 use std::process::ExitCode;
-use std::sync::{Arc, mpsc};
+use std::sync::Arc;
 
 use clap::Parser;
+use tokio::signal::unix::{SignalKind, signal};
+use vmm::api::{self, socket::ControlSocket};
 use vmm::boot::info::OwnerId;
 use vmm::config::cli::{Args, Order};
+use vmm::control::Control;
 use vmm::stats::{self, Stats};
+use vmm::vcpu::End;
 use vmm::vm::Vm;
 
 /// Exit status for a wrong configuration or command line.
 const STATUS_USAGE: u8 = 2;
 /// Exit status when the VM could not be built.
 const STATUS_FAILED: u8 = 1;
+/// Everything in this process is small; one malloc arena is enough for its three threads.
+const MALLOC_ARENAS: libc::c_int = 1;
 
 fn main() -> ExitCode {
     stats::process_starts();
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn")).init();
-    let order = match Args::parse().order() {
-        Ok(order) => order,
-        Err(e) => return fail(&e, STATUS_USAGE),
-    };
-    match run(order) {
+    // SAFETY: before there are other threads; the option and value are valid.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, MALLOC_ARENAS) };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off")).init();
+    let mut args = Args::parse();
+    let api_sock = args.api_sock.take();
+    let result = args.order().and_then(|order| {
+        let socket = api_sock.as_deref().map(ControlSocket::bind).transpose()?;
+        run(order, socket)
+    });
+    match result {
         Ok(status) => ExitCode::from(status),
-        Err(e) => fail(&e, STATUS_FAILED),
+        Err(e) => {
+            for line in e.to_string().lines() {
+                eprintln!("vmm: {line}");
+            }
+            ExitCode::from(if matches!(e, vmm::Error::Config(_)) { STATUS_USAGE } else { STATUS_FAILED })
+        }
     }
 }
 
-fn fail(e: &vmm::Error, status: u8) -> ExitCode {
-    for line in e.to_string().lines() {
-        eprintln!("vmm: {line}");
+fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
+    let stats = Arc::new(Stats::default());
+    let control = Control::new(stats.clone());
+    let owner = OwnerId::random()?;
+    match order {
+        Order::Boot(config) => {
+            let vm = Arc::new(Vm::boot(config, owner, stats)?);
+            control.set_vm(vm.clone());
+            vm.start(control.on_end())?;
+        }
+        Order::Receive(_) => {
+            return Err(vmm::Error::Conflict("--receive: ports cannot be received yet".into()));
+        }
     }
-    ExitCode::from(status)
+    let end = serve(&control, socket)?;
+    if let Some(vm) = control.vm() {
+        vm.stop();
+    }
+    match &end {
+        End::Crash(reason) => eprintln!("vmm: the VM crashed: {reason}"),
+        end => log::info!("the VM has ended: {end:?}"),
+    }
+    Ok(end.status() as u8)
 }
 
-fn run(order: Order) -> vmm::Result<u8> {
-    let Order::Boot(config) = order else {
-        return Err(vmm::Error::Conflict("--receive is not built yet".into()));
-    };
-    let vm = Vm::boot(config, OwnerId::random()?, Arc::new(Stats::default()))?;
-    let (tx, rx) = mpsc::channel();
-    vm.start(move |end| {
-        let _ = tx.send(end.status());
-    })?;
-    let status = rx.recv().unwrap_or(i32::from(STATUS_FAILED));
-    vm.stop();
-    Ok(status as u8)
+/// Serves the control interface until the process is to end.
+fn serve(control: &Arc<Control>, socket: Option<ControlSocket>) -> vmm::Result<End> {
+    let failed = |source| vmm::Error::Host { what: "control interface".into(), source };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let mut ended = control.ended();
+        let mut socket = socket;
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        let stopping = control.clone();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            stopping.finish(End::Stopped);
+        });
+        if let Some(listener) = socket.as_mut().and_then(ControlSocket::take_listener) {
+            let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
+            let mut stop = control.ended();
+            // Answers under way are finished, so that who asked for a shutdown is answered.
+            let server = axum::serve(listener, api::router(control.clone())).with_graceful_shutdown(async move {
+                let _ = stop.wait_for(Option::is_some).await;
+            });
+            let serving = tokio::spawn(async move { server.await });
+            let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| e.clone());
+            let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
+            return Ok(end.unwrap_or(End::Stopped));
+        }
+        let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| e.clone());
+        Ok(end.unwrap_or(End::Stopped))
+    })
 }
+
+/// How long answers under way may take when the process ends.
+const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_millis(200);

@@ -138,6 +138,75 @@ impl Memory {
     }
 }
 
+/// A piece of guest memory that was checked to lie inside it: what remains of an address and a length a guest gave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GuestRange {
+    address: u64,
+    len: u32,
+}
+
+impl GuestRange {
+    /// The first guest-physical address.
+    pub fn address(&self) -> GuestAddress {
+        GuestAddress(self.address)
+    }
+
+    /// Length in bytes.
+    pub fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// No bytes at all.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The first `n` bytes, and the rest; `n` beyond the end takes all.
+    pub fn split_at(&self, n: u32) -> (GuestRange, GuestRange) {
+        let n = n.min(self.len);
+        (
+            GuestRange { address: self.address, len: n },
+            GuestRange { address: self.address + u64::from(n), len: self.len - n },
+        )
+    }
+}
+
+impl Memory {
+    /// The one way from what a guest says to a [`GuestRange`].
+    pub fn range(&self, address: GuestAddress, len: u32) -> Option<GuestRange> {
+        let end = address.0.checked_add(u64::from(len))?;
+        (end <= self.size as u64).then_some(GuestRange { address: address.0, len })
+    }
+
+    /// The range in this process, for the kernel to read or fill. Who lets it be filled must call [`Memory::mark_dirty`].
+    pub fn iovec(&self, range: GuestRange) -> IoVec {
+        let at = self.host_base().wrapping_add(range.address as usize);
+        IoVec(libc::iovec { iov_base: at.cast(), iov_len: range.len as usize })
+    }
+
+    /// The kernel has filled the first `n` bytes of the range.
+    pub fn mark_dirty(&self, range: GuestRange, n: u32) {
+        if let Some(region) = self.ram.iter().next() {
+            region.get_mmap().bitmap().set_addr_range(range.address as usize, n.min(range.len) as usize);
+        }
+    }
+}
+
+/// A piece of guest memory as the kernel wants it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct IoVec(pub libc::iovec);
+
+// SAFETY: the pointer is into guest memory, which is shared with the guest anyway: no thread has it to itself, and all
+// access through it is by the kernel.
+unsafe impl Send for IoVec {}
+
+impl std::fmt::Debug for IoVec {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:p}+{:#x}", self.0.iov_base, self.0.iov_len)
+    }
+}
+
 /// Asks for a dirty log whose reading and clearing are apart (Linux 5.2). To be called before the first memory region.
 pub(crate) fn enable_manual_protect(vm: &VmFd) -> Result<()> {
     let mut cap = kvm_enable_cap { cap: kvm_bindings::KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, ..Default::default() };

@@ -3,6 +3,8 @@
 //! Owns the vCPU's descriptor. Always true: a kick that was given before or while the vCPU runs makes
 //! [`Vcpu::run`] return, with every access of the guest completed, so that the state can be read.
 
+pub mod state;
+
 use std::cell::Cell;
 use std::io;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -20,6 +22,7 @@ use crate::gate::Gate;
 use crate::memory::GuestRam;
 use crate::platform::{self, Action, PLATFORM_BASE, PLATFORM_SIZE};
 use crate::stats::Stats;
+use crate::virtio::Progress;
 
 /// Keyboard controller command port: a guest resets by writing 0xfe.
 const I8042_COMMAND: u16 = 0x64;
@@ -86,7 +89,9 @@ impl Context {
     fn park(&self, ns: u64) {
         let stats = &self.stats.vcpu;
         stats.parks.inc();
-        self.devices().process_all();
+        if self.devices().process_all() == Progress::More {
+            self.gate.signal();
+        }
         if !self.gate.is_open() {
             stats.slept.inc();
             let deadline = (ns != PARK_FOREVER).then(|| Instant::now() + Duration::from_nanos(ns).min(DEADLINE_MAX));
@@ -130,7 +135,12 @@ impl Context {
         for token in ready.iter() {
             match token {
                 Token::Wake => self.gate.drain(),
-                token => devices.handle(token),
+                token => {
+                    // More to do means that something was given to the guest: it is let run, and parks again.
+                    if devices.handle(token) == Progress::More {
+                        self.gate.signal();
+                    }
+                }
             }
         }
     }

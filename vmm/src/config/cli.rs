@@ -19,7 +19,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
     /// Start empty and wait at IP:PORT for a VM to be ported here.
-    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "memory", "cmdline", "disk", "boot"])]
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "cmdline", "disk", "boot"])]
     pub receive: Option<SocketAddr>,
     /// ELF image.
     #[arg(long, value_name = "FILE")]
@@ -27,7 +27,7 @@ pub struct Args {
     /// How to start it: auto, direct or pvh.
     #[arg(long, value_name = "MODE")]
     pub boot: Option<String>,
-    /// Guest memory, like 32M.
+    /// Guest memory, like 32M; with --receive the most a guest that arrives may have.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
     /// Kernel command line.
@@ -73,6 +73,8 @@ pub struct ReceiveConfig {
     pub arbiter: Option<SocketAddr>,
     /// Console output.
     pub serial: SerialOutput,
+    /// Most memory a guest that arrives may have; the host's free memory is another bound.
+    pub memory_max: Option<MemorySize>,
 }
 
 impl Args {
@@ -95,7 +97,13 @@ impl Args {
                 return Err(Error::Config(errors));
             }
             let serial = serial.unwrap_or_default();
-            return Ok(Order::Receive(ReceiveConfig { listen, nets, arbiter: self.arbiter, serial }));
+            return Ok(Order::Receive(ReceiveConfig {
+                listen,
+                nets,
+                arbiter: self.arbiter,
+                serial,
+                memory_max: memory,
+            }));
         }
 
         let mut config = match (&self.config, &self.image) {

@@ -1,0 +1,165 @@
+//! The state of a vCPU, apart from the vCPU.
+//!
+//! Read and set only while the vCPU does not run, after [`super::Vcpu::run`] returned for a kick. The TSC is not part of the
+//! state of a VM with a clock page: the page is rewritten instead (here a guest reads the host's TSC, whatever KVM was told).
+
+use kvm_bindings::{
+    CpuId, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
+    kvm_xcrs, kvm_xsave,
+};
+use kvm_ioctls::{Kvm, VcpuFd};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result, kvm};
+
+/// IA32_TIME_STAMP_COUNTER.
+pub const MSR_TSC: u32 = 0x10;
+/// Most model-specific registers of a state.
+pub const MSRS_MAX: usize = 512;
+/// Registers that belong to the host's side of paravirtual features, or that KVM gives but does not take back.
+const NOT_SAVED: [u32; 2] = [
+    0x40_0000_00, // Hyper-V guest OS id: setting it to zero again is refused in some orders
+    0x4b56_4d05,  // KVM poll control: no effect here
+];
+
+/// Registers and the like of one vCPU.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct VcpuState {
+    /// General registers.
+    pub regs: kvm_regs,
+    /// Segments, control registers.
+    pub sregs: kvm_sregs,
+    /// FPU, SSE, AVX: the XSAVE area in words, without the zeroes at its end.
+    pub xsave: Vec<u32>,
+    /// XCR0.
+    pub xcrs: kvm_xcrs,
+    /// Debug registers.
+    pub debug: kvm_debugregs,
+    /// Pending events.
+    pub events: kvm_vcpu_events,
+    /// Running or halted.
+    pub mp_state: kvm_mp_state,
+    /// Model-specific registers: index and value.
+    pub msrs: Vec<(u32, u64)>,
+    /// Local APIC, where KVM has it.
+    pub lapic: Option<kvm_lapic_state>,
+}
+
+/// Which model-specific registers this host can save: found out once, before anything is in a hurry.
+#[derive(Debug, Clone)]
+pub struct MsrList(Vec<u32>);
+
+impl MsrList {
+    /// Those that KVM names and that can be read from this vCPU.
+    pub fn probe(fd: &VcpuFd) -> Result<MsrList> {
+        let list = Kvm::new().and_then(|k| k.get_msr_index_list()).map_err(kvm("get MSR list"))?;
+        let mut left: Vec<u32> =
+            list.as_slice().iter().copied().filter(|i| !NOT_SAVED.contains(i)).take(MSRS_MAX).collect();
+        let mut good = Vec::new();
+        while !left.is_empty() {
+            let n = read(fd, &left)?.len();
+            good.extend(left.drain(..n));
+            if !left.is_empty() {
+                left.remove(0); // the one KVM stopped at
+            }
+        }
+        Ok(MsrList(good))
+    }
+}
+
+/// Reads as many of `indices` as KVM gives before the first it refuses.
+fn read(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>> {
+    let entries: Vec<_> = indices.iter().map(|i| kvm_msr_entry { index: *i, ..Default::default() }).collect();
+    let mut msrs = Msrs::from_entries(&entries).map_err(|e| Error::State(format!("{e:?}")))?;
+    let n = fd.get_msrs(&mut msrs).map_err(kvm("get MSRs"))?;
+    Ok(msrs.as_slice()[..n].iter().map(|m| (m.index, m.data)).collect())
+}
+
+/// Reads everything.
+pub fn save(fd: &VcpuFd, msrs: &MsrList, lapic: bool) -> Result<VcpuState> {
+    let mp_state = fd.get_mp_state().map_err(kvm("get MP state"))?;
+    let xsave = fd.get_xsave().map_err(kvm("get XSAVE"))?;
+    let used = xsave.region.iter().rposition(|w| *w != 0).map_or(0, |i| i + 1);
+    Ok(VcpuState {
+        mp_state,
+        regs: fd.get_regs().map_err(kvm("get regs"))?,
+        sregs: fd.get_sregs().map_err(kvm("get sregs"))?,
+        xsave: xsave.region[..used].to_vec(),
+        xcrs: fd.get_xcrs().map_err(kvm("get XCRs"))?,
+        debug: fd.get_debug_regs().map_err(kvm("get debug registers"))?,
+        lapic: if lapic { Some(fd.get_lapic().map_err(kvm("get LAPIC"))?) } else { None },
+        msrs: read(fd, &msrs.0)?,
+        events: fd.get_vcpu_events().map_err(kvm("get vCPU events"))?,
+    })
+}
+
+/// Sets everything. With a clock page (`tsc` false) the TSC is left as it is.
+pub fn restore(fd: &VcpuFd, state: &VcpuState, tsc: bool) -> Result<()> {
+    let mut xsave = kvm_xsave::default();
+    if state.xsave.len() > xsave.region.len() || state.msrs.len() > MSRS_MAX {
+        return Err(Error::State("vCPU state larger than it can be".into()));
+    }
+    xsave.region[..state.xsave.len()].copy_from_slice(&state.xsave);
+    fd.set_mp_state(state.mp_state).map_err(kvm("set MP state"))?;
+    fd.set_regs(&state.regs).map_err(kvm("set regs"))?;
+    fd.set_sregs(&state.sregs).map_err(kvm("set sregs"))?;
+    // SAFETY: the area is a whole `kvm_xsave`, and no dynamically enabled feature, which would need more, is ever enabled.
+    unsafe { fd.set_xsave(&xsave) }.map_err(kvm("set XSAVE"))?;
+    fd.set_xcrs(&state.xcrs).map_err(kvm("set XCRs"))?;
+    fd.set_debug_regs(&state.debug).map_err(kvm("set debug registers"))?;
+    if let Some(lapic) = &state.lapic {
+        fd.set_lapic(lapic).map_err(kvm("set LAPIC"))?;
+    }
+    set_msrs(fd, &state.msrs, tsc)?;
+    fd.set_vcpu_events(&state.events).map_err(kvm("set vCPU events"))
+}
+
+/// KVM stops at the first register it refuses; a zero that it does not take is none either, anything else is an error.
+fn set_msrs(fd: &VcpuFd, msrs: &[(u32, u64)], tsc: bool) -> Result<()> {
+    let entries: Vec<_> = msrs
+        .iter()
+        .filter(|(index, _)| tsc || *index != MSR_TSC)
+        .map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() })
+        .collect();
+    let mut left = &entries[..];
+    while !left.is_empty() {
+        let batch = Msrs::from_entries(left).map_err(|e| Error::State(format!("{e:?}")))?;
+        let n = fd.set_msrs(&batch).map_err(kvm("set MSRs"))?;
+        left = &left[n.min(left.len())..];
+        if let Some((refused, rest)) = left.split_first() {
+            if refused.data != 0 {
+                return Err(Error::State(format!("MSR {:#x} = {:#x} is refused here", refused.index, refused.data)));
+            }
+            left = rest;
+        }
+    }
+    Ok(())
+}
+
+/// Features of the processor a guest has been told of that are not here: `None` if all are.
+pub fn missing_features(told: &CpuId, here: &CpuId) -> Option<String> {
+    // Leaves whose registers are sets of features.
+    const LEAVES: [(u32, u32, &str); 4] =
+        [(1, 0, "CPUID 1"), (7, 0, "CPUID 7.0"), (0x8000_0001, 0, "CPUID 80000001"), (0xd, 0, "CPUID D.0 (XCR0)")];
+    // Bits that say where the processor is and what the OS has switched on, not what it can do.
+    const LEAF1_ECX_OTHER: u32 = 1 << 27 | 1 << 31;
+    for (function, index, name) in LEAVES {
+        let find = |c: &CpuId| {
+            c.as_slice().iter().find(|e| e.function == function && e.index == index).map_or(
+                [0; 3],
+                |e| match function {
+                    1 => [0, e.ecx & !LEAF1_ECX_OTHER, e.edx],
+                    7 => [e.ebx, e.ecx, e.edx],
+                    0xd => [e.eax, 0, 0],
+                    _ => [0, e.ecx, e.edx],
+                },
+            )
+        };
+        for (told, here) in find(told).into_iter().zip(find(here)) {
+            if told & !here != 0 {
+                return Some(format!("{name}: {:#x}", told & !here));
+            }
+        }
+    }
+    None
+}

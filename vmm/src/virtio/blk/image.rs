@@ -1,0 +1,99 @@
+//! The image of a disk: opened, locked, measured.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use super::SECTOR;
+use crate::error::{Error, Result, host};
+
+const STATX_DIOALIGN: u32 = 0x2000;
+
+/// An open image.
+#[derive(Debug)]
+pub struct Image {
+    file: File,
+    sectors: u64,
+    readonly: bool,
+    memory_align: u32,
+}
+
+impl Image {
+    /// Opens `path` past the page cache where that is possible, and locks it: one writer, or any number of readers.
+    pub fn open(path: &Path, readonly: bool) -> Result<Image> {
+        let what = || format!("disk {}", path.display());
+        let open =
+            |flags| OpenOptions::new().read(true).write(!readonly).custom_flags(flags | libc::O_CLOEXEC).open(path);
+        let (mut file, memory_align) = match open(libc::O_DIRECT) {
+            Ok(file) => match direct_align(&file) {
+                Some(align) => (file, align),
+                None => (open(0).map_err(host(what()))?, 1),
+            },
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(host(what()))?, 1),
+            Err(e) => return Err(host(what())(e)),
+        };
+        lock(&file, readonly).map_err(|e| match e.raw_os_error() {
+            Some(libc::EAGAIN | libc::EACCES) => {
+                Error::Conflict(format!("{}: in use by another process; an image has one writer", what()))
+            }
+            _ => host(format!("{}: lock", what()))(e),
+        })?;
+        let size = file.seek(SeekFrom::End(0)).map_err(host(what()))?;
+        Ok(Image { file, sectors: size / SECTOR, readonly, memory_align })
+    }
+
+    /// Size in sectors.
+    pub fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    /// Whether it must not be written.
+    pub fn is_readonly(&self) -> bool {
+        self.readonly
+    }
+
+    /// What addresses and lengths of buffers must be multiples of.
+    pub fn memory_align(&self) -> u32 {
+        self.memory_align
+    }
+}
+
+impl AsRawFd for Image {
+    fn as_raw_fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+}
+
+/// Alignment of buffers for O_DIRECT; `None` where it is not possible for every sector or nobody says.
+fn direct_align(file: &File) -> Option<u32> {
+    // SAFETY: all-zero is a valid statx; the path is an empty C string; the call fills the struct.
+    let (rc, stat) = unsafe {
+        let mut stat: libc::statx = std::mem::zeroed();
+        let rc = libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, STATX_DIOALIGN, &mut stat);
+        (rc, stat)
+    };
+    if rc != 0 || stat.stx_mask & STATX_DIOALIGN == 0 {
+        return None;
+    }
+    let (memory, offset) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
+    let possible = memory.is_power_of_two() && offset != 0 && u64::from(offset) <= SECTOR;
+    // Lengths of pieces must be multiples of the offset's alignment.
+    possible.then_some(memory.max(offset))
+}
+
+fn lock(file: &File, readonly: bool) -> io::Result<()> {
+    let lock = libc::flock {
+        l_type: if readonly { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    };
+    // SAFETY: the call reads one flock.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}

@@ -1,0 +1,455 @@
+//! The MMIO transport (virtio 1.2, section 4.2, version 2 of the registers).
+//!
+//! Owns the registers and the driver's way through the device's states. Always true: a device is active only between
+//! DRIVER_OK with accepted features and valid queues, and the next reset; a driver that breaks a rule finds
+//! DEVICE_NEEDS_RESET set and nothing served until it resets.
+
+use std::os::fd::AsRawFd;
+use std::sync::Arc;
+
+use kvm_ioctls::{IoEventAddress, VmFd};
+use serde::{Deserialize, Serialize};
+use virtio_queue::QueueT;
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::queue::{QueueState, VirtQueue};
+use super::{Device, DeviceState, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Progress, Work};
+use crate::error::{Error, Result, host, kvm};
+use crate::event::Events;
+use crate::gate::Gate;
+use crate::memory::Memory;
+
+/// Guest-physical address of the first device's registers.
+pub const MMIO_BASE: u64 = 0xd000_0000;
+/// Bytes of address space a device has.
+pub const MMIO_SIZE: u64 = 0x1000;
+/// GSI of the first device.
+pub const GSI_BASE: u32 = 5;
+
+const MAGIC: u32 = 0x7472_6976;
+const VERSION: u32 = 2;
+const VENDOR: u32 = 0x5254_554f; // "OUTR"
+const CONFIG: u64 = 0x100;
+
+/// The registers.
+mod reg {
+    pub const MAGIC: u64 = 0x00;
+    pub const VERSION: u64 = 0x04;
+    pub const DEVICE_ID: u64 = 0x08;
+    pub const VENDOR: u64 = 0x0c;
+    pub const DEVICE_FEATURES: u64 = 0x10;
+    pub const DEVICE_FEATURES_SEL: u64 = 0x14;
+    pub const DRIVER_FEATURES: u64 = 0x20;
+    pub const DRIVER_FEATURES_SEL: u64 = 0x24;
+    pub const QUEUE_SEL: u64 = 0x30;
+    pub const QUEUE_NUM_MAX: u64 = 0x34;
+    pub const QUEUE_NUM: u64 = 0x38;
+    pub const QUEUE_READY: u64 = 0x44;
+    pub const QUEUE_NOTIFY: u64 = 0x50;
+    pub const INTERRUPT_STATUS: u64 = 0x60;
+    pub const INTERRUPT_ACK: u64 = 0x64;
+    pub const STATUS: u64 = 0x70;
+    pub const QUEUE_DESC_LOW: u64 = 0x80;
+    pub const QUEUE_DESC_HIGH: u64 = 0x84;
+    pub const QUEUE_DRIVER_LOW: u64 = 0x90;
+    pub const QUEUE_DRIVER_HIGH: u64 = 0x94;
+    pub const QUEUE_DEVICE_LOW: u64 = 0xa0;
+    pub const QUEUE_DEVICE_HIGH: u64 = 0xa4;
+    pub const SHM_LEN_LOW: u64 = 0xb0;
+    pub const SHM_BASE_HIGH: u64 = 0xbc;
+    pub const CONFIG_GENERATION: u64 = 0xfc;
+}
+
+/// Bits of the status register.
+mod status {
+    pub const DRIVER: u8 = 2;
+    pub const DRIVER_OK: u8 = 4;
+    pub const FEATURES_OK: u8 = 8;
+    pub const NEEDS_RESET: u8 = 64;
+    pub const FAILED: u8 = 128;
+}
+
+const INTERRUPT_USED: u32 = 1;
+const INTERRUPT_CONFIG: u32 = 2;
+
+/// A device and its transport, saved.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TransportState {
+    /// Name of the device.
+    pub id: String,
+    /// Device type.
+    pub kind: u32,
+    /// Status register.
+    pub status: u8,
+    /// Feature words selected.
+    pub features_sel: [u32; 2],
+    /// Features the driver has accepted.
+    pub driver_features: u64,
+    /// Queue selected.
+    pub queue_sel: u32,
+    /// Interrupt status register.
+    pub interrupt_status: u32,
+    /// Queues.
+    pub queues: Vec<QueueState>,
+    /// The device.
+    pub device: DeviceState,
+}
+
+/// A device and its transport.
+pub struct Transport {
+    device: Box<dyn Device>,
+    memory: Memory,
+    gate: Arc<Gate>,
+    irq: Option<EventFd>,
+    _doorbells: Vec<EventFd>,
+    queues: Vec<VirtQueue>,
+    status: u8,
+    device_features_sel: u32,
+    driver_features_sel: u32,
+    driver_features: u64,
+    queue_sel: u32,
+    interrupt_status: u32,
+    /// Nothing is served until this ends: the VM is being saved.
+    quiesced: bool,
+}
+
+impl Transport {
+    /// Puts `device` at place `index` of the MMIO window, with doorbells and, where there is an interrupt controller, an
+    /// interrupt.
+    pub fn new(
+        device: Box<dyn Device>,
+        index: u16,
+        vm: &VmFd,
+        irqchip: bool,
+        memory: Memory,
+        gate: Arc<Gate>,
+        events: &Events,
+    ) -> Result<Transport> {
+        let base = MMIO_BASE + u64::from(index) * MMIO_SIZE;
+        let mut queues = Vec::new();
+        let mut doorbells = Vec::new();
+        for (n, size) in device.queue_sizes().iter().enumerate() {
+            queues.push(VirtQueue::new(*size)?);
+            let fd = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
+            vm.register_ioevent(&fd, &IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY), n as u32)
+                .map_err(kvm("register doorbell"))?;
+            events.add_doorbell(fd.as_raw_fd(), index, n as u16)?;
+            doorbells.push(fd);
+        }
+        for fd in device.descriptors() {
+            events.add_device(fd, index)?;
+        }
+        let irq = match irqchip {
+            true => {
+                let fd = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
+                vm.register_irqfd(&fd, GSI_BASE + u32::from(index)).map_err(kvm("register irqfd"))?;
+                Some(fd)
+            }
+            false => None,
+        };
+        Ok(Transport {
+            device,
+            memory,
+            gate,
+            irq,
+            _doorbells: doorbells,
+            queues,
+            status: 0,
+            device_features_sel: 0,
+            driver_features_sel: 0,
+            driver_features: 0,
+            queue_sel: 0,
+            interrupt_status: 0,
+            quiesced: false,
+        })
+    }
+
+    /// The device.
+    pub fn device(&self) -> &dyn Device {
+        self.device.as_ref()
+    }
+
+    /// The device, to be changed.
+    pub fn device_mut(&mut self) -> &mut dyn Device {
+        self.device.as_mut()
+    }
+
+    fn features(&self) -> u64 {
+        self.device.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC
+    }
+
+    /// Whether queues are served.
+    pub fn is_active(&self) -> bool {
+        self.status & (status::DRIVER_OK | status::NEEDS_RESET | status::FAILED) == status::DRIVER_OK
+    }
+
+    /// A read of the guest at `offset` of the device's registers.
+    pub fn read(&self, offset: u64, data: &mut [u8]) {
+        if offset >= CONFIG {
+            self.device.read_config(offset - CONFIG, data);
+            return;
+        }
+        let value = match offset {
+            reg::MAGIC => MAGIC,
+            reg::VERSION => VERSION,
+            reg::DEVICE_ID => self.device.kind(),
+            reg::VENDOR => VENDOR,
+            reg::DEVICE_FEATURES => match self.device_features_sel {
+                0 => self.features() as u32,
+                1 => (self.features() >> 32) as u32,
+                _ => 0,
+            },
+            reg::QUEUE_NUM_MAX => self.queue().map_or(0, |q| u32::from(q.save().max_size)),
+            reg::QUEUE_READY => self.queue().map_or(0, |q| u32::from(q.ready())),
+            reg::INTERRUPT_STATUS => self.interrupt_status,
+            reg::STATUS => u32::from(self.status),
+            // There is no shared memory: length and base read as all ones.
+            reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
+            reg::CONFIG_GENERATION => 0,
+            _ => 0,
+        };
+        match data.len() {
+            4 => data.copy_from_slice(&value.to_le_bytes()),
+            _ => data.fill(0),
+        }
+    }
+
+    /// A write of the guest at `offset` of the device's registers.
+    pub fn write(&mut self, offset: u64, data: &[u8]) {
+        let Ok(bytes) = <[u8; 4]>::try_from(data) else { return };
+        let value = u32::from_le_bytes(bytes);
+        match offset {
+            reg::DEVICE_FEATURES_SEL => self.device_features_sel = value,
+            reg::DRIVER_FEATURES_SEL => self.driver_features_sel = value,
+            reg::DRIVER_FEATURES if self.may_negotiate() => match self.driver_features_sel {
+                0 => self.driver_features = self.driver_features & !0xffff_ffff | u64::from(value),
+                1 => self.driver_features = self.driver_features & 0xffff_ffff | u64::from(value) << 32,
+                _ => {}
+            },
+            reg::QUEUE_SEL => self.queue_sel = value,
+            reg::QUEUE_NUM..=reg::QUEUE_READY | reg::QUEUE_DESC_LOW..=reg::QUEUE_DEVICE_HIGH => {
+                self.write_queue(offset, value);
+            }
+            // Only where the ioeventfd does not catch it (another width); harmless.
+            reg::QUEUE_NOTIFY => {
+                self.process();
+            }
+            reg::INTERRUPT_ACK => self.interrupt_status &= !value,
+            reg::STATUS => self.write_status(value as u8),
+            _ => {}
+        }
+    }
+
+    fn may_negotiate(&self) -> bool {
+        self.status & status::DRIVER != 0 && self.status & (status::FEATURES_OK | status::DRIVER_OK) == 0
+    }
+
+    fn queue(&self) -> Option<&VirtQueue> {
+        self.queues.get(self.queue_sel as usize)
+    }
+
+    fn write_queue(&mut self, offset: u64, value: u32) {
+        if self.status & status::FEATURES_OK == 0 || self.status & status::DRIVER_OK != 0 {
+            return;
+        }
+        let Some(queue) = self.queues.get_mut(self.queue_sel as usize) else { return };
+        if offset == reg::QUEUE_READY {
+            queue.raw().set_ready(value == 1);
+            if value == 1 && !queue.is_valid(&self.memory) {
+                queue.raw().set_ready(false);
+            }
+            return;
+        }
+        if queue.ready() {
+            return;
+        }
+        let raw = queue.raw();
+        match offset {
+            reg::QUEUE_NUM => raw.set_size(u16::try_from(value).unwrap_or(0)),
+            reg::QUEUE_DESC_LOW => raw.set_desc_table_address(Some(value), None),
+            reg::QUEUE_DESC_HIGH => raw.set_desc_table_address(None, Some(value)),
+            reg::QUEUE_DRIVER_LOW => raw.set_avail_ring_address(Some(value), None),
+            reg::QUEUE_DRIVER_HIGH => raw.set_avail_ring_address(None, Some(value)),
+            reg::QUEUE_DEVICE_LOW => raw.set_used_ring_address(Some(value), None),
+            reg::QUEUE_DEVICE_HIGH => raw.set_used_ring_address(None, Some(value)),
+            _ => {}
+        }
+    }
+
+    fn write_status(&mut self, value: u8) {
+        if value == 0 {
+            self.reset();
+            return;
+        }
+        // The driver only ever adds bits (virtio 1.2, 2.1.1); NEEDS_RESET is the device's.
+        let mut new = self.status | value & !status::NEEDS_RESET;
+        let added = new & !self.status;
+        if added & status::FEATURES_OK != 0 {
+            let unknown = self.driver_features & !self.features();
+            if unknown != 0 || self.driver_features & F_VERSION_1 == 0 {
+                log::warn!("{}: driver wants features {:#x}", self.device.id(), self.driver_features);
+                new &= !status::FEATURES_OK;
+            }
+        }
+        self.status = new;
+        if added & status::DRIVER_OK != 0 {
+            if new & status::FEATURES_OK == 0 || !self.queues.iter().all(|q| !q.ready() || q.is_valid(&self.memory)) {
+                self.needs_reset("set DRIVER_OK out of order");
+                return;
+            }
+            let event_idx = self.driver_features & F_EVENT_IDX != 0;
+            for queue in &mut self.queues {
+                queue.raw().set_event_idx(event_idx);
+            }
+            match self.device.activate(self.driver_features) {
+                Ok(()) => {
+                    self.process();
+                }
+                Err(e) => self.needs_reset(&e.to_string()),
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        self.device.reset();
+        for queue in &mut self.queues {
+            queue.reset();
+        }
+        self.status = 0;
+        self.device_features_sel = 0;
+        self.driver_features_sel = 0;
+        self.driver_features = 0;
+        self.queue_sel = 0;
+        self.interrupt_status = 0;
+    }
+
+    fn needs_reset(&mut self, why: &str) {
+        log::warn!("{}: the device needs a reset: {why}", self.device.id());
+        self.status |= status::NEEDS_RESET;
+        self.interrupt(INTERRUPT_CONFIG, true);
+    }
+
+    fn interrupt(&mut self, kind: u32, wanted: bool) {
+        self.interrupt_status |= kind;
+        if wanted && let Some(irq) = &self.irq {
+            let _ = irq.write(1);
+        }
+        self.gate.signal();
+    }
+
+    /// One of the device's descriptors is ready.
+    pub fn event(&mut self) -> Progress {
+        self.device.event();
+        self.process()
+    }
+
+    /// Lets the device look at everything, and tells the guest what came of it.
+    pub fn process(&mut self) -> Progress {
+        if !self.is_active() || self.quiesced {
+            return Progress::Done;
+        }
+        let result = self.device.process(&mut Work { queues: &mut self.queues, memory: &self.memory });
+        self.tell_used();
+        result.unwrap_or_else(|e| {
+            self.needs_reset(&e.0);
+            Progress::Done
+        })
+    }
+
+    fn tell_used(&mut self) {
+        let used = self.queues.iter_mut().filter_map(|q| q.take_used(&self.memory)).reduce(|a, b| a | b);
+        if let Some(wanted) = used {
+            self.interrupt(INTERRUPT_USED, wanted);
+        }
+    }
+
+    /// Stops taking in what comes from outside; the guest may still run and send.
+    pub fn stop_input(&mut self) {
+        self.device.stop_input();
+    }
+
+    /// With the vCPU stopped: serves what the guest has handed over, completes all that was begun, then does nothing more.
+    pub fn quiesce(&mut self) {
+        if self.quiesced {
+            return;
+        }
+        self.device.stop_input();
+        while self.process() == Progress::More {}
+        if self.is_active() {
+            let result = self.device.quiesce(&mut Work { queues: &mut self.queues, memory: &self.memory });
+            self.tell_used();
+            if let Err(e) = result {
+                self.needs_reset(&e.0);
+            }
+        }
+        self.quiesced = true;
+    }
+
+    /// Ends [`Transport::quiesce`] and [`Transport::stop_input`].
+    pub fn resume(&mut self) {
+        self.quiesced = false;
+        self.device.resume();
+        while self.process() == Progress::More {}
+    }
+
+    /// State of transport, queues and device; only while quiesced.
+    pub fn save(&self) -> TransportState {
+        TransportState {
+            id: self.device.id().to_owned(),
+            kind: self.device.kind(),
+            status: self.status,
+            features_sel: [self.device_features_sel, self.driver_features_sel],
+            driver_features: self.driver_features,
+            queue_sel: self.queue_sel,
+            interrupt_status: self.interrupt_status,
+            queues: self.queues.iter().map(VirtQueue::save).collect(),
+            device: self.device.save(),
+        }
+    }
+
+    /// Takes over a saved state and stays quiesced until [`Transport::resume`]. On an error the device is reset.
+    pub fn restore(&mut self, state: &TransportState) -> Result<()> {
+        self.quiesced = true;
+        let result = self.try_restore(state);
+        if result.is_err() {
+            self.reset();
+        }
+        result
+    }
+
+    fn try_restore(&mut self, state: &TransportState) -> Result<()> {
+        let id = self.device.id().to_owned();
+        let bad = |what: String| Error::State(format!("{id}: {what}"));
+        if state.kind != self.device.kind() {
+            return Err(bad(format!("device type {} instead of {}", state.kind, self.device.kind())));
+        }
+        if state.queues.len() != self.queues.len() {
+            return Err(bad(format!("{} queues instead of {}", state.queues.len(), self.queues.len())));
+        }
+        let unknown = state.driver_features & !self.features();
+        if state.status & status::FEATURES_OK != 0 && unknown != 0 {
+            return Err(bad(format!("features {unknown:#x} are not offered here")));
+        }
+        for (queue, (saved, size)) in self.queues.iter_mut().zip(state.queues.iter().zip(self.device.queue_sizes())) {
+            *queue = VirtQueue::restore(saved, *size, &self.memory)?;
+        }
+        self.status = state.status;
+        [self.device_features_sel, self.driver_features_sel] = state.features_sel;
+        self.driver_features = state.driver_features;
+        self.queue_sel = state.queue_sel;
+        self.interrupt_status = state.interrupt_status;
+        if self.status & status::DRIVER_OK != 0 {
+            self.device.restore(&state.device, self.driver_features)?;
+        }
+        // An interrupt may have been on its way when the state was taken; one too many does no harm.
+        if self.interrupt_status != 0
+            && let Some(irq) = &self.irq
+        {
+            let _ = irq.write(1);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests;

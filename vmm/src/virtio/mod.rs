@@ -1,0 +1,98 @@
+//! virtio 1.2 devices on the MMIO transport.
+//!
+//! A device knows its queues and its back end; the transport knows registers, interrupts and the driver's state machine.
+//! Everything in a queue is hostile: a chain that makes no sense is given back or makes the device ask for a reset, and
+//! never costs more than its queue's size.
+
+pub mod blk;
+pub mod mmio;
+pub mod net;
+pub mod queue;
+
+use std::os::fd::RawFd;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::memory::Memory;
+use queue::{QueueError, VirtQueue};
+
+/// VIRTIO_F_RING_INDIRECT_DESC.
+pub const F_INDIRECT_DESC: u64 = 1 << 28;
+/// VIRTIO_F_RING_EVENT_IDX.
+pub const F_EVENT_IDX: u64 = 1 << 29;
+/// VIRTIO_F_VERSION_1.
+pub const F_VERSION_1: u64 = 1 << 32;
+
+/// State of a device's own, apart from its transport and queues.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum DeviceState {
+    /// virtio-net.
+    Net(net::NetState),
+    /// virtio-blk.
+    Blk(blk::BlkState),
+}
+
+/// What a device works on when it processes its queues.
+pub struct Work<'a> {
+    /// Its queues.
+    pub queues: &'a mut [VirtQueue],
+    /// Guest memory.
+    pub memory: &'a Memory,
+}
+
+/// Whether a device has looked at everything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// All that was there is served or waits for an event.
+    Done,
+    /// The budget was used up; call again.
+    More,
+}
+
+/// One device behind a transport.
+pub trait Device: Send {
+    /// Name in configuration, metrics and messages.
+    fn id(&self) -> &str;
+    /// Device type (virtio 1.2, section 5).
+    fn kind(&self) -> u32;
+    /// Features offered, besides those of ring and transport.
+    fn features(&self) -> u64;
+    /// Size of each queue.
+    fn queue_sizes(&self) -> &'static [u16];
+    /// Reads the device's configuration space.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The driver is ready and has accepted `features`.
+    fn activate(&mut self, features: u64) -> Result<()>;
+    /// The driver resets the device: nothing of the driver's memory may be touched afterwards.
+    fn reset(&mut self);
+    /// Looks at everything: queues, own descriptors. Takes from and gives to the queues what it can.
+    fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError>;
+    /// One of the device's descriptors is ready; [`Device::process`] follows.
+    fn event(&mut self) {}
+    /// The descriptors that are to cause [`Device::event`].
+    fn descriptors(&self) -> Vec<RawFd>;
+    /// Stops taking in what comes from outside (received frames stay where they are).
+    fn stop_input(&mut self);
+    /// Completes all it has begun, with the vCPU stopped. Queues are then as the guest left them, but for what was given back.
+    fn quiesce(&mut self, work: &mut Work<'_>) -> std::result::Result<(), QueueError>;
+    /// Ends [`Device::stop_input`] and [`Device::quiesce`].
+    fn resume(&mut self);
+    /// State of its own. Only after [`Device::quiesce`].
+    fn save(&self) -> DeviceState;
+    /// Takes over a state of the same kind.
+    fn restore(&mut self, state: &DeviceState, features: u64) -> Result<()>;
+    /// Adds its counters in Prometheus' text form.
+    fn metrics(&self, out: &mut String);
+    /// The network device this is, if it is one.
+    fn as_net(&mut self) -> Option<&mut net::Net> {
+        None
+    }
+}
+
+/// Reads from a configuration space of `bytes`; what lies beyond reads as zero.
+fn read_bytes(bytes: &[u8], offset: u64, data: &mut [u8]) {
+    for (i, to) in data.iter_mut().enumerate() {
+        *to = usize::try_from(offset).ok().and_then(|o| bytes.get(o.checked_add(i)?)).copied().unwrap_or(0);
+    }
+}

@@ -1,0 +1,196 @@
+//! Ports that do not take place: whatever goes wrong before the hand-over, the guest goes on at the source.
+
+mod port_support;
+
+use port_support::arbiter::Arbiter;
+use port_support::puppet::{BEFORE_COMMIT, Puppet, Until};
+use port_support::{Echo, Lab, eventually, ip};
+
+/// The guest is well, and a port still works.
+fn carries_on(lab: &Lab, vmm: &mut port_support::Vmm, echo: &mut Echo) {
+    for _ in 0..20 {
+        echo.turn();
+    }
+    assert_eq!(vmm.state(), "running");
+    let there = lab.receive(1, 4999, &[]);
+    let status = vmm.wait_port(vmm.port_to(4999));
+    assert_eq!(status["state"], "completed", "{status}");
+    assert!(vmm.wait().success());
+    echo.turn();
+    drop(there);
+}
+
+#[test]
+fn cancelled_in_each_phase() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    for until in BEFORE_COMMIT {
+        let puppet = Puppet::new();
+        let id = vmm.port_to(puppet.port());
+        let stopped = puppet.follow(until, 0);
+        let (status, _) = vmm.try_api("POST", "/v1/migrations", Some("{\"to\":\"127.0.0.1:1\"}")).unwrap();
+        assert_eq!(status, 409, "one port at a time");
+        vmm.api("DELETE", &format!("/v1/migrations/{id}"), None);
+        let status = vmm.wait_port(id);
+        // The guest stands still for at most a second without LOADED: that may have been quicker than the cancel.
+        let expected = if until == Until::Handing { ["cancelled", "failed"] } else { ["cancelled"; 2] };
+        assert!(expected.contains(&status["state"].as_str().unwrap()), "{until:?}: {status}");
+        assert!(stopped.cancelled().is_some(), "{until:?}: the destination is told");
+        for _ in 0..20 {
+            echo.turn();
+        }
+    }
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn destination_vanishes_in_each_phase() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    for until in BEFORE_COMMIT {
+        let puppet = Puppet::new();
+        let id = vmm.port_to(puppet.port());
+        drop(puppet.follow(until, 0));
+        let status = vmm.wait_port(id);
+        assert_eq!(status["state"], "failed", "{until:?}: {status}");
+        for _ in 0..20 {
+            echo.turn();
+        }
+    }
+    let nobody = vmm.wait_port(vmm.port_to(1));
+    assert_eq!(nobody["state"], "failed", "{nobody}");
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn link_goes_down_during_pre_copy() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let puppet = Puppet::new();
+    let id = vmm.port_to(puppet.port());
+    let _stopped = puppet.follow(Until::PreCopy, 0);
+    ip("link set lo down");
+    while vmm.port(id)["state"] == "running" {
+        echo.turn();
+    }
+    assert_eq!(vmm.port(id)["state"], "failed", "{}", vmm.port(id));
+    ip("link set lo up");
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn destination_is_killed_or_stopped() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    // Stopped before it can answer, then killed.
+    let there = lab.receive(1, 4000, &[]);
+    there.signal(libc::SIGSTOP);
+    let id = vmm.port_to(4000);
+    eventually("HELLO is out", || (vmm.port(id)["phase"] == "hello").then_some(()));
+    for _ in 0..20 {
+        echo.turn();
+    }
+    there.signal(libc::SIGKILL);
+    let status = vmm.wait_port(id);
+    assert_eq!(status["state"], "failed", "{status}");
+    drop(there);
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn source_is_killed_and_the_destination_waits_for_another() {
+    let lab = Lab::new(3);
+    let first = lab.boot("echo", &[]);
+    let there = lab.receive(1, 4000, &[]);
+    // Half a HELLO, and gone.
+    drop(std::net::TcpStream::connect("127.0.0.1:4000").unwrap());
+    drop(first);
+    let mut second = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let status = second.wait_port(second.port_to(4000));
+    assert_eq!(status["state"], "completed", "{status}");
+    assert!(second.wait().success());
+    echo.turn();
+    assert_eq!(there.state(), "running");
+}
+
+#[test]
+fn destination_refuses_and_says_why() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let cases: [(&[&str], &str); 3] = [
+        (&["--receive", "127.0.0.1:4001"], "lan"),
+        (&["--receive", "127.0.0.1:4001", "--net", "tap=tap1,id=wan"], "lan"),
+        (&["--receive", "127.0.0.1:4001", "--net", "tap=tap0,id=lan"], "tap0"),
+    ];
+    for (args, why) in cases {
+        let there = lab.spawn("refusing", args);
+        let status = vmm.wait_port(vmm.port_to(4001));
+        assert_eq!(status["state"], "failed", "{args:?}: {status}");
+        assert!(status["error"].as_str().unwrap().contains(why), "{args:?}: {status}");
+        assert_eq!(there.state(), "receiving", "and waits for the next");
+        echo.turn();
+    }
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn without_an_arbiter_a_lost_connection_behind_commit_leaves_it_in_doubt() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let puppet = Puppet::new();
+    let id = vmm.port_to(puppet.port());
+    drop(puppet.follow(Until::Commit, 0));
+    let status = vmm.wait_port(id);
+    assert_eq!((&status["state"], &status["phase"]), (&"unknown".into(), &"unknown".into()), "{status}");
+    assert_eq!(vmm.state(), "paused");
+    let (code, _) = vmm.try_api("POST", "/v1/vm/resume", None).unwrap();
+    assert_eq!(code, 409, "only the operator's word on the port itself lets it go on");
+    vmm.api("POST", &format!("/v1/migrations/{id}/resolve"), Some("{\"run\":true}"));
+    assert_eq!(vmm.wait_port(id)["state"], "failed");
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn with_an_arbiter_the_source_takes_the_vm_back() {
+    let lab = Lab::new(2);
+    let arbiter = Arbiter::start();
+    let address = arbiter.address.to_string();
+    let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+    let mut echo = Echo::new(&lab);
+    let puppet = Puppet::new();
+    let id = vmm.port_to(puppet.port());
+    arbiter.set_silent(true);
+    drop(puppet.follow(Until::Commit, 0));
+    // The arbiter does not answer: it stays paused, however long that takes.
+    eventually("it competes", || (vmm.port(id)["phase"] == "competing").then_some(()));
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    assert_eq!((vmm.state().as_str(), &vmm.port(id)["phase"]), ("paused", &"competing".into()));
+    arbiter.set_silent(false);
+    let status = vmm.wait_port(id);
+    assert_eq!(status["state"], "failed", "{status}");
+    assert_eq!(arbiter.record(9).unwrap().epoch.0, 1, "it runs with the epoch it has won");
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn with_an_arbiter_the_loser_destroys_its_copy() {
+    let lab = Lab::new(1);
+    let arbiter = Arbiter::start();
+    let address = arbiter.address.to_string();
+    let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+    let _echo = Echo::new(&lab);
+    let puppet = Puppet::new();
+    vmm.port_to(puppet.port());
+    let stopped = puppet.follow(Until::Commit, 0);
+    // The destination wins, then the connection breaks before it can say so.
+    arbiter.usurp(9);
+    drop(stopped);
+    assert!(vmm.wait().success(), "the VM is somebody else's now");
+}

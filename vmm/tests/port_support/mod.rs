@@ -1,0 +1,286 @@
+//! What the tests of porting share: a network namespace of the test's own, `vmm` processes, an arbiter.
+//!
+//! Nothing outlives a test: the namespace goes with the test's thread and its children, the children are killed when
+//! their [`Vmm`] is dropped, files are in a temporary directory.
+#![allow(dead_code)]
+
+pub mod arbiter;
+pub mod puppet;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::OnceLock;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+/// Longest wait for anything: far longer than it takes.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+/// The guest's address in every lab.
+pub const GUEST: &str = "10.77.0.2";
+/// The guest's MAC, which moves with it.
+const MAC: &str = "02:00:00:00:77:02";
+
+/// A network namespace with a bridge that has an address (the client's) and a tap for each `vmm`.
+pub struct Lab {
+    pub dir: tempfile::TempDir,
+}
+
+impl Lab {
+    /// Moves the calling thread into a namespace of its own. Needs root and /dev/kvm, as all of porting does.
+    pub fn new(taps: usize) -> Lab {
+        assert!(Path::new("/dev/kvm").exists(), "these tests need /dev/kvm");
+        // SAFETY: no memory is involved; only this thread changes its namespace.
+        let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        assert_eq!(rc, 0, "these tests need root: {}", std::io::Error::last_os_error());
+        ip("link set lo up");
+        ip("link add br0 type bridge forward_delay 0");
+        ip("addr add 10.77.0.1/24 dev br0");
+        ip("link set br0 up");
+        for i in 0..taps {
+            ip(&format!("tuntap add mode tap vnet_hdr name tap{i}"));
+            ip(&format!("link set tap{i} master br0 up"));
+        }
+        Lab { dir: tempfile::tempdir().unwrap() }
+    }
+
+    /// Boots the test guest on tap0.
+    pub fn boot(&self, test: &str, extra: &[&str]) -> Vmm {
+        let cmdline = format!("test={test} ip={GUEST}/24 log=warn");
+        let net = format!("tap=tap0,mac={MAC},id=lan");
+        let mut args = vec!["--image", image().to_str().unwrap(), "--memory", "64M", "--cmdline", &cmdline];
+        args.extend(["--net", &net]);
+        args.extend(extra);
+        Vmm::spawn(self, "boot", &args)
+    }
+
+    /// A `vmm` that waits for a port, on a tap of its own.
+    pub fn receive(&self, tap: usize, port: u16, extra: &[&str]) -> Vmm {
+        let net = format!("tap=tap{tap},id=lan");
+        let listen = format!("127.0.0.1:{port}");
+        let mut args = vec!["--receive", &listen, "--net", &net];
+        args.extend(extra);
+        Vmm::spawn(self, &format!("receive{port}"), &args)
+    }
+
+    /// A `vmm` with any arguments.
+    pub fn spawn(&self, name: &str, args: &[&str]) -> Vmm {
+        Vmm::spawn(self, name, args)
+    }
+
+    /// Connects to a port of the guest, which may not be up yet.
+    pub fn connect(&self, port: u16) -> TcpStream {
+        let address: SocketAddr = format!("{GUEST}:{port}").parse().unwrap();
+        eventually("the guest answers", || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok())
+    }
+}
+
+/// Runs `ip`.
+pub fn ip(args: &str) {
+    let output = Command::new("ip").args(args.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {args}: {}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Repeats until something comes of it.
+pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited in vain: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The test guest's image: built once, by a cargo of its own.
+pub fn image() -> &'static Path {
+    static IMAGE: OnceLock<PathBuf> = OnceLock::new();
+    IMAGE.get_or_init(|| {
+        let target = Path::new(env!("CARGO_TARGET_TMPDIR")).join("testguest");
+        let mut cargo = Command::new(env!("CARGO"));
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("CARGO_") || ["RUSTFLAGS", "RUSTC_WORKSPACE_WRAPPER"].contains(&&*name) {
+                cargo.env_remove(&*name);
+            }
+        }
+        let status = cargo
+            .args(["build", "-q", "-p", "testguest", "--profile", "guest", "--target-dir"])
+            .arg(&target)
+            .current_dir(env!("CARGO_MANIFEST_DIR"))
+            .status()
+            .unwrap();
+        assert!(status.success(), "the test guest does not build");
+        target.join("guest/testguest")
+    })
+}
+
+/// A `vmm` process.
+pub struct Vmm {
+    child: Child,
+    pub sock: PathBuf,
+    pub console: PathBuf,
+}
+
+impl Vmm {
+    fn spawn(lab: &Lab, name: &str, args: &[&str]) -> Vmm {
+        let sock = lab.dir.path().join(format!("{name}.sock"));
+        let console = lab.dir.path().join(format!("{name}.console"));
+        let log = std::fs::File::create(lab.dir.path().join(format!("{name}.log"))).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        command
+            .args(args)
+            .arg("--api-sock")
+            .arg(&sock)
+            .arg("--serial")
+            .arg(&console)
+            .env("RUST_LOG", std::env::var("VMM_LOG").unwrap_or("info".into()))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(if std::env::var_os("VMM_LOG").is_some() { Stdio::inherit() } else { Stdio::from(log) });
+        // SAFETY: prctl is async-signal-safe and touches no memory. A test that dies takes its children along.
+        unsafe {
+            command.pre_exec(|| {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                Ok(())
+            });
+        }
+        let mut vmm = Vmm { child: command.spawn().unwrap(), sock, console };
+        eventually("the control socket answers", || {
+            if let Some(status) = vmm.child.try_wait().unwrap() {
+                let log = std::fs::read_to_string(lab.dir.path().join(format!("{name}.log"))).unwrap_or_default();
+                panic!("vmm {name} ended: {status}: {log}");
+            }
+            vmm.try_api("GET", "/v1/vm", None)
+        });
+        vmm
+    }
+
+    /// One request; `None` if the socket does not answer.
+    pub fn try_api(&self, method: &str, path: &str, body: Option<&str>) -> Option<(u16, Value)> {
+        let mut socket = UnixStream::connect(&self.sock).ok()?;
+        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        let body = body.unwrap_or("");
+        write!(
+            socket,
+            "{method} {path} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )
+        .ok()?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).ok()?;
+        let status = answer.split(' ').nth(1)?.parse().ok()?;
+        let body = answer.split_once("\r\n\r\n")?.1;
+        Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    /// One request that must be answered with success.
+    pub fn api(&self, method: &str, path: &str, body: Option<&str>) -> Value {
+        let (status, value) = self.try_api(method, path, body).expect("the control socket answers");
+        assert!((200..300).contains(&status), "{method} {path}: {status} {value}");
+        value
+    }
+
+    /// Orders a port; gives its number.
+    pub fn port_to(&self, port: u16) -> u64 {
+        let body = format!("{{\"to\":\"127.0.0.1:{port}\"}}");
+        self.api("POST", "/v1/migrations", Some(&body))["id"].as_u64().unwrap()
+    }
+
+    /// The port as the API shows it.
+    pub fn port(&self, id: u64) -> Value {
+        self.api("GET", &format!("/v1/migrations/{id}"), None)
+    }
+
+    /// Waits until the port is over, or the process ended; gives what was shown last.
+    pub fn wait_port(&self, id: u64) -> Value {
+        let mut last = Value::Null;
+        eventually("the port is over", || {
+            match self.try_api("GET", &format!("/v1/migrations/{id}"), None) {
+                Some((200, value)) => last = value,
+                _ => return (last != Value::Null).then_some(()),
+            }
+            (last["state"] != "running").then_some(())
+        });
+        last
+    }
+
+    /// Waits until the process has ended.
+    pub fn wait(&mut self) -> ExitStatus {
+        eventually("the process ends", || self.child.try_wait().unwrap())
+    }
+
+    /// The process is still there.
+    pub fn is_alive(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    /// SIGKILL, or any other.
+    pub fn signal(&self, signal: i32) {
+        // SAFETY: no memory is involved; the process is our own child and not waited for yet.
+        unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    /// Phase of the VM as the API shows it.
+    pub fn state(&self) -> String {
+        self.api("GET", "/v1/vm", None)["state"].as_str().unwrap_or_default().to_owned()
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A client of the guest's echo that counts on while everything happens.
+pub struct Echo {
+    stream: TcpStream,
+    next: u64,
+}
+
+impl Echo {
+    /// Over a new connection.
+    pub fn new(lab: &Lab) -> Echo {
+        let stream = lab.connect(7);
+        stream.set_nodelay(true).unwrap();
+        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        Echo { stream, next: 0 }
+    }
+
+    /// One question and its answer; how long it took.
+    pub fn turn(&mut self) -> Duration {
+        let start = Instant::now();
+        self.stream.write_all(&self.next.to_le_bytes()).unwrap();
+        let mut answer = [0; 8];
+        self.stream.read_exact(&mut answer).unwrap();
+        assert_eq!(u64::from_le_bytes(answer), self.next, "the connection is the same one and lost nothing");
+        self.next += 1;
+        start.elapsed()
+    }
+
+    /// Segments the client's kernel sent again on this connection.
+    pub fn retransmits(&self) -> u32 {
+        use std::os::fd::AsRawFd;
+        // SAFETY: all-zero is a valid tcp_info; the kernel writes at most `length` bytes.
+        unsafe {
+            let mut info: libc::tcp_info = std::mem::zeroed();
+            let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
+            let rc = libc::getsockopt(
+                self.stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_INFO,
+                (&raw mut info).cast(),
+                &mut length,
+            );
+            assert_eq!(rc, 0);
+            info.tcpi_total_retrans
+        }
+    }
+}

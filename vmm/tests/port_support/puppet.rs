@@ -1,0 +1,121 @@
+//! A destination that follows the protocol up to a chosen point and then does what a test wants: nothing, or vanish.
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::time::Duration;
+
+use migration::message::{Message, Reason};
+use migration::ownership::{Epoch, OwnerId};
+use migration::wire::{FrameType, HEADER_LEN, Receiver, Sender};
+
+/// How far it follows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Until {
+    /// HELLO is not answered.
+    Hello,
+    /// DESCRIBE is not answered.
+    Describe,
+    /// The first round is not confirmed.
+    PreCopy,
+    /// PAUSING and STATE come, LOADED is not said.
+    Handing,
+    /// COMMIT comes, RUNNING is not said.
+    Commit,
+}
+
+/// What the source sees before COMMIT.
+pub const BEFORE_COMMIT: [Until; 4] = [Until::Hello, Until::Describe, Until::PreCopy, Until::Handing];
+
+/// See the module.
+pub struct Puppet {
+    listener: TcpListener,
+    pub address: SocketAddr,
+}
+
+/// The connection, where it stopped.
+pub struct Stopped {
+    socket: TcpStream,
+    sender: Sender,
+    receiver: Receiver,
+}
+
+impl Puppet {
+    /// Listens at a free port of loopback.
+    pub fn new() -> Puppet {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        Puppet { listener, address }
+    }
+
+    /// Its port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Takes one source up to a point. `epoch`: what it says the record has.
+    pub fn follow(&self, until: Until, epoch: u64) -> Stopped {
+        let (socket, _) = self.listener.accept().unwrap();
+        socket.set_nodelay(true).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        let mut s = Stopped { socket, sender: Sender::new(), receiver: Receiver::new() };
+        loop {
+            let (frame_type, payload) = s.next().expect("the source goes on");
+            let at = match frame_type {
+                FrameType::Hello => Until::Hello,
+                FrameType::Describe => Until::Describe,
+                FrameType::Round => Until::PreCopy,
+                FrameType::State => Until::Handing,
+                FrameType::Commit => Until::Commit,
+                _ => continue,
+            };
+            if at == until {
+                return s;
+            }
+            match Message::parse(frame_type, &payload) {
+                Ok(Message::Hello(_)) => s.say(&Message::Welcome { version: 1, features: 0 }),
+                Ok(Message::Describe(_)) => s.say(&Message::Ready { owner: OwnerId([7, 7]), epoch: Epoch(epoch) }),
+                Ok(Message::Round { round, .. }) => s.say(&Message::RoundDone { round }),
+                // With an arbiter the source does not wait for it.
+                Err(_) if until == Until::Commit => s.say_loaded(),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Stopped {
+    /// Says something.
+    pub fn say(&mut self, message: &Message) {
+        let (mut payload, mut out) = (Vec::new(), Vec::new());
+        message.encode(&mut payload);
+        self.sender.frame(message.frame_type(), &payload, &mut out);
+        self.socket.write_all(&out).unwrap();
+    }
+
+    fn say_loaded(&mut self) {
+        self.say(&Message::Loaded);
+    }
+
+    /// The next frame; `None` at the end of the stream.
+    pub fn next(&mut self) -> Option<(FrameType, Vec<u8>)> {
+        let mut bytes = [0; HEADER_LEN];
+        self.socket.read_exact(&mut bytes).ok()?;
+        let header = self.receiver.header(&bytes).unwrap();
+        let mut payload = vec![0; header.length];
+        self.socket.read_exact(&mut payload).ok()?;
+        header.verify(&payload).unwrap();
+        Some((header.frame_type, payload))
+    }
+
+    /// Reads on until CANCEL and gives its reason; `None` if the source only closed.
+    pub fn cancelled(mut self) -> Option<Reason> {
+        while let Some((frame_type, payload)) = self.next() {
+            if let FrameType::Cancel = frame_type
+                && let Ok(Message::Cancel(reason)) = Message::parse(frame_type, &payload)
+            {
+                return Some(reason);
+            }
+        }
+        None
+    }
+}
