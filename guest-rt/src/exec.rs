@@ -276,6 +276,8 @@ impl Runtime {
             return false;
         }
         log::info!("clock generation is now {now}: this VM was restored or ported");
+        #[cfg(not(test))]
+        crate::rng::reseed();
         self.generation_waiters.take().into_iter().for_each(Waker::wake);
         true
     }

@@ -3,8 +3,8 @@
 //! Owns parking, the raw console, the end of the VM. With the platform device each is one store. Without it
 //! (QEMU's microvm and other VMMs): a 16550 UART at port 0x3f8; HLT in ring 0 with the LAPIC's one-shot timer,
 //! never longer than [`MAX_HALT_NS`], so that no device interrupt is needed; the end is QEMU's `isa-debug-exit`
-//! if the command line names its port (`debug_exit=0xf4`; QEMU ends with status `2 × ours + 1`), else a reset by
-//! triple fault (QEMU with `-no-reboot` ends with status 0).
+//! if the command line names its port (`debug_exit=0xf4`; QEMU ends with status `2 × ours + 1`), else a reset by the
+//! keyboard controller or a triple fault (QEMU with `-no-reboot` ends with status 0, whatever ours was).
 use crate::cmdline::Cmdline;
 use crate::ring0::gate;
 use core::arch::{asm, naked_asm};
@@ -116,6 +116,8 @@ pub fn exit(status: u32) -> ! {
         // SAFETY: the port the command line names for this purpose.
         unsafe { asm!("out dx, eax", in("dx") port, in("eax") status, options(nomem, nostack, preserves_flags)) };
     }
+    // A PC without that is reset: by the keyboard controller if there is one, else by a triple fault.
+    outb(0x64, 0xfe);
     loop {
         // SAFETY: resets the machine.
         unsafe { call_gate(0, gate::RESET) };

@@ -164,9 +164,10 @@ impl ListenerState {
             }
         }
         if self.listening.get().is_none() && pending.len() < self.backlog {
-            let mut socket = new_socket(self.buffers);
-            // A fresh socket and a port that is not 0.
-            if socket.listen(self.port).is_ok() {
+            // Without memory for another socket the port is as good as full, until there is.
+            if let Some(mut socket) = new_socket(self.buffers)
+                && socket.listen(self.port).is_ok()
+            {
                 self.listening.set(Some(sockets.add(socket)));
             }
         }

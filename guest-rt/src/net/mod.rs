@@ -20,7 +20,7 @@ use crate::exec::{self, Device};
 use crate::rng;
 use crate::time::{Duration, Instant};
 use crate::virtio::net::{NetDevice, NetStatistics};
-use alloc::{rc::Rc, rc::Weak, vec, vec::Vec};
+use alloc::{rc::Rc, rc::Weak, vec::Vec};
 use core::cell::{Cell, RefCell};
 use device::SmolDevice;
 use listener::ListenerState;
@@ -44,6 +44,10 @@ pub const PEER_TIMEOUT: Duration = Duration::from_secs(75);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// When the device has no room the stack looks again after this time.
 const BLOCKED_RETRY: Duration = Duration::from_millis(1);
+/// Smallest socket buffer.
+const MIN_BUFFER: usize = 1024;
+/// A new connection is only taken if a block of so many bytes is still free afterwards.
+pub const HEADROOM: usize = 1 << 20;
 /// Ports for outgoing connections.
 const EPHEMERAL: core::ops::Range<u16> = 49152..65535;
 
@@ -151,16 +155,25 @@ impl Stack {
     }
 }
 
-/// A socket set up as all of ours are.
-fn new_socket(buffers: Buffers) -> tcp::Socket<'static> {
-    let buffer = |size: usize| tcp::SocketBuffer::new(vec![0; size.max(1024)]);
-    let mut socket = tcp::Socket::new(buffer(buffers.rx), buffer(buffers.tx));
+/// A socket set up as all of ours are. `None` if memory is short: peers must not be able to use up the heap by opening
+/// connections, so [`HEADROOM`] must be left over.
+fn new_socket(buffers: Buffers) -> Option<tcp::Socket<'static>> {
+    let buffer = |size: usize| {
+        let size = size.max(MIN_BUFFER);
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(size).ok()?;
+        bytes.resize(size, 0);
+        Some(bytes)
+    };
+    let (rx, tx) = (buffer(buffers.rx)?, buffer(buffers.tx)?);
+    Vec::<u8>::new().try_reserve_exact(HEADROOM).ok()?;
+    let mut socket = tcp::Socket::new(tcp::SocketBuffer::new(rx), tcp::SocketBuffer::new(tx));
     socket.set_nagle_enabled(false);
     // On private links an acknowledgement at once (one a batch of frames) is cheaper than a sender that waits.
     socket.set_ack_delay(None);
     socket.set_congestion_control(tcp::CongestionControl::Reno);
     socket.set_timeout(Some(smol_duration(CONNECT_TIMEOUT)));
-    socket
+    Some(socket)
 }
 
 /// A connection that has come up gets its lasting time-outs.

@@ -34,6 +34,9 @@ pub enum ConnectError {
     /// No answer.
     #[error("no answer")]
     TimedOut,
+    /// No memory for the socket's buffers.
+    #[error("too little memory for another connection")]
+    NoMemory,
     /// No address to come from, or no free port.
     #[error("no route or no free port")]
     Unreachable,
@@ -242,7 +245,7 @@ impl TcpStream {
                 .map(|_| EPHEMERAL.start + (rng::random_u32() % size) as u16)
                 .find(|&port| !in_use(port))
                 .ok_or(ConnectError::Unreachable)?;
-            let mut socket = new_socket(buffers);
+            let mut socket = new_socket(buffers).ok_or(ConnectError::NoMemory)?;
             socket
                 .connect(net.interface.context(), (*to.ip(), to.port()), port)
                 .map_err(|_| ConnectError::Unreachable)?;
