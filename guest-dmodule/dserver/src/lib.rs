@@ -18,4 +18,4 @@ mod server;
 
 pub use mount::{Disk, DiskError, FormatPolicy, Mounted, Options, StartError, mount};
 pub use runs::{RUN_MAX, Run, runs};
-pub use server::{CP_INTERVAL_NS, HELD_BYTES_MAX, Now, Output, Server, Statistics};
+pub use server::{CP_INTERVAL_NS, HELD_BYTES_MIN, Now, Output, Server, Statistics};

@@ -55,6 +55,8 @@ pub struct Options {
     pub cache_blocks: usize,
     /// Most dirty blocks.
     pub dirty_blocks: usize,
+    /// Bytes of requests held, and of replies not yet sent, beyond which no more are taken on (each).
+    pub held_bytes: usize,
 }
 
 /// Why it did not start.
@@ -135,7 +137,7 @@ pub async fn mount(disk: &impl Disk, options: &Options) -> Result<Mounted, Start
     }
     let (vms, kept_count) = (owners.table().records().count(), kept.len());
     let sessions = Sessions::restore(options.boot_id, owners.table().clone(), kept);
-    Ok(Mounted { server: Server::new(sessions, fs, owners), formatted, vms, kept: kept_count })
+    Ok(Mounted { server: Server::new(sessions, fs, owners, options.held_bytes), formatted, vms, kept: kept_count })
 }
 
 async fn read_fixed(disk: &impl Disk) -> Result<Vec<Block>, StartError> {

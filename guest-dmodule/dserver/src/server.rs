@@ -6,7 +6,8 @@
 //! half of the dirty limit is reached, or [`CP_INTERVAL_NS`] after the first change; one at a time, so that what
 //! comes meanwhile shares the next.
 //!
-//! Bounds: requests by the sessions'; bytes of requests and of replies held by [`HELD_BYTES_MAX`] each (then nothing more is read
+//! Bounds: requests by the sessions'; bytes of requests and of replies held by
+//! `held_bytes` of the options each (then nothing more is read
 //! from connections, or reads wait); one job of deferred work, [`READ_AHEADS_MAX`] of read-ahead.
 use crate::jobs::{JobId, Jobs, Kind};
 use crate::readahead::ReadAhead;
@@ -25,8 +26,8 @@ use layout::{
 pub const CP_INTERVAL_NS: u64 = 1_000_000_000;
 /// After a failed consistency point the next attempt waits this long.
 const CP_RETRY_NS: u64 = 1_000_000_000;
-/// Bytes of requests held, and of replies not yet sent, beyond which no more are taken on.
-pub const HELD_BYTES_MAX: usize = 24 << 20;
+/// Fewest bytes of `held_bytes`: a few of the largest requests.
+pub const HELD_BYTES_MIN: usize = 4 << 20;
 /// Steps of deferred work at a time.
 const WORK_STEPS: usize = 4;
 /// Pieces being read ahead at a time.
@@ -103,6 +104,7 @@ pub struct Server {
     work_failed: bool,
     /// Bytes of requests being executed.
     held: usize,
+    held_max: usize,
     /// Bytes of replies handed out and not yet sent.
     unsent: BTreeMap<ConnectionId, usize>,
     /// Reads that wait for replies to be sent.
@@ -111,7 +113,7 @@ pub struct Server {
 }
 
 impl Server {
-    pub(crate) fn new(sessions: Sessions, fs: FileSystem, owners: OwnerStore) -> Self {
+    pub(crate) fn new(sessions: Sessions, fs: FileSystem, owners: OwnerStore, held_bytes: usize) -> Self {
         Server {
             sessions,
             fs,
@@ -126,6 +128,7 @@ impl Server {
             retry_at: None,
             work_failed: false,
             held: 0,
+            held_max: held_bytes.max(HELD_BYTES_MIN),
             unsent: BTreeMap::new(),
             waiting_reads: VecDeque::new(),
             statistics: Statistics::default(),
@@ -144,7 +147,7 @@ impl Server {
 
     /// Whether more bytes should be read from connections now: else too much is held already.
     pub fn takes_requests(&self) -> bool {
-        self.held < HELD_BYTES_MAX
+        self.held < self.held_max
     }
 
     /// A frame has come.
@@ -287,7 +290,7 @@ impl Server {
 
     /// Reads begin while not too many bytes wait to be sent.
     fn admit_reads(&mut self) {
-        while !self.waiting_reads.is_empty() && self.unsent.values().sum::<usize>() < HELD_BYTES_MAX {
+        while !self.waiting_reads.is_empty() && self.unsent.values().sum::<usize>() < self.held_max {
             let Some((token, request)) = self.waiting_reads.pop_front() else { break };
             if let Op::Read { handle, offset, length } = request.op
                 && let Some((offset, length)) = self.readahead.read(handle, offset, length)

@@ -86,6 +86,7 @@ pub fn options(volume: &str, boot: u64) -> Options {
         now: Time(1_700_000_000_000_000_000),
         cache_blocks: 8192,
         dirty_blocks: 2048,
+        held_bytes: 16 << 20,
     }
 }
 

@@ -1,0 +1,185 @@
+//! The server with its disk: does what it asks for.
+//!
+//! Owns the [`Server`] and the tasks of its disk. Always true: the server is told of everything it asked for exactly once;
+//! while an ownership record is on its way, no further write of a consistency point is begun. A port waits for it.
+use crate::connection::Outbox;
+use crate::disk::VirtioDisk;
+use alloc::{
+    collections::{BTreeMap, VecDeque},
+    rc::Rc,
+};
+use core::cell::{Cell, RefCell};
+use dserver::{Disk, DiskError, Now, Output, Run, Server, runs};
+use fabric::fs::Time;
+use fabric::server::ConnectionId;
+use guest_rt::sync::Notify;
+use guest_rt::time::{Instant, realtime_ns, timeout};
+use guest_rt::{spawn, yield_now};
+use layout::{Block, BlockNumber, ConsistencyPoint};
+
+/// Transfers of a consistency point under way at a time.
+const WRITES: usize = 4;
+
+pub struct Node {
+    server: RefCell<Server>,
+    disk: VirtioDisk,
+    pub connections: RefCell<BTreeMap<ConnectionId, Rc<Outbox>>>,
+    /// An ownership record is being written.
+    owners_busy: Cell<bool>,
+    owners_done: Notify,
+    /// The server may take requests again.
+    room: Notify,
+    /// When the ticker wakes.
+    armed: Cell<Option<u64>>,
+    rearm: Notify,
+}
+
+fn now() -> Now {
+    Now { mono_ns: Instant::now().as_nanos(), real: Time(realtime_ns() as i64) }
+}
+
+impl Node {
+    /// Takes a server over and starts its clock.
+    pub fn new(server: Server, disk: VirtioDisk) -> Rc<Node> {
+        let node = Rc::new(Node {
+            server: RefCell::new(server),
+            disk,
+            connections: RefCell::default(),
+            owners_busy: Cell::new(false),
+            owners_done: Notify::new(),
+            room: Notify::new(),
+            armed: Cell::new(None),
+            rearm: Notify::new(),
+        });
+        spawn(tick(node.clone()));
+        node
+    }
+
+    /// Tells the server something, then does what it says.
+    pub fn tell(self: &Rc<Self>, what: impl FnOnce(&mut Server, Now)) {
+        what(&mut self.server.borrow_mut(), now());
+        loop {
+            let output = self.server.borrow_mut().poll_output();
+            match output {
+                None => break,
+                Some(output) => self.carry_out(output),
+            }
+        }
+        if self.takes_requests() {
+            self.room.notify();
+        }
+        if self.server.borrow().next_tick() != self.armed.get() {
+            self.rearm.notify();
+        }
+    }
+
+    fn takes_requests(&self) -> bool {
+        self.server.borrow().takes_requests()
+    }
+
+    /// Waits until the server takes more requests.
+    pub async fn room(&self) {
+        self.room.wait_until(|| self.takes_requests()).await;
+    }
+
+    fn carry_out(self: &Rc<Self>, output: Output) {
+        match output {
+            Output::Send(id, frame) => {
+                if let Some(outbox) = self.connections.borrow().get(&id) {
+                    outbox.send(frame);
+                }
+            }
+            Output::Close(id) => {
+                if let Some(outbox) = self.connections.borrow().get(&id) {
+                    outbox.close();
+                }
+            }
+            Output::Read { first, count } => {
+                spawn(read(self.clone(), first, count));
+            }
+            Output::ConsistencyPoint(point) => {
+                spawn(consistency_point(self.clone(), point));
+            }
+            Output::WriteOwners { number, block } => {
+                self.owners_busy.set(true);
+                spawn(write_owners(self.clone(), number, block));
+            }
+        }
+    }
+
+    async fn write_point(&self, point: ConsistencyPoint) -> Result<(), DiskError> {
+        let mut under_way = VecDeque::new();
+        let mut result = Ok(());
+        for Run { first, blocks } in runs(point.writes) {
+            if under_way.len() >= WRITES
+                && let Some(write) = under_way.pop_front()
+            {
+                result = result.and(write.await);
+            }
+            self.owners_done.wait_until(|| !self.owners_busy.get()).await;
+            let disk = self.disk.clone();
+            under_way.push_back(spawn(async move { disk.write(first, blocks).await }));
+        }
+        for write in under_way {
+            result = result.and(write.await);
+        }
+        result?;
+        self.disk.flush().await?;
+        let (number, fsinfo) = point.fsinfo;
+        self.disk.write(number, alloc::vec![fsinfo]).await?;
+        self.disk.flush().await
+    }
+}
+
+async fn read(node: Rc<Node>, first: BlockNumber, count: usize) {
+    let blocks = node.disk.read(first, count).await.map_err(|e| log::error!("{e}")).ok();
+    node.tell(|server, now| server.read_done(first, count, blocks, now));
+}
+
+async fn consistency_point(node: Rc<Node>, point: ConsistencyPoint) {
+    let start = Instant::now();
+    let (number, blocks) = (point.number, point.writes.len());
+    let result = node.write_point(point).await;
+    match &result {
+        Ok(()) => log::debug!("consistency point {}: {blocks} blocks in {} us", number.0, start.elapsed().as_micros()),
+        Err(e) => log::error!("consistency point {}: {e}", number.0),
+    }
+    node.tell(|server, now| server.consistency_point_done(result.is_ok(), now));
+}
+
+async fn write_owners(node: Rc<Node>, number: BlockNumber, block: Block) {
+    let start = Instant::now();
+    let written = async {
+        node.disk.write(number, alloc::vec![block]).await?;
+        node.disk.flush().await
+    };
+    let result: Result<(), DiskError> = written.await;
+    match &result {
+        Ok(()) => log::debug!("ownership records: {} us", start.elapsed().as_micros()),
+        Err(e) => log::error!("ownership records: {e}"),
+    }
+    node.owners_busy.set(false);
+    node.owners_done.notify();
+    node.tell(|server, now| server.owners_done(result.is_ok(), now));
+}
+
+/// Calls the server when it wants to be.
+async fn tick(node: Rc<Node>) {
+    loop {
+        let next = node.server.borrow().next_tick();
+        node.armed.set(next);
+        let rearmed = node.rearm.notified();
+        match next {
+            None => rearmed.await,
+            Some(at) => {
+                let left = Instant::from_nanos(at).since(Instant::now());
+                if !left.is_zero() && timeout(left, rearmed).await.is_ok() {
+                    continue;
+                }
+                // Others first: what is due at once is work that can wait.
+                yield_now().await;
+                node.tell(|server, now| server.tick(now));
+            }
+        }
+    }
+}
