@@ -39,6 +39,7 @@ impl AsMut<[u8]> for BlockBuf {
 ///
 /// Boxed inside the `Arc`: with the counters in front of 4096-aligned bytes every block would take 8 KiB.
 #[derive(Clone)]
+#[allow(clippy::redundant_allocation, reason = "an Arc of 4096-aligned bytes takes twice the memory")]
 pub struct Block(Arc<Box<BlockBuf>>);
 
 impl Block {

@@ -279,9 +279,9 @@ impl Taking<'_> {
             self.fs.map_free[*map as usize] = self.fs.free_bits(&held.block, *map) as u32;
         }
         file.levels[0] = core::mem::take(&mut self.maps);
-        for level in 0..LEVELS {
+        for (level, at) in places.iter().enumerate() {
             for (index, dirty) in core::mem::take(&mut file.levels[level]) {
-                let place = *places[level].get(&index).ok_or(Broken("place of a block map block"))?;
+                let place = *at.get(&index).ok_or(Broken("place of a block map block"))?;
                 let pointer = self.write_at(place, BlockPointer::HOLE, dirty.block);
                 if level == height {
                     inode.roots[index as usize] = pointer;

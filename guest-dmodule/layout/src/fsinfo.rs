@@ -186,7 +186,7 @@ pub(crate) fn map_blocks(blocks: u64) -> u64 {
     blocks.div_ceil(MAP_BITS)
 }
 
-/// Most inodes of a volume: one for every two blocks, within reason.
+/// Most inodes of a volume: one for every block, within reason.
 pub(crate) fn inodes_for(blocks: u64) -> u64 {
-    (blocks / 2).clamp(128, 1 << 32)
+    blocks.clamp(256, 1 << 32)
 }

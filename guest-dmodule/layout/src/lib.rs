@@ -16,6 +16,7 @@ extern crate alloc;
 
 mod block;
 mod cache;
+mod check;
 mod consistency;
 mod directory;
 mod dirty;
@@ -35,6 +36,7 @@ mod truncate;
 mod txn;
 
 pub use block::{BLOCK_SIZE, Block, BlockBuf, BlockNumber};
+pub use check::{Report, check};
 pub use consistency::{ConsistencyPoint, CpNumber};
 pub use error::LayoutError;
 pub use format::{Format, FormatOptions, format};

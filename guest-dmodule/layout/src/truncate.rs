@@ -10,6 +10,7 @@ use crate::dirty::{Cut, Key};
 use crate::inode::{Inode, Kind, ROOTS, span};
 use crate::space::Urgency;
 use crate::txn::{Res, Stop, Txn, TxnBlock};
+use alloc::vec::Vec;
 
 /// Pointers freed in a step of deferred work.
 const FREES_PER_STEP: usize = 1024;
@@ -34,12 +35,12 @@ impl Txn<'_> {
                     self.inode_mut(number)?.roots[index as usize] = BlockPointer::HOLE;
                 }
             }
-            self.cuts.push(Cut { inode: number, from, to: None });
+            self.push_cut(Cut { inode: number, from, to: None });
         } else if !self.is_sparse_from(number, from)? {
             let orphan = self.take_inode(Kind::Orphan)?;
             self.split_tree(number, from, orphan)?;
             self.list_orphan(orphan)?;
-            self.cuts.push(Cut { inode: number, from, to: Some(orphan) });
+            self.push_cut(Cut { inode: number, from, to: Some(orphan) });
         }
         let left = full_tree(from, inode.height);
         let changed = self.inode_mut(number)?;
@@ -48,6 +49,24 @@ impl Txn<'_> {
             changed.height = 0;
         }
         Ok(())
+    }
+
+    /// Notes a cut, and applies it to what this attempt itself has changed.
+    fn push_cut(&mut self, cut: Cut) {
+        let first = Key { inode: cut.inode, level: 0, index: 0 };
+        let end = Key { inode: cut.inode + 1, level: 0, index: 0 };
+        let gone: Vec<Key> =
+            self.overlay.range(first..end).map(|(key, _)| *key).filter(|key| cut.covers(*key)).collect();
+        for key in gone {
+            let Some(held) = self.overlay.remove(&key) else { continue };
+            match cut.to {
+                Some(orphan) if key.level > 0 => {
+                    self.overlay.insert(Key { inode: orphan, ..key }, held);
+                }
+                _ => self.fresh -= u64::from(held.fresh),
+            }
+        }
+        self.cuts.push(cut);
     }
 
     /// Whether nothing of the tree lies at or behind `from`, as far as that can be told from the roots.
@@ -120,7 +139,7 @@ impl Txn<'_> {
             used: inode.used,
             ..Inode::FREE
         };
-        self.cuts.push(Cut { inode: number, from: 0, to: Some(number) });
+        self.push_cut(Cut { inode: number, from: 0, to: Some(number) });
         self.list_orphan(number)
     }
 

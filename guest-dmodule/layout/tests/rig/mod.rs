@@ -275,3 +275,20 @@ pub fn pattern(seed: u64, length: usize) -> Vec<u8> {
     let mut random = Random::new(seed);
     (0..length).map(|_| random.next() as u8).collect()
 }
+
+impl Disk {
+    /// The volume on this disk is consistent.
+    pub fn check(&self) -> layout::Report {
+        let report = layout::check(&mut |number| Some(self.read(number))).unwrap();
+        assert_eq!(report.faults, Vec::<String>::new());
+        report
+    }
+}
+
+impl Volume {
+    /// Writes all, and has the result checked.
+    pub fn check(&mut self) -> layout::Report {
+        self.sync();
+        self.disk.check()
+    }
+}
