@@ -23,7 +23,7 @@ pub const MAX_SIZE: u64 = 64 << 30;
 /// How long the second copy should last, by the speed of the first.
 const LONG_COPY_SECONDS: f64 = 8.0;
 /// The second copy is at most this, and never less than the first.
-const LONG_COPY_MAX: u64 = 4 << 30;
+const LONG_COPY_MAX: u64 = 2 << 30;
 /// Memory of the D-module.
 const DMODULE_MEMORY: &str = "256M";
 /// The port begins when this much of the copy is through.
@@ -79,7 +79,7 @@ pub fn run(options: &Options) -> Result<()> {
     progress.done(&format!("disk image of {} GiB", disk_bytes >> 30));
 
     let progress = Progress::start("starting the D-module on node1");
-    let (_dmodule, dmodule_boot) = modules::start_dmodule(&lab, &artifacts, &disk, DMODULE_MEMORY)?;
+    let (_dmodule, dmodule_boot) = modules::start_dmodule(&lab, &artifacts, &disk, modules::Disk::New, DMODULE_MEMORY)?;
     progress.done(&format!("serves after {:.0} ms", ms(dmodule_boot)));
     let progress = Progress::start("starting the N-module on node1");
     let (mut source, nmodule_boot) = modules::start_nmodule(&lab, &artifacts, &lab.node1)?;
@@ -128,9 +128,9 @@ pub fn run(options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Room for both files twice, since nothing live is overwritten, and some more.
+/// Room for both files, the data layout's own blocks, and free space to write to, since nothing live is overwritten.
 fn disk_size(size: u64, long: u64) -> u64 {
-    (2 * (size + long) + (512 << 20)).next_multiple_of(1 << 30)
+    ((size + long) / 4 * 5 + (512 << 20)).next_multiple_of(1 << 30)
 }
 
 /// As long as [`LONG_COPY_SECONDS`] at the speed seen.
@@ -304,6 +304,6 @@ mod tests {
         assert_eq!(long_size(64 * MIB, 100.0, LONG_COPY_MAX), 763 * MIB);
         assert_eq!(long_size(1 << 30, 1.0, LONG_COPY_MAX), 1 << 30);
         assert_eq!(long_size(MIB, 1e6, LONG_COPY_MAX), LONG_COPY_MAX);
-        assert!(disk_size(1 << 30, 4 << 30) >= 10 << 30);
+        assert!(disk_size(1 << 30, 2 << 30) >= 4 << 30);
     }
 }

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 const NFS_PORT: u16 = 2049;
@@ -41,7 +42,7 @@ impl Ganesha {
         let mut command = Command::new("unshare");
         command.args(["--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "sh", "-c", &script]);
         let mut daemon = lab.node1.daemon("nfs-ganesha", &mut command, &lab.state_dir().join("ganesha.out"))?;
-        probe::first_reply(&lab.client1, SocketAddrV4::new(NODE1_IP, NFS_PORT), START_LIMIT)
+        probe::first_reply(&lab.client1, SocketAddrV4::new(NODE1_IP, NFS_PORT), START_LIMIT, &AtomicBool::new(false))
             .with_context(|| format!("nfs-ganesha does not start; its log ends:\n{}", process::log_tail(&log)))?;
         daemon.wait_until("a server process", START_LIMIT, || find(lab).is_some())?;
         let server_pid = find(lab).context("nfs-ganesha has ended")?;

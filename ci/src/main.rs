@@ -76,6 +76,7 @@ fn main() -> ExitCode {
 
 fn run(task: Task) -> Result<()> {
     cleanup::install_handler()?;
+    setup::check_root()?;
     match task {
         Task::Setup => {
             let data = artifacts::data_dir()?;

@@ -13,13 +13,13 @@ use std::fs::File;
 use std::net::SocketAddrV4;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 /// NFS address of the N-module.
 pub const NFS: SocketAddrV4 = SocketAddrV4::new(NMODULE_IP, 2049);
 /// Cluster fabric address of the D-module.
-pub const FABRIC: SocketAddrV4 = SocketAddrV4::new(DMODULE_IP, 7400);
+pub const FABRIC: SocketAddrV4 = SocketAddrV4::new(DMODULE_IP, 7100);
 /// Port on which a receiving `vmm` listens.
 pub const RECEIVE_PORT: u16 = 7000;
 /// Name of the volume, and of the export.
@@ -76,7 +76,7 @@ impl Cluster {
         let lab = Lab::create(data)?;
         let disk = lab.data_dir().join("disk0.img");
         create_disk(&disk, disk_bytes)?;
-        let (dmodule, dboot) = start_dmodule(&lab, &artifacts, &disk, dmodule_memory)?;
+        let (dmodule, dboot) = start_dmodule(&lab, &artifacts, &disk, Disk::New, dmodule_memory)?;
         let (nmodule, nboot) = start_nmodule(&lab, &artifacts, &lab.node1)?;
         Ok(Cluster { nmodule, dmodule, boot: [dboot, nboot], disk, artifacts, lab })
     }
@@ -89,9 +89,19 @@ pub fn create_disk(path: &Path, bytes: u64) -> Result<()> {
     nix::fcntl::posix_fallocate(&file, 0, length).with_context(|| format!("cannot allocate {}", path.display()))
 }
 
+/// Whether the disk is to get a file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Disk {
+    /// A new one: it gets a file system.
+    New,
+    /// One that must have a file system: without it the D-module refuses.
+    Existing,
+}
+
 /// Command line of the D-module.
-pub fn dmodule_cmdline() -> String {
-    format!("ip={DMODULE_IP}/{PREFIX} volume={VOLUME}")
+pub fn dmodule_cmdline(disk: Disk) -> String {
+    let format = if disk == Disk::New { "if-blank" } else { "never" };
+    format!("ip={DMODULE_IP}/{PREFIX} port={} volume={VOLUME} format={format}", FABRIC.port())
 }
 
 /// Command line of the N-module.
@@ -124,42 +134,58 @@ fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) ->
     Ok(Module { daemon, api, started, console: lab.state_dir().join(format!("{name}.console")) })
 }
 
-/// Starts the D-module on `node1` and waits for its first answer on the fabric; returns how long that took from the start of the process.
-pub fn start_dmodule(lab: &Lab, artifacts: &Artifacts, disk: &Path, memory: &str) -> Result<(Module, Duration)> {
+/// Starts the D-module on `node1` and waits for its first answer on the fabric; returns how long that took from the start of
+/// the process.
+pub fn start_dmodule(
+    lab: &Lab,
+    artifacts: &Artifacts,
+    path: &Path,
+    disk: Disk,
+    memory: &str,
+) -> Result<(Module, Duration)> {
     let host = &lab.node1;
     let (mut command, api, name) = prepare(lab, artifacts, host, "dmodule", Some(DMODULE_MAC))?;
     command.arg("--image").arg(&artifacts.images.dmodule).args(["--name", "dmodule", "--memory", memory]);
-    command.args(["--cmdline", &dmodule_cmdline()]).args(["--disk", &format!("id=disk0,path={}", disk.display())]);
+    command.args(["--cmdline", &dmodule_cmdline(disk)]).args(["--disk", &format!("id=disk0,path={}", path.display())]);
     host.permanent_neighbour(DMODULE_IP, DMODULE_MAC)?;
-    let answer = std::thread::scope(|scope| {
-        let prober = scope.spawn(|| probe::first_fabric_answer(host, FABRIC, START_LIMIT));
-        let module = start(lab, host, &name, api, &mut command)?;
-        Ok((module, join(prober)))
-    });
-    finish_start(answer)
+    serve(
+        || start(lab, host, &name, api, &mut command),
+        |stop| probe::first_fabric_answer(host, FABRIC, START_LIMIT, stop),
+    )
 }
 
-/// Starts the N-module on `host` and waits for its first reply to NFS NULL; returns how long that took from the start of the process.
+/// Starts the N-module on `host` and waits for its first reply to NFS NULL; returns how long that took from the start of the
+/// process.
 pub fn start_nmodule(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<(Module, Duration)> {
     let (mut command, api, name) = prepare(lab, artifacts, host, "nmodule", Some(NMODULE_MAC))?;
     command.arg("--image").arg(&artifacts.images.nmodule).args(["--name", "nmodule", "--memory", NMODULE_MEMORY]);
     command.args(["--cmdline", &nmodule_cmdline(), "--vm-id", &NMODULE_VM_ID.to_string()]);
     command.args(["--arbiter", &FABRIC.to_string()]);
     lab.client1.permanent_neighbour(NMODULE_IP, NMODULE_MAC)?;
-    let answer = std::thread::scope(|scope| {
-        let prober = scope.spawn(|| probe::first_reply(&lab.client1, NFS, START_LIMIT));
-        let module = start(lab, host, &name, api, &mut command)?;
-        Ok((module, join(prober)))
-    });
-    finish_start(answer)
+    serve(
+        || start(lab, host, &name, api, &mut command),
+        |stop| probe::first_reply(&lab.client1, NFS, START_LIMIT, stop),
+    )
 }
 
-fn join<T>(thread: std::thread::ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
-    thread.join().unwrap_or_else(|_| bail!("a prober panicked"))
-}
-
-fn finish_start(answer: Result<(Module, Result<Instant>)>) -> Result<(Module, Duration)> {
-    let (mut module, answered) = answer?;
+/// Starts a module with its prober already at work, and waits for the first answer or the end of the process.
+fn serve(
+    start: impl FnOnce() -> Result<Module>,
+    answer: impl FnOnce(&AtomicBool) -> Result<Instant> + Send,
+) -> Result<(Module, Duration)> {
+    let give_up = AtomicBool::new(false);
+    let (mut module, answered) = std::thread::scope(|scope| {
+        let prober = scope.spawn(|| answer(&give_up));
+        let mut module = start().inspect_err(|_| give_up.store(true, Ordering::Relaxed))?;
+        while !prober.is_finished() {
+            if module.daemon.ended()?.is_some() {
+                give_up.store(true, Ordering::Relaxed);
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        let answered = prober.join().unwrap_or_else(|_| bail!("a prober panicked"));
+        anyhow::Ok((module, answered))
+    })?;
     match answered {
         Ok(at) => {
             let took = at - module.started;
@@ -167,7 +193,7 @@ fn finish_start(answer: Result<(Module, Result<Instant>)>) -> Result<(Module, Du
         }
         Err(e) => {
             let ended = module.daemon.ended()?.map(|s| format!("; it has ended with {s}")).unwrap_or_default();
-            Err(e.context(format!("{} does not serve{ended}{}", module.daemon.name(), module.quote())))
+            bail!("{} does not serve{ended}: {e:#}{}", module.daemon.name(), module.quote())
         }
     }
 }
@@ -176,12 +202,13 @@ impl Module {
     /// Ends of its log and console, for messages.
     pub fn quote(&self) -> String {
         let console = crate::process::log_tail(&self.console);
-        format!("{}\nits console ends:\n{}", self.daemon.quote_log(), console.trim_end())
+        let console = if console.trim().is_empty() { "nothing" } else { console.trim_end() };
+        format!("{}\nits console ends:\n{console}", self.daemon.quote_log())
     }
 
     /// Ends the VM by its control socket and waits for the process.
     pub fn shut_down(mut self) -> Result<()> {
-        self.api.post("/v1/vm/shutdown", &json!({}))?;
+        self.api.put("/v1/vm/shutdown", &json!({}))?;
         self.daemon.wait(Duration::from_secs(10))?;
         Ok(())
     }

@@ -67,7 +67,7 @@ fn contents(artifacts: &Artifacts) -> Contents {
 /// The init script. Both `vmm` processes of the N-module are in one network here: what is tested is KVM on AMD-V.
 fn init() -> String {
     let client = lab::CLIENT1_IP;
-    let dmodule_cmdline = modules::dmodule_cmdline();
+    let dmodule_cmdline = modules::dmodule_cmdline(modules::Disk::New);
     let nmodule_cmdline = modules::nmodule_cmdline();
     let (dmodule_mac, url, modules) = (modules::DMODULE_MAC, copy::url("file"), MODULES.join(" "));
     format!(
@@ -89,7 +89,7 @@ for m in {modules}; do insmod /modules/$m.ko || end "no kernel module $m"; done
 [ -e /dev/kvm ] || end "no /dev/kvm"
 echo "NESTED: $(grep -o -m 1 -w svm /proc/cpuinfo) machine is up"
 ip link set lo up
-brctl addbr br0; brctl setfd br0 0; echo 0 > /sys/class/net/br0/bridge/multicast_snooping
+brctl addbr br0; echo 0 > /sys/class/net/br0/bridge/multicast_snooping
 ip addr add {client}/24 dev br0; ip link set br0 up
 for t in tapd tapn tapm; do tunctl -t $t >/dev/null; brctl addif br0 $t; ip link set $t up; done
 dd if=/dev/zero of=/tmp/disk bs=1M count=0 seek={DISK_MIB} 2>/dev/null

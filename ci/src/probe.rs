@@ -203,16 +203,16 @@ impl Log {
 }
 
 /// Waits for the first reply to NFS NULL of a server that may not be there yet. A new connection is tried every
-/// millisecond, so that no retransmission timer of TCP is in the result.
-pub fn first_reply(host: &Host, server: SocketAddrV4, limit: Duration) -> Result<Instant> {
+/// millisecond, so that no retransmission timer of TCP is in the result. Ends when `give_up` is set.
+pub fn first_reply(host: &Host, server: SocketAddrV4, limit: Duration, give_up: &AtomicBool) -> Result<Instant> {
     host.enter(|| {
         run_first();
         let begin = Instant::now();
         let mut attempts: Vec<Socket> = Vec::new();
         let mut next = begin;
         loop {
-            if begin.elapsed() > limit {
-                bail!("{server} has not answered NFS NULL in {limit:?}");
+            if begin.elapsed() > limit || give_up.load(Ordering::Relaxed) {
+                bail!("{server} has not answered NFS NULL in {:.1} s", begin.elapsed().as_secs_f64());
             }
             if Instant::now() >= next {
                 next += PERIOD;
@@ -254,14 +254,19 @@ fn ask_once(mut stream: TcpStream, limit: Duration) -> Result<()> {
     null_reply(&reply).map(drop)
 }
 
-/// Waits until a D-module answers on its fabric port: asks for an ownership record.
-pub fn first_fabric_answer(host: &Host, server: SocketAddrV4, limit: Duration) -> Result<Instant> {
+/// Waits until a D-module answers on its fabric port: asks for an ownership record. Ends when `give_up` is set.
+pub fn first_fabric_answer(
+    host: &Host,
+    server: SocketAddrV4,
+    limit: Duration,
+    give_up: &AtomicBool,
+) -> Result<Instant> {
     host.enter(|| {
         run_first();
         let begin = Instant::now();
         loop {
-            if begin.elapsed() > limit {
-                bail!("{server} has not answered on the cluster fabric in {limit:?}");
+            if begin.elapsed() > limit || give_up.load(Ordering::Relaxed) {
+                bail!("{server} has not answered on the cluster fabric in {:.1} s", begin.elapsed().as_secs_f64());
             }
             match ask_for_owner(server, Duration::from_millis(20)) {
                 Ok(()) => return Ok(Instant::now()),

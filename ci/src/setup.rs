@@ -41,7 +41,8 @@ pub fn prepare(need: Need, data_dir: &Path, disk_bytes: u64) -> Result<()> {
     check_space(data_dir, disk_bytes.saturating_add(BUILD_BYTES))
 }
 
-fn check_root() -> Result<()> {
+/// Fails unless the process may do what the lab needs.
+pub fn check_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this must run as root (network namespaces, taps and /dev/kvm): try `sudo -E cargo xtask …`");
     }

@@ -1,6 +1,6 @@
 //! From the start of a `vmm` process to the first answer of its module.
 use super::{Better, Row};
-use crate::modules::{self, Cluster};
+use crate::modules::{self, Cluster, Disk};
 use crate::report::{Progress, median, percentile};
 use anyhow::Result;
 use std::time::Duration;
@@ -21,7 +21,8 @@ pub fn run(cluster: &mut Cluster, dmodule_memory: &str, samples: usize) -> Resul
     let mut progress = Progress::start("boot: D-module on an existing file system to its first answer");
     for i in 0..samples {
         cluster.dmodule.daemon.kill()?;
-        let (module, took) = modules::start_dmodule(&cluster.lab, &cluster.artifacts, &cluster.disk, dmodule_memory)?;
+        let (module, took) =
+            modules::start_dmodule(&cluster.lab, &cluster.artifacts, &cluster.disk, Disk::Existing, dmodule_memory)?;
         cluster.dmodule = module;
         dmodule.push(ms(took));
         progress.update(&format!("{} of {samples}", i + 1));

@@ -1,6 +1,6 @@
 //! `kill -9` at any time: what a client was told is stable is there.
 use crate::{cluster, one_at_a_time, verify, writer};
-use xtask::modules;
+use xtask::modules::{self, Disk};
 
 const FILE: u64 = 64 << 20;
 
@@ -12,7 +12,8 @@ fn a_copy_goes_on_over_the_death_of_the_dmodule() {
     for pieces in [100, 300] {
         writer.wait_for(pieces).unwrap();
         cluster.dmodule.daemon.kill().unwrap();
-        let (again, _) = modules::start_dmodule(&cluster.lab, &cluster.artifacts, &cluster.disk, "256M").unwrap();
+        let (again, _) =
+            modules::start_dmodule(&cluster.lab, &cluster.artifacts, &cluster.disk, Disk::Existing, "256M").unwrap();
         cluster.dmodule = again;
     }
     let acknowledged = writer.finish().unwrap();
@@ -29,7 +30,8 @@ fn what_was_stable_is_there_after_both_modules_died() {
     cluster.nmodule.daemon.kill().unwrap();
     let acknowledged = writer.abandon().unwrap();
     assert!(acknowledged.len() >= 200);
-    let (dmodule, _) = modules::start_dmodule(&cluster.lab, &cluster.artifacts, &cluster.disk, "256M").unwrap();
+    let (dmodule, _) =
+        modules::start_dmodule(&cluster.lab, &cluster.artifacts, &cluster.disk, Disk::Existing, "256M").unwrap();
     cluster.dmodule = dmodule;
     let (nmodule, _) = modules::start_nmodule(&cluster.lab, &cluster.artifacts, &cluster.lab.node1).unwrap();
     cluster.nmodule = nmodule;

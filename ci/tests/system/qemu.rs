@@ -3,11 +3,13 @@ use crate::one_at_a_time;
 use std::net::SocketAddrV4;
 use std::path::Path;
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 use xtask::artifacts::{Artifacts, data_dir};
 use xtask::lab::{Host, Lab};
+use xtask::modules::{self, Disk};
 use xtask::process::Daemon;
-use xtask::{copy, modules, probe};
+use xtask::{copy, probe};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -30,13 +32,16 @@ fn both_images_serve_files_under_qemu_microvm() {
     modules::create_disk(&disk, 256 << 20).unwrap();
     let drive = format!("file={},format=raw,if=none,id=disk0", disk.display());
     let more = ["-drive", drive.as_str(), "-device", "virtio-blk-device,drive=disk0"];
+    let never = AtomicBool::new(false);
     let node = &lab.node1;
-    let dmodule = qemu(&lab, node, &images.dmodule, "dm", modules::DMODULE_MAC, &modules::dmodule_cmdline(), &more);
-    let answer = probe::first_fabric_answer(node, modules::FABRIC, LIMIT);
+    let dmodule =
+        qemu(&lab, node, &images.dmodule, "dm", modules::DMODULE_MAC, &modules::dmodule_cmdline(Disk::New), &more);
+    let answer = probe::first_fabric_answer(node, modules::FABRIC, LIMIT, &never);
     assert!(answer.is_ok(), "{answer:?}{}", dmodule.quote_log());
-    let nmodule = qemu(&lab, node, &images.nmodule, "nm", modules::NMODULE_MAC, &modules::nmodule_cmdline(), &[]);
+    let nmodule_cmdline = format!("{} vm_id={}", modules::nmodule_cmdline(), modules::NMODULE_VM_ID);
+    let nmodule = qemu(&lab, node, &images.nmodule, "nm", modules::NMODULE_MAC, &nmodule_cmdline, &[]);
     let nfs: SocketAddrV4 = modules::NFS;
-    let answer = probe::first_reply(&lab.client1, nfs, LIMIT);
+    let answer = probe::first_reply(&lab.client1, nfs, LIMIT, &never);
     assert!(answer.is_ok(), "{answer:?}{}", nmodule.quote_log());
 
     let (file, back) = (lab.data_dir().join("in"), lab.data_dir().join("out"));
