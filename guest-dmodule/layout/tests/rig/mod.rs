@@ -1,5 +1,7 @@
 //! A volume on a simulated disk, driven the way a D-module drives it.
 #![allow(dead_code)]
+pub mod model;
+
 use fabric::fs::{Attr, CreateHow, Credential, FileHandle, SetAttr, Stability, Status, Time, VolumeId};
 use fabric::op::{Op, Outcome, Reply, Request};
 use layout::{
