@@ -83,7 +83,7 @@ end() {{
 # wait_for SECONDS COMMAND…
 wait_for() {{
     left=$1; shift
-    until "$@" >/dev/null 2>&1; do left=$((left - 1)); [ $left -gt 0 ] || return 1; sleep 1; done
+    until "$@" </dev/null >/dev/null 2>&1; do left=$((left - 1)); [ $left -gt 0 ] || return 1; sleep 1; done
 }}
 for m in {modules}; do insmod /modules/$m.ko || end "no kernel module $m"; done
 [ -e /dev/kvm ] || end "no /dev/kvm"
@@ -97,12 +97,12 @@ dd if=/dev/urandom of=/tmp/in bs=1M count={FILE_MIB} 2>/dev/null
 
 vmm --image /images/dmodule --name dmodule --memory 128M --cmdline "{dmodule_cmdline}" --disk id=disk0,path=/tmp/disk \
     --net id=net0,tap=tapd,mac={dmodule_mac} --serial /tmp/dmodule.console --api-sock /tmp/d.sock >/tmp/dmodule.log 2>&1 &
-wait_for 60 nc -z -w 1 {fabric_ip} {fabric_port} || end "the D-module does not serve"
+wait_for 60 nc -w 2 {fabric_ip} {fabric_port} || end "the D-module does not serve"
 echo "NESTED: D-module serves"
 vmm --image /images/nmodule --name nmodule --memory {NMODULE_MEMORY} --cmdline "{nmodule_cmdline}" --vm-id {NMODULE_VM_ID} \
     --arbiter {FABRIC} --net id=net0,tap=tapn,mac={NMODULE_MAC} --serial /tmp/nmodule.console --api-sock /tmp/n.sock \
     >/tmp/nmodule.log 2>&1 &
-wait_for 60 nc -z -w 1 {nfs_ip} {nfs_port} || end "the N-module does not serve"
+wait_for 60 nc -w 2 {nfs_ip} {nfs_port} || end "the N-module does not serve"
 echo "NESTED: N-module serves"
 timeout 120 nfs-cp /tmp/in "{url}" || end "copying in failed"
 echo "NESTED: copied in"
