@@ -1,8 +1,11 @@
-//! The heap: everything from the end of the image to the end of memory, kept by talc.
+//! The heap: everything from the end of the image to the end of memory, kept by talc; whole pages apart ([`pages`]).
 //!
 //! An allocation that fails ends the image with a panic that says how much was asked for (the default of `alloc`).
 use core::sync::atomic::{AtomicBool, Ordering};
+#[cfg(not(test))]
 use talc::{TalcLock, source::Manual};
+
+mod pages;
 
 /// A spin lock. There is one vCPU and no interrupt handler in ring 3, so it is never contended; it is here because
 /// a global allocator must be `Sync`.
@@ -31,7 +34,7 @@ pub(crate) type Mutex<T> = lock_api::Mutex<SpinLock, T>;
 
 #[cfg(not(test))]
 #[global_allocator]
-static HEAP: TalcLock<SpinLock, Manual> = TalcLock::new(Manual);
+static HEAP: pages::Pages<TalcLock<SpinLock, Manual>> = pages::Pages::new(TalcLock::new(Manual));
 
 /// Gives the heap its memory.
 ///
@@ -45,6 +48,6 @@ pub(crate) unsafe fn init(memory_end: u64) {
     let start = &raw const __heap_start as usize;
     let size = (memory_end as usize).saturating_sub(start);
     // SAFETY: of the caller; the memory is mapped read-write by the page tables.
-    let claimed = unsafe { HEAP.lock().claim(start as *mut u8, size) };
+    let claimed = unsafe { HEAP.rest().lock().claim(start as *mut u8, size) };
     assert!(claimed.is_some(), "no memory for a heap: image ends at {start:#x}, memory at {memory_end:#x}");
 }
