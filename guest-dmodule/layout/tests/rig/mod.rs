@@ -8,7 +8,7 @@ use layout::{
     Attempt, Block, BlockNumber, Completed, CpNumber, FSINFO_BLOCKS, FileSystem, FormatOptions, KeepKey, MountOptions,
     RESTARTS_MAX, Work, format,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 
 /// xorshift: one seed, one course of events.
 pub struct Random(pub u64);
@@ -44,6 +44,8 @@ pub fn seeds(usual: u64) -> u64 {
 pub enum Event {
     Write(BlockNumber, Block),
     Flush,
+    /// The volume was told that a consistency point is on disk.
+    Durable(CpNumber),
 }
 
 /// A disk: blocks never written are zero.
@@ -73,6 +75,10 @@ pub struct Volume {
     pub events: Option<Vec<Event>>,
     pub options: MountOptions,
     pub reads: u64,
+    /// What is left to write of the consistency point under way.
+    pub under_way: VecDeque<Event>,
+    /// Consistency points taken since the list was last emptied.
+    pub begun: Vec<CpNumber>,
 }
 
 pub const SMALL: MountOptions = MountOptions { verifier: 1, cache_blocks: 256, dirty_blocks: 128 };
@@ -104,7 +110,16 @@ impl Volume {
     pub fn mount(disk: Disk, options: MountOptions) -> Self {
         let fsinfo = FSINFO_BLOCKS.map(|number| disk.read(number));
         let fs = FileSystem::mount([fsinfo[0].as_ref(), fsinfo[1].as_ref()], disk.size, options).unwrap();
-        Volume { fs, disk, now: 1_000_000, events: None, options, reads: 0 }
+        Volume {
+            fs,
+            disk,
+            now: 1_000_000,
+            events: None,
+            options,
+            reads: 0,
+            under_way: VecDeque::new(),
+            begun: Vec::new(),
+        }
     }
 
     /// Forgets everything in memory.
@@ -117,19 +132,6 @@ impl Volume {
         self.events = Some(Vec::new());
     }
 
-    fn put(&mut self, number: BlockNumber, block: Block) {
-        if let Some(events) = &mut self.events {
-            events.push(Event::Write(number, block.clone()));
-        }
-        self.disk.write(number, block);
-    }
-
-    fn flush(&mut self) {
-        if let Some(events) = &mut self.events {
-            events.push(Event::Flush);
-        }
-    }
-
     pub fn supply(&mut self, need: Vec<BlockNumber>) {
         assert!(!need.is_empty(), "Need of nothing");
         for number in need {
@@ -139,18 +141,40 @@ impl Volume {
         }
     }
 
-    /// A consistency point from beginning to end.
-    pub fn sync(&mut self) {
+    /// Takes a consistency point, if there is something to write and none is under way.
+    pub fn begin(&mut self) {
         if let Some(cp) = self.fs.begin_consistency_point() {
-            for (number, block) in cp.writes {
-                self.put(number, block);
-            }
-            self.flush();
-            self.put(cp.fsinfo.0, cp.fsinfo.1);
-            self.flush();
-            self.fs.consistency_point_done();
-            assert_eq!(self.fs.durable_cp(), cp.number);
+            self.begun.push(cp.number);
+            self.under_way.extend(cp.writes.into_iter().map(|(number, block)| Event::Write(number, block)));
+            self.under_way.push_back(Event::Flush);
+            self.under_way.push_back(Event::Write(cp.fsinfo.0, cp.fsinfo.1));
+            self.under_way.push_back(Event::Flush);
+            self.under_way.push_back(Event::Durable(cp.number));
         }
+    }
+
+    /// Does the next thing of the consistency point under way.
+    pub fn write_on(&mut self) -> bool {
+        let Some(event) = self.under_way.pop_front() else { return false };
+        match &event {
+            Event::Write(number, block) => self.disk.write(*number, block.clone()),
+            Event::Flush => {}
+            Event::Durable(number) => {
+                self.fs.consistency_point_done();
+                assert_eq!(self.fs.durable_cp(), *number);
+            }
+        }
+        if let Some(events) = &mut self.events {
+            events.push(event);
+        }
+        true
+    }
+
+    /// Everything that has been done is on disk.
+    pub fn sync(&mut self) {
+        while self.write_on() {}
+        self.begin();
+        while self.write_on() {}
     }
 
     /// Deferred work until there is none left.
