@@ -51,6 +51,8 @@ pub trait Porting: Send + Sync {
     fn cancel(&self, id: MigrationId) -> Result<()>;
     /// The operator's word on a port in doubt.
     fn resolve(&self, id: MigrationId, resolution: Resolution) -> Result<()>;
+    /// Whether a port is under way or in doubt: nobody else may then pause or resume the VM.
+    fn is_active(&self) -> bool;
     /// While a VM is awaited: how that stands.
     fn arrival(&self) -> Option<serde_json::Value> {
         None
@@ -96,6 +98,14 @@ impl Control {
     /// The VM, or the error that there is none.
     pub fn need_vm(&self) -> Result<Arc<Vm>> {
         self.vm().ok_or_else(|| Error::Conflict("there is no VM yet: it is waited for".into()))
+    }
+
+    /// The VM, for those who want to pause or resume it: not while a port does.
+    pub fn need_idle_vm(&self) -> Result<Arc<Vm>> {
+        if self.porting.get().is_some_and(|p| p.is_active()) {
+            return Err(Error::Conflict("a port of the VM is under way".into()));
+        }
+        self.need_vm()
     }
 
     /// Counters.

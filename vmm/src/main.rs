@@ -13,6 +13,7 @@ use vmm::api::{self, socket::ControlSocket};
 use vmm::boot::info::OwnerId;
 use vmm::config::cli::{Args, Order};
 use vmm::control::Control;
+use vmm::port::Engine;
 use vmm::stats::{self, Stats};
 use vmm::vcpu::End;
 use vmm::vm::Vm;
@@ -50,15 +51,15 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
     let stats = Arc::new(Stats::default());
     let control = Control::new(stats.clone());
     let owner = OwnerId::random()?;
+    let engine = Engine::new();
+    control.set_porting(engine.clone());
     match order {
         Order::Boot(config) => {
             let vm = Arc::new(Vm::boot(config, owner, stats)?);
             control.set_vm(vm.clone());
             vm.start(control.on_end())?;
         }
-        Order::Receive(_) => {
-            return Err(vmm::Error::Conflict("--receive: ports cannot be received yet".into()));
-        }
+        Order::Receive(config) => engine.receive(&control, config, owner)?,
     }
     let end = serve(&control, socket)?;
     if let Some(vm) = control.vm() {

@@ -150,9 +150,9 @@ fn without_an_arbiter_a_lost_connection_behind_commit_leaves_it_in_doubt() {
     let status = vmm.wait_port(id);
     assert_eq!((&status["state"], &status["phase"]), (&"unknown".into(), &"unknown".into()), "{status}");
     assert_eq!(vmm.state(), "paused");
-    let (code, _) = vmm.try_api("POST", "/v1/vm/resume", None).unwrap();
+    let (code, _) = vmm.try_api("PUT", "/v1/vm/resume", None).unwrap();
     assert_eq!(code, 409, "only the operator's word on the port itself lets it go on");
-    vmm.api("POST", &format!("/v1/migrations/{id}/resolve"), Some("{\"run\":true}"));
+    vmm.api("PUT", &format!("/v1/migrations/{id}/resolve"), Some("{\"here\":true}"));
     assert_eq!(vmm.wait_port(id)["state"], "failed");
     carries_on(&lab, &mut vmm, &mut echo);
 }

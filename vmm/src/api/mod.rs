@@ -100,12 +100,12 @@ async fn vm(State(control): Shared) -> Json<Value> {
 }
 
 async fn pause(State(control): Shared) -> Answer<Json<Value>> {
-    control.need_vm()?.pause()?;
+    control.need_idle_vm()?.pause()?;
     Ok(Json(report::vm(&control)))
 }
 
 async fn resume(State(control): Shared) -> Answer<Json<Value>> {
-    control.need_vm()?.resume()?;
+    control.need_idle_vm()?.resume()?;
     Ok(Json(report::vm(&control)))
 }
 

@@ -2,9 +2,18 @@
 //!
 //! Owns both ends of a port: the [`source`] that gives a running VM away, the [`destination`] that waits for one. Each runs
 //! on a thread of its own. Who may run when is decided in the machines, not here; the drivers carry out what they say.
+//! [`Engine`] is what the control interface speaks to.
 
 pub mod arbiter;
 pub mod connection;
+pub mod destination;
+mod engine;
+pub mod frames;
+mod guest;
+pub mod job;
+pub mod source;
 pub mod stamp;
 pub mod transfer;
 pub mod wait;
+
+pub use engine::{Engine, JOBS_MAX};

@@ -1,0 +1,193 @@
+//! Porting as the control interface sees it.
+//!
+//! Owns the list of this process's ports and, in a process that waits for a VM, the thread that does. Always true: at most one
+//! port is under way.
+
+use std::fmt::Write;
+use std::net::TcpListener;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use migration::convergence::Policy;
+
+use super::destination::{self, Arrival, Progress};
+use super::job::{Job, JobState};
+use super::source;
+use crate::boot::info::OwnerId;
+use crate::config::cli::ReceiveConfig;
+use crate::control::{Control, MigrationId, MigrationRequest, Porting, Resolution};
+use crate::error::{Error, Result, host};
+use crate::vcpu::End;
+use crate::vm::{Phase, Vm};
+
+/// Most ports remembered.
+pub const JOBS_MAX: usize = 64;
+/// Stack of the porting threads.
+const THREAD_STACK: usize = 256 << 10;
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct Engine {
+    jobs: Mutex<Vec<Arc<Job>>>,
+    arrival: Mutex<Option<Arc<Progress>>>,
+}
+
+impl Engine {
+    /// No port yet.
+    pub fn new() -> Arc<Engine> {
+        Arc::new(Engine::default())
+    }
+
+    /// Waits for a VM on a thread of its own; it becomes the control's when it runs here. Fails at once if the address
+    /// cannot be listened on.
+    pub fn receive(self: &Arc<Self>, control: &Arc<Control>, config: ReceiveConfig, owner: OwnerId) -> Result<()> {
+        let listener = destination::listen(&config)?;
+        let progress = Arc::new(Progress::default());
+        *self.arrival.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress.clone());
+        let control = control.clone();
+        let body = move || wait_for_vm(&listener, &config, owner, &progress, &control);
+        std::thread::Builder::new()
+            .name("receive".into())
+            .stack_size(THREAD_STACK)
+            .spawn(body)
+            .map_err(host("thread receive"))?;
+        Ok(())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Job>>> {
+        self.jobs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn job(&self, id: MigrationId) -> Result<Arc<Job>> {
+        let job = self.lock().iter().find(|j| j.id == id.0).cloned();
+        job.ok_or_else(|| Error::Conflict(format!("there is no migration {}", id.0)))
+    }
+}
+
+impl Porting for Engine {
+    fn start(&self, vm: &Arc<Vm>, request: &MigrationRequest) -> Result<MigrationId> {
+        let mut jobs = self.lock();
+        if let Some(job) = jobs.iter().find(|j| j.is_active()) {
+            return Err(Error::Conflict(format!("migration {} to {} is under way", job.id, job.to)));
+        }
+        if vm.phase() != Phase::Running {
+            return Err(Error::Conflict("only a VM that runs can be ported".into()));
+        }
+        let arbiter = vm.config().arbiter;
+        if arbiter.is_some() && vm.config().vm_id == 0 {
+            return Err(Error::Conflict("an arbiter is configured, but no vm_id".into()));
+        }
+        let mut policy = Policy::default();
+        if let Some(ms) = request.blackout_ms {
+            policy.target_ns = u64::from(ms) * 1_000_000;
+            policy.limit_ns = policy.limit_ns.max(policy.target_ns);
+        }
+        let job = Arc::new(Job::new(jobs.last().map_or(1, |j| j.id + 1), request.to)?);
+        let (vm, shared, order) = (vm.clone(), job.clone(), source::Order { arbiter, policy });
+        std::thread::Builder::new()
+            .name("port".into())
+            .stack_size(THREAD_STACK)
+            .spawn(move || source::run(&vm, &shared, &order))
+            .map_err(host("thread port"))?;
+        if jobs.len() == JOBS_MAX {
+            jobs.remove(0);
+        }
+        let id = MigrationId(job.id);
+        jobs.push(job);
+        Ok(id)
+    }
+
+    fn status(&self, id: MigrationId) -> Option<serde_json::Value> {
+        let job = self.job(id).ok()?;
+        serde_json::to_value(job.status()).ok()
+    }
+
+    fn list(&self) -> Vec<MigrationId> {
+        self.lock().iter().map(|j| MigrationId(j.id)).collect()
+    }
+
+    fn cancel(&self, id: MigrationId) -> Result<()> {
+        self.job(id)?.cancel();
+        Ok(())
+    }
+
+    fn resolve(&self, id: MigrationId, resolution: Resolution) -> Result<()> {
+        self.job(id)?.resolve(resolution.here)
+    }
+
+    fn arrival(&self) -> Option<serde_json::Value> {
+        let progress = self.arrival.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
+        serde_json::to_value(progress.shown()).ok()
+    }
+
+    fn is_active(&self) -> bool {
+        self.lock().iter().any(|j| j.is_active())
+    }
+
+    fn metrics(&self, out: &mut String) {
+        let all: Vec<_> = self.lock().iter().map(|j| j.status()).collect();
+        for (name, state) in [
+            ("running", JobState::Running),
+            ("completed", JobState::Completed),
+            ("failed", JobState::Failed),
+            ("cancelled", JobState::Cancelled),
+            ("unknown", JobState::Unknown),
+        ] {
+            let count = all.iter().filter(|s| s.state == state).count();
+            let _ = writeln!(out, "vmm_ports{{state=\"{name}\"}} {count}");
+        }
+        if let Some(last) = all.last() {
+            let _ = writeln!(out, "vmm_port_sent_bytes {}", last.bytes);
+            let _ = writeln!(out, "vmm_port_rounds {}", last.rounds.len());
+        }
+        let arrival = self.arrival.lock().unwrap_or_else(PoisonError::into_inner).clone().map(|p| p.shown());
+        let came = arrival.and_then(|a| a.blackout_us);
+        for (side, blackout) in [("source", all.last().and_then(|s| s.blackout_us)), ("destination", came)] {
+            if let Some(us) = blackout {
+                let _ = writeln!(out, "vmm_port_blackout_seconds{{side=\"{side}\"}} {}", us as f64 / 1e6);
+            }
+        }
+    }
+}
+
+/// What a process does with a VM that comes to it.
+struct Place<'a> {
+    control: &'a Arc<Control>,
+    /// Set when the VM is this process's: only then does its end end the process.
+    arrived: Arc<AtomicBool>,
+}
+
+impl Arrival for Place<'_> {
+    fn prepare(&mut self, vm: &Arc<Vm>) -> Result<()> {
+        // A VM that is started paused has its threads waiting when its state comes.
+        vm.pause()?;
+        self.arrived = Arc::new(AtomicBool::new(false));
+        let (arrived, on_end) = (self.arrived.clone(), self.control.on_end());
+        vm.start(move |end| {
+            if arrived.load(Ordering::Acquire) {
+                on_end(end);
+            }
+        })
+    }
+
+    fn runs(&mut self, vm: &Arc<Vm>) {
+        self.control.set_vm(vm.clone());
+        self.arrived.store(true, Ordering::Release);
+        if let Some(end) = vm.end() {
+            self.control.finish(end);
+        }
+    }
+}
+
+fn wait_for_vm(
+    listener: &TcpListener,
+    config: &ReceiveConfig,
+    owner: OwnerId,
+    progress: &Progress,
+    control: &Arc<Control>,
+) {
+    let mut place = Place { control, arrived: Arc::default() };
+    if let Err(e) = destination::receive(listener, config, owner, control.stats(), progress, &mut place) {
+        control.finish(End::Crash(e.to_string()));
+    }
+}

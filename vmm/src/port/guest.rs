@@ -1,0 +1,309 @@
+//! What a port does with a VM: the only module of porting that knows how a VM is built.
+//!
+//! Owns the names and versions of the sections a VM's state is sent in. Always true: a section is decoded only when its
+//! name is expected and its version known; what it says is checked by the part it is for.
+
+use std::os::fd::RawFd;
+use std::sync::Arc;
+
+use migration::message::{
+    CpuLeaf, Description, Hello, Ownership, Reason, ReasonCode, Stamp, VERSION_MAX, VERSION_MIN, feature,
+};
+use migration::ownership::{Epoch, OwnerId};
+use migration::section::{Section, Sections};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::frames::NetFrame;
+use super::stamp;
+use crate::boot::info::{OwnerId as VmmId, random};
+use crate::config::cli::ReceiveConfig;
+use crate::config::{DISKS_MAX, NETS_MAX};
+use crate::devices::DevicesState;
+use crate::error::{Error, Result};
+use crate::memory::MEMORY_LIMIT;
+use crate::stats::Stats;
+use crate::virtio::Progress;
+use crate::vm::{Phase, Vm, VmDescription, VmState};
+
+/// Version of every section, so far.
+const VERSION: u32 = 1;
+const VCPU: &str = "vcpu0";
+const IRQCHIP: &str = "irqchip";
+const CLOCK: &str = "clock";
+const SERIAL: &str = "serial";
+/// Frames thrown away at once, at most: what a tap holds.
+const STALE_MAX: usize = 1024;
+/// Memory of the host that is never given to a guest that arrives.
+const HOST_RESERVE: u64 = 64 << 20;
+
+/// A VM that is on its way here.
+pub(super) struct Incoming {
+    /// The VM, without its state.
+    pub vm: Arc<Vm>,
+    state: Option<VmState>,
+}
+
+/// First message about a VM.
+pub(super) fn hello(vm: &Vm, ownership: Ownership) -> Result<Hello> {
+    Ok(Hello {
+        min_version: VERSION_MIN,
+        max_version: VERSION_MAX,
+        required: 0,
+        offered: feature::KNOWN,
+        port: [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)],
+        vm_id: vm.config().vm_id,
+        owner: OwnerId(vm.owner().0),
+        ownership,
+        epoch: Epoch(epoch(vm)),
+        memory_size: vm.memory().size() as u64,
+    })
+}
+
+/// What the VM is made of. Also does beforehand what saving needs.
+pub(super) fn describe(vm: &Vm) -> Result<Description> {
+    let description = vm.describe();
+    if !description.config.disks.is_empty() {
+        return Err(Error::Conflict("a VM with disks of its own cannot be ported: they would stay behind".into()));
+    }
+    vm.prepare_save()?;
+    let leaf = |e: &kvm_bindings::kvm_cpuid_entry2| CpuLeaf {
+        function: e.function,
+        index: e.index,
+        flags: e.flags,
+        registers: [e.eax, e.ebx, e.ecx, e.edx],
+    };
+    Ok(Description {
+        memory_size: vm.memory().size() as u64,
+        vcpus: 1,
+        tsc_khz: vm.tsc_khz(),
+        cpu: description.cpuid.iter().map(leaf).collect(),
+        config: serde_json::to_vec(&VmDescription { cpuid: Vec::new(), ..description })
+            .map_err(|e| Error::State(e.to_string()))?,
+    })
+}
+
+/// Stops feeding receive queues, then the vCPU; gives the instant of its last exit.
+pub(super) fn pause(vm: &Vm) -> Result<Stamp> {
+    vm.devices().stop_input();
+    vm.pause()?;
+    let now = stamp::now();
+    let since = now.mono_ns.saturating_sub(vm.last_exit_ns());
+    Ok(Stamp { mono_ns: now.mono_ns - since, real_ns: now.real_ns.saturating_sub(since), ..now })
+}
+
+/// The devices finish what they have begun.
+pub(super) fn quiesce(vm: &Vm) -> Result<()> {
+    vm.quiesce()
+}
+
+/// Everything but memory, and the epoch the guest has.
+pub(super) fn save(vm: &Vm) -> Result<(Sections, Epoch)> {
+    let state = vm.save()?;
+    let mut sections = Sections::new();
+    put(&mut sections, VCPU, &state.vcpu)?;
+    if let Some(irqchip) = &state.irqchip {
+        put(&mut sections, IRQCHIP, irqchip)?;
+    }
+    if let Some(clock) = &state.clock {
+        put(&mut sections, CLOCK, clock)?;
+    }
+    put(&mut sections, SERIAL, &state.devices.serial)?;
+    for device in &state.devices.virtio {
+        put(&mut sections, &virtio_name(&device.id), device)?;
+    }
+    Ok((sections, Epoch(epoch(vm))))
+}
+
+/// The guest goes on here: with a new epoch if one was won, and with the frames that were taken from its taps meanwhile.
+pub(super) fn resume(vm: &Vm, epoch: Option<Epoch>, frames: Vec<NetFrame>) {
+    if vm.phase() == Phase::Ended {
+        return;
+    }
+    let result = epoch.map_or(Ok(()), |e| vm.take_over(None, Some(e.0)));
+    if let Err(e) = result {
+        log::error!("the guest does not learn its epoch: {e}");
+    }
+    for frame in frames {
+        inject(vm, &frame);
+    }
+    vm.resume_devices();
+    if let Err(e) = vm.resume() {
+        log::error!("the guest does not go on: {e}");
+    }
+}
+
+/// Number of network devices.
+pub(super) fn nets(vm: &Vm) -> u32 {
+    vm.config().nets.len() as u32
+}
+
+/// Descriptors of the taps.
+pub(super) fn taps(vm: &Vm) -> Vec<RawFd> {
+    vm.devices().nets().map(|n| n.tap_fd()).collect()
+}
+
+/// Takes frames that wait in a tap.
+pub(super) fn take_frames(vm: &Vm, device: u32, max: usize) -> Vec<Vec<u8>> {
+    match vm.devices().nets().nth(device as usize).map(|n| n.take_frames(max)) {
+        Some(Ok(frames)) => frames,
+        Some(Err(e)) => {
+            log::warn!("{e}");
+            Vec::new()
+        }
+        None => Vec::new(),
+    }
+}
+
+/// Delivers a frame to the guest, before anything from its tap.
+pub(super) fn inject(vm: &Vm, frame: &NetFrame) {
+    let mut devices = vm.devices();
+    let result = match devices.nets().nth(frame.device as usize) {
+        Some(net) => net.inject_frames(vec![frame.bytes.clone()]),
+        None => Err(Error::State(format!("a frame for network device {}, which there is not", frame.device))),
+    };
+    match result {
+        Ok(()) => while devices.process_all() == Progress::More {},
+        Err(e) => log::warn!("a forwarded frame is lost: {e}"),
+    }
+}
+
+/// Throws away what is in the taps: it came by flooding, and went to the source as well.
+pub(super) fn discard_frames(vm: &Vm) {
+    for net in vm.devices().nets() {
+        let result = net.take_frames(STALE_MAX);
+        log::trace!("discarded {:?} frames", result.map(|f| f.len()));
+    }
+}
+
+/// Tells the switches where the guest's addresses are now.
+pub(super) fn announce(vm: &Vm) {
+    for net in vm.devices().nets() {
+        if let Err(e) = net.announce() {
+            log::warn!("{e}");
+        }
+    }
+}
+
+/// The epoch in the guest's boot-info page; 0 for guests without one.
+pub(super) fn epoch(vm: &Vm) -> u64 {
+    vm.info().and_then(|info| info.identity(vm.memory()).ok()).map_or(0, |identity| identity.epoch)
+}
+
+/// Most guest memory this host can give.
+pub(super) fn memory_available(config: &ReceiveConfig) -> u64 {
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let kib = meminfo
+        .lines()
+        .find_map(|l| l.strip_prefix("MemAvailable:"))
+        .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    let free = kib.map_or(MEMORY_LIMIT, |k| (k << 10).saturating_sub(HOST_RESERVE));
+    free.min(MEMORY_LIMIT).min(config.memory_max.map_or(u64::MAX, |m| m.bytes()))
+}
+
+/// Makes everything for a VM that is to arrive.
+pub(super) fn build(
+    description: &Description,
+    config: &ReceiveConfig,
+    owner: VmmId,
+    stats: &Arc<Stats>,
+) -> std::result::Result<Incoming, Reason> {
+    let protocol = |text: String| Reason::new(ReasonCode::Protocol, text);
+    let mut vm: VmDescription =
+        serde_json::from_slice(&description.config).map_err(|e| protocol(format!("machine configuration: {e}")))?;
+    if vm.config.memory.bytes() != description.memory_size || description.vcpus != 1 {
+        return Err(protocol("the configuration is of another VM".into()));
+    }
+    if vm.config.nets.len() > NETS_MAX || vm.config.disks.len() > DISKS_MAX {
+        return Err(protocol("more devices than there can be".into()));
+    }
+    if !vm.config.disks.is_empty() {
+        return Err(Reason::new(ReasonCode::Device, "disks cannot be ported"));
+    }
+    vm.cpuid = description
+        .cpu
+        .iter()
+        .map(|leaf| {
+            let [eax, ebx, ecx, edx] = leaf.registers;
+            kvm_bindings::kvm_cpuid_entry2 {
+                function: leaf.function,
+                index: leaf.index,
+                flags: leaf.flags,
+                eax,
+                ebx,
+                ecx,
+                edx,
+                ..Default::default()
+            }
+        })
+        .collect();
+    let vm = Vm::receive(&vm, config, owner, stats.clone()).map_err(|e| {
+        let code = match e {
+            Error::Memory(_) => ReasonCode::Memory,
+            Error::State(_) => ReasonCode::Cpu,
+            _ => ReasonCode::Device,
+        };
+        Reason::new(code, e.to_string())
+    })?;
+    let vm = Arc::new(vm);
+    vm.prepare_save().map_err(|e| Reason::new(ReasonCode::Internal, e.to_string()))?;
+    Ok(Incoming { vm, state: None })
+}
+
+/// Sets the state of vCPU and devices.
+pub(super) fn load(incoming: &mut Incoming, sections: &Sections) -> Result<()> {
+    let mut virtio = Vec::new();
+    for device in incoming.vm.devices().virtio() {
+        virtio.push(take(sections, &virtio_name(device.device().id()))?);
+    }
+    let state = VmState {
+        vcpu: take(sections, VCPU)?,
+        irqchip: has(sections, IRQCHIP).then(|| take(sections, IRQCHIP)).transpose()?,
+        clock: has(sections, CLOCK).then(|| take(sections, CLOCK)).transpose()?,
+        devices: DevicesState { serial: take(sections, SERIAL)?, virtio },
+    };
+    incoming.vm.load(&state)?;
+    incoming.state = Some(state);
+    Ok(())
+}
+
+/// Epoch, clock, devices, vCPU: the guest runs here.
+pub(super) fn start(incoming: &Incoming, epoch: Option<Epoch>) -> Result<()> {
+    let clock = incoming.state.as_ref().and_then(|s| s.clock);
+    incoming.vm.take_over(clock, epoch.map(|e| e.0))?;
+    incoming.vm.resume_devices();
+    incoming.vm.resume()
+}
+
+/// When the vCPU entered the guest, if it has.
+pub(super) fn entered(vm: &Vm) -> Option<Stamp> {
+    let at = vm.last_entry_ns();
+    (at != 0).then(|| {
+        let now = stamp::now();
+        let since = now.mono_ns.saturating_sub(at);
+        Stamp { mono_ns: at, real_ns: now.real_ns.saturating_sub(since), ..now }
+    })
+}
+
+fn virtio_name(id: &str) -> String {
+    // An id has at most ID_MAX letters; the longest name of a section is as long.
+    format!("v/{id}").chars().take(migration::section::NAME_MAX).collect()
+}
+
+fn has(sections: &Sections, name: &str) -> bool {
+    sections.iter().any(|s| s.name == name)
+}
+
+fn put(sections: &mut Sections, name: &str, value: &impl Serialize) -> Result<()> {
+    let bytes = postcard::to_allocvec(value).map_err(|e| Error::State(format!("section {name}: {e}")))?;
+    sections.push(Section { name: name.to_owned(), version: VERSION, bytes }).map_err(|e| Error::State(e.to_string()))
+}
+
+fn take<T: DeserializeOwned>(sections: &Sections, name: &str) -> Result<T> {
+    let section = sections.get(name, VERSION).map_err(|e| Error::State(e.to_string()))?;
+    match postcard::take_from_bytes(&section.bytes) {
+        Ok((value, [])) => Ok(value),
+        Ok((_, rest)) => Err(Error::State(format!("section {name}: {} bytes too many", rest.len()))),
+        Err(e) => Err(Error::State(format!("section {name}: {e}"))),
+    }
+}
