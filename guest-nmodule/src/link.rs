@@ -13,9 +13,9 @@ use fabric::id::{Epoch, Owner, SLOTS, VmId};
 use fabric::op::{Op, Outcome, Request};
 use guest_nmodule::budget::Budget;
 use guest_nmodule::limits::LINK_BUFFER;
-use guest_rt::net::{Buffers, ReadHalf, SocketAddrV4, Stack, TcpError, TcpStream, WriteHalf};
+use guest_rt::net::{Buffers, ConnectError, ReadHalf, SocketAddrV4, Stack, TcpError, TcpStream, WriteHalf};
 use guest_rt::sync::{Notify, oneshot};
-use guest_rt::time::{Duration, Instant, sleep};
+use guest_rt::time::{Duration, Instant, sleep, timeout};
 use guest_rt::{generation_changed, identity, store_epoch};
 use nfs::service::{FileService, Unreachable};
 
@@ -24,9 +24,14 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(5), Duration::from_
 /// How often the connection and the boot-info page are looked after.
 const CARE: Duration = Duration::from_millis(500);
 /// A D-module that says nothing for so long is asked for a sign of life.
-const QUIET: Duration = Duration::from_secs(3);
+const QUIET: Duration = Duration::from_secs(2);
+/// One that says nothing for so long may have been started anew, with another MAC address: it is looked for again. Then
+/// it resets the connection it does not know.
+const LOST: Duration = Duration::from_secs(3);
 /// One that says nothing for so long is taken for gone: a new connection is made.
-const DEAD: Duration = Duration::from_secs(12);
+const DEAD: Duration = Duration::from_secs(8);
+/// How long a connection may take to come up.
+const CONNECT: Duration = Duration::from_secs(2);
 /// After being fenced: how long to wait for the VMM to say that this instance has won after all.
 const FENCE_GRACE: Duration = Duration::from_secs(5);
 /// A D-module that cannot be reached is reported this often.
@@ -87,9 +92,11 @@ impl Link {
         let mut reported: Option<Instant> = None;
         loop {
             self.refresh();
-            match stack.connect(dmodule, Buffers { rx: LINK_BUFFER, tx: LINK_BUFFER }).await {
+            let buffers = Buffers { rx: LINK_BUFFER, tx: LINK_BUFFER };
+            let connected = timeout(CONNECT, stack.connect(dmodule, buffers)).await;
+            match connected.unwrap_or(Err(ConnectError::TimedOut)) {
                 Ok(stream) => {
-                    let broken = self.converse(stream).await;
+                    let broken = self.converse(&stack, stream).await;
                     // Only a connection that was of use is followed by another at once.
                     if self.session.borrow().is_open() {
                         backoff = BACKOFF.0;
@@ -105,6 +112,7 @@ impl Link {
                     reported = Some(Instant::now());
                 }
                 Err(error) => {
+                    stack.forget_neighbours();
                     if reported.is_none_or(|at| at.elapsed() >= REPORT) {
                         log::warn!("D-module {dmodule}: {error}; trying on");
                         reported = Some(Instant::now());
@@ -117,11 +125,11 @@ impl Link {
     }
 
     /// One connection, to its end.
-    async fn converse(&self, stream: TcpStream) -> Broken {
+    async fn converse(&self, stack: &Stack, stream: TcpStream) -> Broken {
         let (input, output) = stream.into_split();
         self.session.borrow_mut().connected();
         self.heard.set(Instant::now());
-        race(race(self.receive(input), self.send(output)), self.care()).await
+        race(race(self.receive(input), self.send(output)), self.care(stack)).await
     }
 
     async fn receive(&self, mut input: ReadHalf) -> Broken {
@@ -165,7 +173,7 @@ impl Link {
     }
 
     /// Looks after the epoch and the D-module's life.
-    async fn care(&self) -> Broken {
+    async fn care(&self, stack: &Stack) -> Broken {
         loop {
             let ported = async {
                 generation_changed().await;
@@ -175,6 +183,9 @@ impl Link {
             let quiet = self.heard.get().elapsed();
             if quiet >= DEAD {
                 return Broken::Silent;
+            }
+            if quiet >= LOST {
+                stack.forget_neighbours();
             }
             if quiet >= QUIET {
                 self.session.borrow_mut().ping(Instant::now().as_nanos());

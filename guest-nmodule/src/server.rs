@@ -148,8 +148,13 @@ impl Server {
                 log::debug!("{client}: {end}");
                 output.shutdown();
             }
+            // Many clients end with a reset.
+            End::Tcp(_) => {
+                log::debug!("{client}: {end}");
+                output.abort();
+            }
             end => {
-                log::info!("{client}: {end}");
+                log::warn!("{client}: {end}");
                 output.abort();
             }
         }

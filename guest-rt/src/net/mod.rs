@@ -144,6 +144,13 @@ impl Stack {
         TcpStream::connect(self.0.clone(), to, buffers).await
     }
 
+    /// Forgets which MAC addresses neighbours have: one that was started anew may have another, and nobody tells.
+    pub fn forget_neighbours(&self) {
+        // smoltcp does so when the addresses change.
+        self.0.net.borrow_mut().interface.update_ip_addrs(|_| {});
+        self.0.touched.set(true);
+    }
+
     /// What the device counted.
     pub fn statistics(&self) -> NetStatistics {
         self.0.net.borrow().device.net.statistics()
