@@ -5,6 +5,7 @@
 use crate::runs::RUN_MAX;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use fabric::fs::FileHandle;
 use fabric::op::Request;
 use fabric::server::{KeepKey, Token};
 use layout::BlockNumber;
@@ -12,9 +13,10 @@ use layout::BlockNumber;
 /// Number of a job; not used again.
 pub(crate) type JobId = u64;
 
+#[allow(clippy::large_enum_variant)] // nearly all are requests
 pub(crate) enum Kind {
     Request { token: Token, request: Request, keep: Option<KeepKey>, bytes: usize },
-    ReadAhead(Request),
+    ReadAhead { handle: FileHandle, offset: u64, length: u32 },
     Work,
 }
 
@@ -51,7 +53,7 @@ impl Jobs {
         self.next += 1;
         match kind {
             Kind::Work => self.work = Some(self.next),
-            Kind::ReadAhead(_) => self.read_aheads += 1,
+            Kind::ReadAhead { .. } => self.read_aheads += 1,
             Kind::Request { .. } => {}
         }
         self.jobs.insert(self.next, Job { kind, restarts: 0, missing: 0 });
@@ -67,7 +69,7 @@ impl Jobs {
         let job = self.jobs.remove(&id)?;
         match job.kind {
             Kind::Work => self.work = None,
-            Kind::ReadAhead(_) => self.read_aheads -= 1,
+            Kind::ReadAhead { .. } => self.read_aheads -= 1,
             Kind::Request { .. } => {}
         }
         Some(job)

@@ -1,10 +1,11 @@
 //! From a disk to a server: find the file system, or make one on a blank disk; take the ownership records and the kept
 //! replies from it.
-use crate::runs::runs;
+use crate::runs::{RUN_MAX, runs};
 use crate::server::Server;
-use alloc::{string::String, vec::Vec};
+use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use fabric::fs::{Status, Time, VolumeId};
-use fabric::id::{BootId, SLOTS, Slot};
+use fabric::id::{BootId, SLOTS, Slot, VmId};
+use fabric::owner::OwnerTable;
 use fabric::server::Sessions;
 use layout::{
     Attempt, Block, BlockNumber, FileSystem, FormatOptions, LayoutError, MountOptions, OWNER_BLOCKS, OwnerStore,
@@ -127,14 +128,7 @@ pub async fn mount(disk: &impl Disk, options: &Options) -> Result<Mounted, Start
     }
     let [a, b] = OWNER_BLOCKS.map(|n| fixed[n.0 as usize].bytes().as_slice());
     let owners = OwnerStore::load([a, b]);
-    let mut kept = Vec::new();
-    for record in owners.table().records() {
-        for slot in (0..SLOTS as u16).map(Slot) {
-            if let Some(bytes) = kept_reply(disk, &mut fs, record.vm_id, slot).await? {
-                kept.push((record.vm_id, slot, bytes));
-            }
-        }
-    }
+    let kept = kept_replies(disk, &mut fs, owners.table()).await?;
     let (vms, kept_count) = (owners.table().records().count(), kept.len());
     let sessions = Sessions::restore(options.boot_id, owners.table().clone(), kept);
     Ok(Mounted { server: Server::new(sessions, fs, owners, options.held_bytes), formatted, vms, kept: kept_count })
@@ -185,25 +179,56 @@ async fn make(disk: &impl Disk, options: &Options) -> Result<(), StartError> {
     Ok(())
 }
 
-async fn kept_reply(
+/// The kept replies of all VMs.
+async fn kept_replies(
     disk: &impl Disk,
     fs: &mut FileSystem,
-    vm_id: fabric::id::VmId,
-    slot: Slot,
-) -> Result<Option<Vec<u8>>, StartError> {
+    owners: &OwnerTable,
+) -> Result<Vec<(VmId, Slot, Vec<u8>)>, StartError> {
+    let mut wanted: Vec<(VmId, Slot)> =
+        owners.records().flat_map(|r| (0..SLOTS as u16).map(move |slot| (r.vm_id, Slot(slot)))).collect();
+    let mut kept = Vec::new();
+    // All at once, level by level of the file they are in.
     for _ in 0..RESTARTS_MAX {
-        match fs.kept(vm_id, slot) {
-            Attempt::Done(result) => return result.map_err(StartError::Kept),
-            Attempt::Busy => break,
-            Attempt::Need(blocks) => {
-                for number in blocks {
-                    match disk.read(number, 1).await?.pop() {
-                        Some(block) => fs.supply(number, block),
-                        None => fs.supply_failed(number),
-                    }
+        let mut need = BTreeSet::new();
+        let mut again = Vec::new();
+        for (vm_id, slot) in wanted {
+            match fs.kept(vm_id, slot) {
+                Attempt::Done(result) => {
+                    kept.extend(result.map_err(StartError::Kept)?.map(|bytes| (vm_id, slot, bytes)));
+                }
+                Attempt::Busy => return Err(StartError::Kept(Status::Delay)),
+                Attempt::Need(blocks) => {
+                    need.extend(blocks);
+                    again.push((vm_id, slot));
+                }
+            }
+        }
+        if again.is_empty() {
+            return Ok(kept);
+        }
+        wanted = again;
+        for (first, count) in neighbours(need) {
+            let mut blocks = disk.read(first, count).await?.into_iter();
+            for number in first.0..first.0 + count as u64 {
+                match blocks.next() {
+                    Some(block) => fs.supply(BlockNumber(number), block),
+                    None => fs.supply_failed(BlockNumber(number)),
                 }
             }
         }
     }
     Err(StartError::Kept(Status::Delay))
+}
+
+/// Neighbours together: first block and how many.
+fn neighbours(blocks: BTreeSet<BlockNumber>) -> Vec<(BlockNumber, usize)> {
+    let mut runs: Vec<(BlockNumber, usize)> = Vec::new();
+    for block in blocks {
+        match runs.last_mut() {
+            Some((first, count)) if *count < RUN_MAX && first.0 + *count as u64 == block.0 => *count += 1,
+            _ => runs.push((block, 1)),
+        }
+    }
+    runs
 }

@@ -13,8 +13,8 @@ use crate::jobs::{JobId, Jobs, Kind};
 use crate::readahead::ReadAhead;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
-use fabric::fs::{Credential, Status, Time};
-use fabric::op::{Op, Outcome, Reply, Request};
+use fabric::fs::{FileHandle, Status, Time};
+use fabric::op::{Op, Outcome, Request};
 use fabric::server::{Action, ConnectionId, KeepKey, Sessions, Token};
 use fabric::wire::{Encoded, Frame, WireError};
 use layout::{
@@ -32,6 +32,8 @@ pub const HELD_BYTES_MIN: usize = 4 << 20;
 const WORK_STEPS: usize = 4;
 /// Pieces being read ahead at a time.
 const READ_AHEADS_MAX: usize = 4;
+/// Times a piece of read-ahead asks for blocks.
+const READ_AHEAD_RESTARTS: u32 = 8;
 /// Times an operation that finds no room tries again after a consistency point that made none.
 const BUSY_MAX: u32 = 1000;
 
@@ -296,9 +298,8 @@ impl Server {
                 && let Some((offset, length)) = self.readahead.read(handle, offset, length)
                 && self.jobs.read_aheads < READ_AHEADS_MAX
             {
-                let ahead = Request { credential: Credential::ROOT, op: Op::Read { handle, offset, length } };
                 self.jobs.add(Kind::Request { token, request, keep: None, bytes: 0 });
-                self.jobs.add(Kind::ReadAhead(ahead));
+                self.jobs.add(Kind::ReadAhead { handle, offset, length });
             } else {
                 self.jobs.add(Kind::Request { token, request, keep: None, bytes: 0 });
             }
@@ -317,8 +318,10 @@ impl Server {
                 Attempt::Done(refusal(Status::Delay))
             }
             Kind::Request { request, keep, .. } => self.fs.execute(request, now.real, keep.map(layout_key)),
-            Kind::ReadAhead(_) if restarts > 8 => Attempt::Done(refusal(Status::Delay)),
-            Kind::ReadAhead(request) => self.fs.execute(request, now.real, None),
+            Kind::ReadAhead { handle, offset, length } => {
+                let (handle, offset, length) = (*handle, *offset, *length);
+                return self.attempt_read_ahead(id, restarts, handle, offset, length);
+            }
             Kind::Work => return self.attempt_work(id, now),
         };
         self.note_dirt(now);
@@ -333,23 +336,24 @@ impl Server {
     fn done(&mut self, id: JobId, completed: Completed) {
         let Some(job) = self.jobs.remove(id) else { return };
         let Completed { outcome, durable_at } = completed;
-        match job.kind {
-            Kind::Request { token, bytes, .. } => {
-                self.held -= bytes;
-                self.statistics.executed += 1;
-                if durable_at <= self.fs.durable_cp() {
-                    self.sessions.complete(token, outcome);
-                } else {
-                    self.durable.push_back((durable_at, token, outcome));
-                }
-            }
-            Kind::ReadAhead(Request { op: Op::Read { handle, .. }, .. }) => {
-                if !matches!(outcome, Ok(Reply::Data { eof: false, .. })) {
-                    self.readahead.at_end(handle);
-                }
-            }
-            Kind::ReadAhead(_) | Kind::Work => {}
+        let Kind::Request { token, bytes, .. } = job.kind else { return };
+        self.held -= bytes;
+        self.statistics.executed += 1;
+        if durable_at <= self.fs.durable_cp() {
+            self.sessions.complete(token, outcome);
+        } else {
+            self.durable.push_back((durable_at, token, outcome));
         }
+    }
+
+    fn attempt_read_ahead(&mut self, id: JobId, restarts: u32, handle: FileHandle, offset: u64, length: u32) {
+        match self.fs.prefetch(&handle, offset, length) {
+            // Once for each level of the file, and then it is not worth it.
+            Attempt::Need(blocks) if restarts < READ_AHEAD_RESTARTS => return self.need(id, blocks),
+            Attempt::Done(Ok(false)) | Attempt::Need(_) | Attempt::Busy => {}
+            Attempt::Done(Ok(true) | Err(_)) => self.readahead.at_end(handle),
+        }
+        self.jobs.remove(id);
     }
 
     fn need(&mut self, id: JobId, blocks: Vec<BlockNumber>) {

@@ -219,6 +219,20 @@ impl FileSystem {
         }
     }
 
+    /// Reads ahead: asks for what is missing of a part of a file. Done says whether the part reaches the file's end.
+    pub fn prefetch(&mut self, handle: &FileHandle, offset: u64, length: u32) -> Attempt<Result<bool, Status>> {
+        let mut txn = Txn::new(self, Time(0));
+        match txn.prefetch(handle, offset, length) {
+            Ok(at_end) => Attempt::Done(Ok(at_end)),
+            Err(Stop::Fail(status)) => Attempt::Done(Err(status)),
+            Err(Stop::Busy) => Attempt::Busy,
+            Err(Stop::Need) => {
+                let need = core::mem::take(&mut txn.need);
+                Attempt::Need(self.want(need))
+            }
+        }
+    }
+
     /// Whether [`Self::work`] has something to do.
     pub fn has_work(&self) -> bool {
         self.info.counters.first_orphan != 0 && !self.work_failed && !self.broken

@@ -52,6 +52,18 @@ impl Txn<'_> {
         Ok(Reply::Data { data, eof: offset.saturating_add(length) >= inode.size, attr: self.attr(number)? })
     }
 
+    /// Has a part of a file in memory; says whether it reaches the end.
+    pub fn prefetch(&mut self, handle: &FileHandle, offset: u64, length: u32) -> Res<bool> {
+        let number = self.resolve(handle)?;
+        self.readable(number)?;
+        let size = self.inode(number)?.size;
+        let length = u64::from(length).min(IO_MAX as u64).min(size.saturating_sub(offset));
+        if length > 0 {
+            self.load(number, offset / BLOCK, (offset + length - 1) / BLOCK - offset / BLOCK + 1)?;
+        }
+        Ok(offset.saturating_add(length) >= size)
+    }
+
     /// Bytes of a file; `length` is bounded by the caller.
     fn bytes(&mut self, number: u64, offset: u64, length: u64) -> Res<Vec<u8>> {
         if length == 0 {
