@@ -78,7 +78,7 @@ pub fn vm(control: &Control) -> Value {
     let arrival = control.porting().ok().and_then(|p| p.arrival());
     let Some(vm) = vm else {
         return json!({
-            "state": "waiting",
+            "state": "receiving",
             "pid": std::process::id(),
             "arrival": arrival,
             "memory": memory(None),
