@@ -310,7 +310,7 @@ impl Runtime {
                     self.count(|s| s.spins_won += 1);
                     return;
                 }
-                core::hint::spin_loop();
+                park::spin();
             }
         } else if !park::looks_at_queues() {
             self.kick();
@@ -333,12 +333,16 @@ impl Runtime {
 #[cfg(not(test))]
 mod park {
     pub(super) use crate::platform::{park, park_looks_at_queues as looks_at_queues};
+    pub(super) use core::hint::spin_loop as spin;
 }
-/// In host tests a park moves the clock to its deadline.
+/// In host tests spinning takes a microsecond a round, and a park moves the clock to its deadline.
 #[cfg(test)]
 mod park {
     pub(super) fn looks_at_queues() -> bool {
         true
+    }
+    pub(super) fn spin() {
+        crate::time::source::advance(1_000);
     }
     pub(super) fn park(ns: u64) {
         assert!(ns != u64::MAX, "parked for ever: nothing can wake this test");

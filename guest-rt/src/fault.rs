@@ -107,11 +107,16 @@ fn name(vector: u64) -> &'static str {
     }
 }
 
+/// The page that is not mapped below the stack.
+fn stack_guard() -> core::ops::Range<u64> {
+    ring0::STACK.start - 0x1000..ring0::STACK.start
+}
+
 /// What a bad address most likely means.
 fn hint(address: u64) -> &'static str {
     match address {
         0..0x1000 => " (null pointer)",
-        a if (ring0::STACK.start - 0x1000..ring0::STACK.start).contains(&a) => " (stack overflow)",
+        a if stack_guard().contains(&a) => " (stack overflow)",
         _ => "",
     }
 }
@@ -143,6 +148,8 @@ fn backtrace(rip: Option<u64>, rsp: u64) {
         count = 1;
     }
     let stack = ring0::STACK;
+    // After an overflow RSP is just below the stack.
+    let rsp = if stack_guard().contains(&rsp) { stack.start } else { rsp };
     if rsp.is_multiple_of(8) && stack.contains(&rsp) {
         let end = stack.end.min(rsp.saturating_add(8 * MAX_WORDS));
         for at in (rsp..end).step_by(8) {

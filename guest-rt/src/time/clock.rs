@@ -13,7 +13,7 @@ pub fn at(page: &ClockPage, tsc: u64) -> (u64, u64) {
 /// Multiplier and shift for a TSC of so many kHz: as precise as a 32-bit multiplier can be.
 pub fn scale(khz: u64) -> (u32, u32) {
     let khz = khz.max(1);
-    let mut shift = 32;
+    let mut shift = 40;
     loop {
         // ns = ticks * 10^6 / kHz
         let mult = (1_000_000u128 << shift) / u128::from(khz);
