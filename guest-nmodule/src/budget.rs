@@ -53,6 +53,11 @@ impl Budget {
         self.0.total - self.0.free.get()
     }
 
+    /// Whether anybody waits.
+    pub fn is_short(&self) -> bool {
+        !self.0.queue.borrow().is_empty()
+    }
+
     /// Waits for `units`; more than there are in all are taken for all there are.
     pub async fn acquire(&self, units: usize) -> Permit {
         let mut place = Place { budget: self, units: units.min(self.0.total), turn: None };
@@ -121,6 +126,14 @@ impl Permit {
     /// Units.
     pub fn units(&self) -> usize {
         self.units
+    }
+
+    /// Gives back what is over `units`.
+    pub fn shrink(&mut self, units: usize) {
+        let over = self.units.saturating_sub(units);
+        self.units -= over;
+        self.budget.0.free.set(self.budget.0.free.get() + over);
+        self.budget.wake_first();
     }
 
     /// Joins another permit of the same budget to this one.

@@ -9,7 +9,7 @@ mod tests;
 
 /// Memory of the image itself: code, tables, stacks.
 const IMAGE: u64 = 10 << 20;
-/// Kept free: network buffers of the driver, the duplicate-request cache, tasks, slack of the allocator.
+/// Kept free: network buffers of the driver, small calls, the duplicate-request cache, tasks, slack of the allocator.
 const RESERVE: u64 = 6 << 20;
 /// TCP buffers towards the D-module, each way.
 pub const LINK_BUFFER: usize = 512 << 10;
@@ -23,6 +23,9 @@ pub const PORTMAP_CONNECTIONS: usize = 8;
 pub const BACKLOG: usize = 2;
 /// Most calls of one connection being executed.
 pub const CALLS_PER_CONNECTION: usize = 32;
+/// Bytes of records and replies of small calls (what is not READ, WRITE or a listing), kept apart so that bulk data
+/// never hold them up.
+pub const SMALL_CALLS: usize = 1 << 20;
 /// What the largest call costs: its record, or its reply, and as much again for what it is made from.
 pub const LARGEST_CALL: usize = 2 * nfs::record::RECORD_MAX;
 
@@ -33,7 +36,7 @@ pub struct Limits {
     pub connections: usize,
     /// Most sockets of all kinds before no more connections are accepted.
     pub sockets: usize,
-    /// Most bytes of records and replies of all calls together.
+    /// Most bytes of records and replies of all calls with bulk data together.
     pub call_bytes: usize,
 }
 

@@ -58,6 +58,7 @@ async fn main(mut env: Env) -> Result<(), String> {
         let listener = stack.listen(port, Buffers { rx: size, tx: size }, limits::BACKLOG).map_err(text)?;
         spawn(server.clone().accept(stack.clone(), listener, connections));
     }
+    spawn(server.clone().relieve());
     boot_mark(BOOT_MARK_SERVING);
     println!(
         "N-module {:#x}: {} on {local}, D-module {}, at most {} connections",

@@ -1,8 +1,8 @@
 //! NFS, MOUNT and portmap over TCP.
 //!
 //! One task a connection reads records, one a call executes it, one a connection writes the replies. Always true: the
-//! bytes of all records and replies are within the budget of [`Limits`]; a record is read on only when there is room for
-//! it. Survives: clients that send nothing, half a record or too much, that do not read their replies, or that go away.
+//! bytes of all records and replies are within the budgets of [`Limits`]; a record is read on only when there is room for
+//! it; small calls do not wait for bulk data. Survives: clients that send nothing, half a record or too much, that do not read their replies, or that go away.
 use crate::link::Link;
 use crate::race::race;
 use alloc::{rc::Rc, string::String, vec::Vec};
@@ -10,8 +10,8 @@ use core::cell::{Cell, RefCell};
 use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use guest_nmodule::budget::{Budget, Permit};
-use guest_nmodule::limits::{CALLS_PER_CONNECTION, Limits};
-use guest_rt::net::{Listener, ReadHalf, SocketAddrV4, Stack, TcpStream, WriteHalf};
+use guest_nmodule::limits::{CALLS_PER_CONNECTION, Limits, SMALL_CALLS};
+use guest_rt::net::{Listener, ReadHalf, SocketAddrV4, Stack, TcpError, TcpStream, WriteHalf};
 use guest_rt::spawn;
 use guest_rt::sync::{Notify, channel};
 use guest_rt::time::{Duration, Instant, sleep, timeout};
@@ -27,16 +27,22 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
 const IDLE: Duration = Duration::from_secs(5);
 /// How often a full server looks for an idle connection.
 const FULL_RETRY: Duration = Duration::from_millis(100);
+/// When memory is short, a connection that holds some and has got on with nothing for so long is ended.
+const STALLED: Duration = Duration::from_secs(3);
+/// How often that is looked at.
+const STALL_CHECK: Duration = Duration::from_millis(500);
 /// What a call costs at least, beyond its record.
 const SMALL_CALL: usize = 4096;
-/// Longest record of a call with a large reply: no such call has more to say.
-const LARGE_REPLY_RECORD_MAX: usize = 8192;
+/// Longest record of a small call.
+const SMALL_RECORD_MAX: usize = 4096;
 
 /// The services, with the limits they share.
 pub struct Server {
     engine: Engine<Rc<Link>>,
     local: IpAddr,
-    memory: Budget,
+    /// Memory of small calls, and of those with bulk data.
+    small: Budget,
+    bulk: Budget,
     limits: Limits,
     connections: RefCell<Vec<Rc<Connection>>>,
 }
@@ -49,9 +55,28 @@ struct Connection {
     last_active: Cell<Instant>,
     /// Permits for calls; those taken are being executed or written.
     calls: Budget,
+    /// Whether a record is on its way in, or a reply on its way out.
+    receiving: Cell<bool>,
+    sending: Cell<bool>,
+    /// When last a byte of either went.
+    progress: Cell<Instant>,
     /// Set to end it.
-    closing: Cell<bool>,
+    closing: Cell<Option<Eviction>>,
     close: Notify,
+}
+
+/// Why a connection is ended for the sake of others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Eviction {
+    Idle,
+    Stalled,
+}
+
+impl Connection {
+    fn evict(&self, why: Eviction) {
+        self.closing.set(Some(why));
+        self.close.notify();
+    }
 }
 
 /// Why a connection is ended from this side, or what ended it.
@@ -60,7 +85,7 @@ enum End {
     #[error("closed by the client")]
     Closed,
     #[error("{0}")]
-    Tcp(#[from] guest_rt::net::TcpError),
+    Tcp(#[from] TcpError),
     #[error("{0}")]
     Record(#[from] nfs::record::RecordError),
     #[error("a record took longer than {} s", RECORD_TIMEOUT.as_secs())]
@@ -71,13 +96,15 @@ enum End {
     Oversize(usize),
     #[error("idle, and others need the room")]
     Idle,
+    #[error("stuck in a record or a reply for {} s, and others need the memory", STALLED.as_secs())]
+    Stalled,
 }
 
 impl Server {
     /// A server over `engine`, known to clients as `local`.
     pub fn new(engine: Engine<Rc<Link>>, local: IpAddr, limits: Limits) -> Rc<Server> {
-        let memory = Budget::new(limits.call_bytes);
-        Rc::new(Server { engine, local, memory, limits, connections: RefCell::default() })
+        let (small, bulk) = (Budget::new(SMALL_CALLS), Budget::new(limits.call_bytes));
+        Rc::new(Server { engine, local, small, bulk, limits, connections: RefCell::default() })
     }
 
     /// The paths that may be mounted, for people.
@@ -106,15 +133,30 @@ impl Server {
     /// Ends the connection of a port that has been idle longest, if long enough. The place it had is free a little later.
     fn close_idle(&self, port: u16, most: usize) -> bool {
         let connections = self.connections.borrow();
-        let idle = connections.iter().filter(|c| c.port == port && c.calls.taken() == 0 && !c.closing.get());
+        let idle = connections.iter().filter(|c| c.port == port && c.calls.taken() == 0 && c.closing.get().is_none());
         let Some(oldest) = idle.min_by_key(|c| c.last_active.get()) else { return false };
         if oldest.last_active.get().elapsed() < IDLE {
             return false;
         }
         log::info!("port {port}: {most} connections are the limit, {} has been idle longest", oldest.client);
-        oldest.closing.set(true);
-        oldest.close.notify();
+        oldest.evict(Eviction::Idle);
         true
+    }
+
+    /// Ends, for ever, connections that are stuck with memory others wait for.
+    pub async fn relieve(self: Rc<Self>) {
+        loop {
+            sleep(STALL_CHECK).await;
+            if !self.small.is_short() && !self.bulk.is_short() {
+                continue;
+            }
+            for connection in self.connections.borrow().iter() {
+                let stuck = connection.receiving.get() || connection.sending.get();
+                if stuck && connection.closing.get().is_none() && connection.progress.get().elapsed() >= STALLED {
+                    connection.evict(Eviction::Stalled);
+                }
+            }
+        }
     }
 
     async fn serve(self: Rc<Self>, stream: TcpStream, (client, port): (SocketAddrV4, u16), place: Permit) {
@@ -123,15 +165,18 @@ impl Server {
             port,
             last_active: Cell::new(Instant::now()),
             calls: Budget::new(CALLS_PER_CONNECTION),
-            closing: Cell::new(false),
+            receiving: Cell::new(false),
+            sending: Cell::new(false),
+            progress: Cell::new(Instant::now()),
+            closing: Cell::new(None),
             close: Notify::new(),
         });
         self.connections.borrow_mut().push(connection.clone());
         let (mut input, mut output) = stream.into_split();
         let (replies, queue) = channel::bounded(CALLS_PER_CONNECTION);
         let closed = async {
-            connection.close.wait_until(|| connection.closing.get()).await;
-            End::Idle
+            connection.close.wait_until(|| connection.closing.get().is_some()).await;
+            if connection.closing.get() == Some(Eviction::Stalled) { End::Stalled } else { End::Idle }
         };
         let reading = race(self.read(&mut input, &connection, replies), closed);
         let end = {
@@ -192,32 +237,40 @@ impl Server {
                 Ok(Err(end)) => return end,
                 Err(error) => return error.into(),
             };
+            connection.progress.set(Instant::now());
             match event {
                 Event::Starved => {}
+                Event::Fragment { .. } if memory.is_some() => {}
                 Event::Fragment { record_bytes, last } => {
-                    if memory.is_none() {
+                    memory = Some(if last && record_bytes <= SMALL_RECORD_MAX {
+                        self.small.acquire(record_bytes + SMALL_CALL).await
+                    } else {
                         // For more fragments to come it takes all a record can need now: whoever waited for more
                         // while it holds some might wait for others that do the same.
                         let bytes = if last { record_bytes } else { RECORD_MAX };
-                        memory = Some(self.memory.acquire(bytes + SMALL_CALL).await);
-                        // From here on: waiting for room is not the client's fault.
-                        deadline = Some(Instant::now() + RECORD_TIMEOUT);
-                    }
+                        self.bulk.acquire(bytes + SMALL_CALL).await
+                    });
+                    // From here on: waiting for room is not the client's fault.
+                    connection.progress.set(Instant::now());
+                    connection.receiving.set(true);
+                    deadline = Some(Instant::now() + RECORD_TIMEOUT);
                 }
                 Event::Record(record) => {
+                    connection.receiving.set(false);
                     deadline = None;
-                    let Some(mut memory) = memory.take() else { continue };
+                    let Some(memory) = memory.take() else { continue };
+                    let mut permits = Permits { memory, bulk: None, call: None };
                     let more = cost(&record.head).saturating_sub(SMALL_CALL);
                     if more > 0 {
                         // Whoever waits here for much must hold little, or all might wait for each other.
-                        if record.len() > LARGE_REPLY_RECORD_MAX {
+                        if record.len() > SMALL_RECORD_MAX {
                             return End::Oversize(record.len());
                         }
-                        memory.join(self.memory.acquire(more).await);
+                        permits.bulk = Some(self.bulk.acquire(more).await);
                     }
-                    let call = connection.calls.acquire(1).await;
+                    permits.call = Some(connection.calls.acquire(1).await);
                     connection.last_active.set(Instant::now());
-                    spawn(self.clone().call(connection.clone(), record, replies.clone(), (memory, call)));
+                    spawn(self.clone().call(connection.clone(), record, replies.clone(), permits));
                 }
             }
         }
@@ -228,12 +281,35 @@ impl Server {
         connection: Rc<Connection>,
         record: Record,
         replies: channel::Sender<Outgoing>,
-        permits: (Permit, Permit),
+        mut permits: Permits,
     ) {
         let peer = Peer { client: SocketAddr::V4(connection.client), local: self.local };
         if let Some(reply) = self.engine.handle(peer, record).await {
+            permits.shrink(reply.len());
             // The connection may be gone: then nobody waits for the reply.
             let _ = replies.send(Outgoing { reply, _permits: permits }).await;
+        }
+    }
+}
+
+/// What a call holds of the limits.
+struct Permits {
+    /// For its record and a small reply.
+    memory: Permit,
+    /// For a large reply.
+    bulk: Option<Permit>,
+    call: Option<Permit>,
+}
+
+impl Permits {
+    /// Only a reply of `bytes` is left.
+    fn shrink(&mut self, bytes: usize) {
+        match &mut self.bulk {
+            Some(bulk) => {
+                bulk.shrink(bytes);
+                self.memory.shrink(0);
+            }
+            None => self.memory.shrink(bytes),
         }
     }
 }
@@ -241,26 +317,36 @@ impl Server {
 /// A reply, with what it holds of the limits until it is written.
 struct Outgoing {
     reply: Reply,
-    _permits: (Permit, Permit),
+    _permits: Permits,
 }
 
 /// Writes replies, each whole, until the reader and all calls are gone or it is no longer possible.
 async fn write(output: &mut WriteHalf, connection: &Connection, mut queue: channel::Receiver<Outgoing>) -> End {
     while let Some(outgoing) = queue.recv().await {
-        if let Err(end) = send(output, outgoing).await {
-            return end;
+        connection.progress.set(Instant::now());
+        connection.sending.set(true);
+        match timeout(REPLY_TIMEOUT, send(output, connection, &outgoing.reply)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => return error.into(),
+            Err(_) => return End::SlowReply,
         }
+        connection.sending.set(false);
         connection.last_active.set(Instant::now());
     }
     End::Closed
 }
 
-async fn send(output: &mut WriteHalf, outgoing: Outgoing) -> Result<(), End> {
-    let writing = async {
-        for slice in outgoing.reply.slices() {
-            output.write_all(slice).await?;
+async fn send(output: &mut WriteHalf, connection: &Connection, reply: &Reply) -> Result<(), TcpError> {
+    for mut slice in reply.slices() {
+        while !slice.is_empty() {
+            let copied = output.write_with(|space| {
+                let length = space.len().min(slice.len());
+                space[..length].copy_from_slice(&slice[..length]);
+                (length, length)
+            });
+            slice = &slice[copied.await?..];
+            connection.progress.set(Instant::now());
         }
-        Ok(())
-    };
-    timeout(REPLY_TIMEOUT, writing).await.unwrap_or(Err(End::SlowReply))
+    }
+    Ok(())
 }

@@ -61,3 +61,16 @@ fn permits_join() {
     drop(one);
     assert_eq!(budget.free(), 10);
 }
+
+#[test]
+fn permits_shrink() {
+    let budget = Budget::new(10);
+    let mut one = poll(&mut acquiring(&budget, 8)).unwrap();
+    let mut other = acquiring(&budget, 5);
+    assert!(poll(&mut other).is_none() && budget.is_short());
+    one.shrink(5);
+    let other = poll(&mut other).unwrap();
+    assert!(!budget.is_short());
+    one.shrink(7);
+    assert_eq!((one.units(), other.units(), budget.free()), (5, 5, 0));
+}
