@@ -105,7 +105,7 @@ pub enum Action {
     Prepare(Description),
     /// A round is complete in guest memory: populate what is still untouched while the guest runs elsewhere.
     RoundComplete,
-    /// The pause is near: poll the connection instead of sleeping, for a bounded time.
+    /// State and residue follow at once: poll the connection instead of sleeping, for a bounded time.
     Spin,
     /// Load the sections kept from STATE; report [`Event::Loaded`].
     Load,

@@ -227,7 +227,7 @@ pub enum Message {
         /// Number.
         round: u32,
     },
-    /// The pause is near.
+    /// The guest stands still; state and residue follow at once.
     Pausing,
     /// The state is loaded; only with [`Ownership::Stream`].
     Loaded,

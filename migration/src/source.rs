@@ -239,7 +239,7 @@ impl Source {
             (P::PreCopy, Event::Measured(stats)) => self.measured(stats),
             (P::Pausing, Event::Paused) => {
                 self.phase = P::Collecting;
-                vec![Action::Collect]
+                vec![Action::Send(Message::Pausing), Action::Collect]
             }
             (P::Collecting, Event::Collected(epoch)) => self.collected(epoch),
             (P::Handing, Event::Message(Message::Loaded)) => {
@@ -314,7 +314,7 @@ impl Source {
             }
             Decision::Pause => {
                 self.phase = Phase::Pausing;
-                vec![Action::Send(Message::Pausing), Action::Pause]
+                vec![Action::Pause]
             }
             Decision::GiveUp(estimate) => {
                 let text = format!(

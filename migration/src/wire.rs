@@ -52,7 +52,7 @@ pub enum FrameType {
     Round = 7,
     /// Destination: everything up to the end of the round is in place.
     RoundDone = 8,
-    /// Source: the pause is near; the destination may spin from now on.
+    /// Source: the guest stands still, the rest follows at once; the destination may spin from now on.
     Pausing = 9,
     /// Source: device and vCPU state.
     State = 10,

@@ -330,6 +330,11 @@ impl Kicker {
         self.tid.store(unsafe { libc::gettid() }, Ordering::Release);
     }
 
+    /// The thread's id; 0: there is none.
+    pub fn tid(&self) -> i32 {
+        self.tid.load(Ordering::Acquire)
+    }
+
     /// The thread will not run the vCPU any more.
     pub fn leave(&self) {
         self.tid.store(0, Ordering::Release);

@@ -376,6 +376,11 @@ impl Vm {
         self.life.exited_ns.load(Ordering::Acquire)
     }
 
+    /// Id of the vCPU's thread; 0: there is none.
+    pub fn vcpu_thread(&self) -> i32 {
+        self.kicker.tid()
+    }
+
     /// Frequency of the time stamp counter the guest reads, in kHz.
     pub fn tsc_khz(&self) -> u32 {
         self.tsc_khz

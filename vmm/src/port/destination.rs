@@ -25,6 +25,7 @@ use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::stamp;
 use super::transfer;
+use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::boot::info::OwnerId as VmmId;
 use crate::config::cli::ReceiveConfig;
@@ -40,8 +41,11 @@ const SILENCE_MAX: Duration = Duration::from_secs(10);
 const COMMIT_MAX: Duration = Duration::from_secs(3);
 /// How long the connection is kept after the VM runs, if the source does not end it.
 const LINGER_MAX: Duration = Duration::from_secs(3);
-/// How long the thread polls instead of sleeping, from PAUSING on.
-const SPIN: Duration = Duration::from_millis(20);
+/// How long the thread polls instead of sleeping, from PAUSING to the last of the state. It does not poll for the arbiter's
+/// answer: the arbiter may need the processor.
+const SPIN: Duration = Duration::from_millis(3);
+/// How long the thread stays urgent after a round that was not the last.
+const HURRY_MAX: Duration = Duration::from_millis(100);
 /// Longest sleep, so that work due by time is done.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -159,6 +163,9 @@ struct Driver<'a> {
     run_at: Option<Instant>,
     announced: usize,
     spin_until: Option<Instant>,
+    /// This thread and the vCPU's, from the end of the first round until the guest runs.
+    urgent: Vec<Urgent>,
+    urgent_since: Instant,
     heard: Instant,
 }
 
@@ -196,6 +203,8 @@ impl<'a> Driver<'a> {
             run_at: None,
             announced: 0,
             spin_until: None,
+            urgent: Vec::new(),
+            urgent_since: Instant::now(),
             heard: Instant::now(),
         }
     }
@@ -251,9 +260,13 @@ impl<'a> Driver<'a> {
                 self.events.push_back(event);
             }
             // What came in by flooding is older than what the source forwards.
-            Action::RoundComplete => self.drop_stale(),
+            Action::RoundComplete => {
+                self.drop_stale();
+                self.hurry();
+            }
             Action::Spin => {
                 self.drop_stale();
+                self.hurry();
                 self.applied = Duration::ZERO;
                 self.spin_until = Some(Instant::now() + SPIN);
             }
@@ -268,6 +281,7 @@ impl<'a> Driver<'a> {
             },
             Action::Run(epoch) => self.start(epoch),
             Action::Destroy => {
+                self.urgent.clear();
                 if let Some(arbiter) = &mut self.arbiter {
                     arbiter.withdraw();
                 }
@@ -314,6 +328,16 @@ impl<'a> Driver<'a> {
         self.shell = Some(shell);
         self.drop_stale();
         Ok(epoch)
+    }
+
+    /// Any round may be the last. An urgent thread is also woken on a processor where it can run at once, not behind the
+    /// source's when both are on one host.
+    fn hurry(&mut self) {
+        self.urgent_since = Instant::now();
+        if self.urgent.is_empty() {
+            self.urgent.extend(Urgent::begin(0));
+            self.urgent.extend(self.shell.as_ref().and_then(|s| Urgent::begin(s.vm.vcpu_thread())));
+        }
     }
 
     fn drop_stale(&mut self) {
@@ -406,6 +430,7 @@ impl<'a> Driver<'a> {
             let steps = [self.applied, self.load_took, self.cas_took, run].map(|d| d.as_nanos() as u64);
             let steps = [steps[0], steps[1], steps[2], steps[3].saturating_sub(late)];
             let epoch = Epoch(guest::epoch(&shell.vm));
+            self.urgent.clear();
             self.progress.lock().blackout_us = self.paused.map(|p| entered.since(&p) / 1000);
             self.events.push_back(Event::Entered(Message::Running { epoch, entered, steps }));
         } else if shell.vm.end().is_some() {
@@ -427,6 +452,10 @@ impl<'a> Driver<'a> {
                     self.events.push_back(Event::Bulk(FrameType::Pages));
                     return Ok(());
                 };
+                if self.urgent_since.elapsed() > HURRY_MAX {
+                    // A long round: copying memory is nothing urgent.
+                    self.urgent.clear();
+                }
                 if self.machine.phase() == Phase::Receiving && self.sections.is_none() {
                     let memory = shell.vm.memory();
                     let pages =
@@ -481,8 +510,9 @@ impl<'a> Driver<'a> {
         if matches!(self.machine.phase(), Phase::Destroyed) {
             return;
         }
+        let due = matches!(self.machine.phase(), Phase::Receiving | Phase::Loaded);
         match self.spin_until {
-            Some(until) if Instant::now() < until => return std::hint::spin_loop(),
+            Some(until) if due && Instant::now() < until => return std::hint::spin_loop(),
             Some(_) => self.spin_until = None,
             None => {}
         }

@@ -14,6 +14,7 @@ pub mod job;
 pub mod source;
 pub mod stamp;
 pub mod transfer;
+pub mod urgent;
 pub mod wait;
 
 pub use engine::{Engine, JOBS_MAX};

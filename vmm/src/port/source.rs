@@ -24,6 +24,7 @@ use super::guest;
 use super::job::{Breakdown, Job, JobState, RoundReport};
 use super::stamp;
 use super::transfer::{PageWriter, Pending, SendError, Sent};
+use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::error::Result;
 use crate::vm::Vm;
@@ -40,8 +41,8 @@ const RUNNING_MAX: Duration = Duration::from_secs(1);
 pub const LINGER: Duration = Duration::from_millis(500);
 /// Part of the blackout that does not depend on the residue, for the decision when to pause.
 const FIXED_NS: u64 = 800_000;
-/// How long the thread polls before it sleeps, from the last write of the pause on.
-const SPIN: Duration = Duration::from_millis(5);
+/// How long the thread polls for LOADED before it sleeps. It does not poll for RUNNING: the arbiter may need the processor.
+const SPIN: Duration = Duration::from_millis(1);
 /// Longest sleep, so that work due by time is done.
 const TICK: Duration = Duration::from_millis(20);
 /// Room made beforehand for the residue and the state, in bytes; more is allocated when needed.
@@ -58,7 +59,6 @@ pub struct Order {
 
 /// Drives a port to its end; to be called on a thread of its own.
 pub fn run(vm: &Arc<Vm>, job: &Arc<Job>, order: &Order) {
-    let started = Instant::now();
     let outcome = Driver::new(vm, job, order).map(Driver::run);
     if let Err(e) = outcome {
         // Nothing has been touched yet.
@@ -67,7 +67,6 @@ pub fn run(vm: &Arc<Vm>, job: &Arc<Job>, order: &Order) {
             s.error = Some(e.to_string());
         });
     }
-    job.update(|s| s.total_us = micros(started.elapsed()));
 }
 
 /// The instants of the pause.
@@ -101,6 +100,9 @@ struct Driver<'a> {
     phase_since: Instant,
     spin_until: Option<Instant>,
     linger_until: Option<Instant>,
+    /// This thread and the vCPU's, while the guest stands still and it is this side's turn.
+    urgent: Vec<Urgent>,
+    started: Instant,
 }
 
 impl<'a> Driver<'a> {
@@ -131,6 +133,8 @@ impl<'a> Driver<'a> {
             phase_since: Instant::now(),
             spin_until: None,
             linger_until: None,
+            urgent: Vec::new(),
+            started: Instant::now(),
         })
     }
 
@@ -190,7 +194,7 @@ impl<'a> Driver<'a> {
                 if let Err(e) = self.vm.memory().start_dirty_log(self.vm.fd()) {
                     self.events.push_back(Event::Failed(internal(&e)));
                 }
-                self.pending = Pending::all(self.vm.memory());
+                self.pending = Pending::populated(self.vm.memory());
             }
             Action::SendRound { round } => {
                 if let Err(event) = self.send_round(round) {
@@ -302,6 +306,8 @@ impl<'a> Driver<'a> {
 
     fn stop_guest(&mut self) -> Event {
         self.paused = true;
+        self.urgent.extend(Urgent::begin(0));
+        self.urgent.extend(Urgent::begin(self.vm.vcpu_thread()));
         self.pause.ordered = Some(stamp::now());
         match guest::pause(self.vm) {
             Ok(exit) => {
@@ -371,7 +377,7 @@ impl<'a> Driver<'a> {
         }
         let result = connection.write(&[&self.output], &|| false);
         self.pause.breakdown.send_us = micros(started.elapsed());
-        self.spin_until = Some(Instant::now() + SPIN);
+        self.spin_until = commit.is_none().then(|| Instant::now() + SPIN);
         self.sent_final(result);
     }
 
@@ -381,7 +387,7 @@ impl<'a> Driver<'a> {
             return;
         };
         let result = connection.send(&commit_message(epoch, self.pause.exit));
-        self.spin_until = Some(Instant::now() + SPIN);
+        self.spin_until = None;
         self.sent_final(result);
     }
 
@@ -408,6 +414,7 @@ impl<'a> Driver<'a> {
         }
         if self.paused {
             guest::resume(self.vm, epoch, self.forwarder.take_kept());
+            self.urgent.clear();
             let paused = self.pause.exit.map(|exit| stamp::now().since(&exit) / 1000);
             self.job.update(|s| s.paused_us = paused);
         }
@@ -522,10 +529,12 @@ impl<'a> Driver<'a> {
 
     /// The VM is the destination's.
     fn report_ported(&mut self) {
-        let forwarded = self.forwarder.forwarded();
+        self.urgent.clear();
+        let (forwarded, total) = (self.forwarder.forwarded(), micros(self.started.elapsed()));
         self.job.update(|s| {
             s.state = JobState::Completed;
             s.forwarded_frames = forwarded;
+            s.total_us = total;
         });
     }
 
@@ -533,7 +542,11 @@ impl<'a> Driver<'a> {
         let reason = self.machine.reason().cloned();
         let bytes = self.connection.as_ref().map(|c| c.sent);
         let phase = self.machine.phase();
+        let total = micros(self.started.elapsed());
         self.job.update(|s| {
+            if phase == Phase::Resumed {
+                s.total_us = total;
+            }
             s.phase = phase.name().into();
             s.bytes = bytes.unwrap_or(s.bytes);
             s.error = reason.as_ref().map(|r| r.text.clone());

@@ -5,6 +5,9 @@
 //! dirty log, so a write during the copy is seen again; the copy, not the guest's page, is what is
 //! checksummed and sent, so the frame is consistent although the guest goes on writing.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
 use kvm_ioctls::VmFd;
 use migration::pages::{Pages, RunKind, TABLE_MAX, Table};
 use migration::wire::{FrameType, HEADER_LEN, PAGES_MAX};
@@ -29,6 +32,18 @@ impl Pending {
             *last = (1 << rest) - 1;
         }
         Pending { words }
+    }
+
+    /// Every page that may have content: those the host has given memory. A page it has not is zero, here as in the fresh
+    /// memory of a destination. To be called after the dirty log was started.
+    pub fn populated(memory: &Memory) -> Pending {
+        match populated(memory) {
+            Ok(pending) => pending,
+            Err(e) => {
+                log::warn!("pagemap: {e}; all memory is looked at");
+                Pending::all(memory)
+            }
+        }
     }
 
     /// No page.
@@ -84,6 +99,24 @@ impl Pending {
             })
         })
     }
+}
+
+/// Asks the kernel which pages are there (proc_pid_pagemap(5)).
+fn populated(memory: &Memory) -> std::io::Result<Pending> {
+    const PRESENT_OR_SWAPPED: u64 = 3 << 62;
+    const ENTRY: usize = 8;
+    let mut entries = vec![0; memory.pages() * ENTRY];
+    let first = memory.host_base() as u64 / PAGE_SIZE as u64;
+    File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, first * ENTRY as u64)?;
+    let mut pending = Pending::none(memory);
+    for (page, entry) in entries.as_chunks::<ENTRY>().0.iter().enumerate() {
+        if u64::from_le_bytes(*entry) & PRESENT_OR_SWAPPED != 0
+            && let Some(word) = pending.words.get_mut(page / 64)
+        {
+            *word |= 1 << (page % 64);
+        }
+    }
+    Ok(pending)
 }
 
 fn count(words: &[u64]) -> u64 {

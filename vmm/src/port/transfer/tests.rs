@@ -65,6 +65,17 @@ fn memory_arrives_over_a_connection() {
 }
 
 #[test]
+fn untouched_pages_need_not_be_sent() {
+    let memory = memory();
+    assert_eq!(Pending::populated(&memory).count(), 0);
+    fill(&memory, 600, 1);
+    // With large pages more is there than was touched; what was touched must be.
+    let pending = Pending::populated(&memory);
+    assert!(pending.count() >= 1 && pending.count() <= 512);
+    assert_ne!(pending.words[600 / 64] & 1 << (600 % 64), 0);
+}
+
+#[test]
 fn more_pages_than_fit_one_frame() {
     let (mut a, mut b) = pair();
     let (from, to) = (memory(), memory());
