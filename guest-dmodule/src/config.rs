@@ -15,6 +15,10 @@ const RESERVE: u64 = 20 << 20;
 /// Bytes a cached block takes with its bookkeeping.
 const BLOCK_COST: u64 = 4096 + 160;
 
+/// Fewest and most connections at a time, by the size of the memory.
+const CONNECTIONS_MIN: usize = 8;
+const CONNECTIONS_MAX: usize = 64;
+
 /// A command line that cannot be followed.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -48,6 +52,7 @@ pub struct Memory {
     pub held_bytes: usize,
     /// Of a connection.
     pub buffers: Buffers,
+    pub connections: usize,
 }
 
 impl Config {
@@ -85,11 +90,14 @@ impl Memory {
         // A quarter stays free for connections and for what is not counted here.
         let cache = rest / 4 * 3 / BLOCK_COST;
         let buffer = ((size / 256) as usize).clamp(128 << 10, 1 << 20);
+        // Besides its buffers a connection may hold a frame that is not complete.
+        let connections = size as usize / 8 / (2 * buffer + fabric::wire::MAX_FRAME);
         Ok(Memory {
             cache_blocks: cache.max(2 * dirty) as usize,
             dirty_blocks: dirty as usize,
             held_bytes: held as usize,
             buffers: Buffers { rx: buffer, tx: buffer },
+            connections: connections.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX),
         })
     }
 }

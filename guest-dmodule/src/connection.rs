@@ -11,8 +11,6 @@ use guest_rt::time::{Duration, timeout};
 
 /// Connections waiting to be accepted.
 pub const BACKLOG: usize = 8;
-/// Most connections.
-const CONNECTIONS_MAX: usize = 32;
 /// How long the last frames of a connection may take to arrive.
 const GOODBYE: Duration = Duration::from_secs(5);
 
@@ -49,12 +47,12 @@ impl Outbox {
     }
 }
 
-/// Accepts connections for ever.
-pub async fn accept(node: &Rc<Node>, listener: &Listener) {
+/// Accepts connections for ever, `most` at a time.
+pub async fn accept(node: &Rc<Node>, listener: &Listener, most: usize) {
     let mut last = 0;
     loop {
         let (stream, peer) = listener.accept().await;
-        if node.connections.borrow().len() >= CONNECTIONS_MAX {
+        if node.connections.borrow().len() >= most {
             log::warn!("{peer}: too many connections");
             stream.abort();
             continue;

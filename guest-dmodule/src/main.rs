@@ -78,6 +78,6 @@ async fn main(mut env: Env) -> Result<(), DModuleError> {
     let node = Node::new(server, disk);
     println!("D-module: serving on {}:{}", config.net.address.address, config.port);
     boot_mark(BOOT_MARK_SERVING);
-    connection::accept(&node, &listener).await;
+    connection::accept(&node, &listener, config.memory.connections).await;
     Ok(())
 }

@@ -177,6 +177,11 @@ impl Sessions {
         self.sessions.get(&token.vm_id).is_some_and(|s| s.is_wanted(token))
     }
 
+    /// The connection that a request's reply would go to now.
+    pub fn connection(&self, token: Token) -> Option<ConnectionId> {
+        self.sessions.get(&token.vm_id).filter(|s| s.id() == token.session)?.connection()
+    }
+
     /// A request has been executed, and its effect is as durable as it must be.
     pub fn complete(&mut self, token: Token, outcome: Outcome) {
         let Some(session) = self.sessions.get_mut(&token.vm_id) else { return };

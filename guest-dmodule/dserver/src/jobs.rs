@@ -7,7 +7,7 @@ use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use fabric::fs::FileHandle;
 use fabric::op::Request;
-use fabric::server::{KeepKey, Token};
+use fabric::server::{ConnectionId, KeepKey, Token};
 use layout::BlockNumber;
 
 /// Number of a job; not used again.
@@ -15,9 +15,19 @@ pub(crate) type JobId = u64;
 
 #[allow(clippy::large_enum_variant)] // nearly all are requests
 pub(crate) enum Kind {
-    Request { token: Token, request: Request, keep: Option<KeepKey>, bytes: usize },
+    Request { token: Token, request: Request, keep: Option<KeepKey>, held: Held },
     ReadAhead { handle: FileHandle, offset: u64, length: u32 },
     Work,
+}
+
+/// What a request keeps from others until it is done.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Held {
+    Nothing,
+    /// Bytes of its own.
+    Request(usize),
+    /// Bytes its reply may have, and where that will go.
+    Reply(Option<ConnectionId>, usize),
 }
 
 pub(crate) struct Job {

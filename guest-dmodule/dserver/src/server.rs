@@ -9,7 +9,7 @@
 //! Bounds: requests by the sessions'; bytes of requests and of replies held by
 //! `held_bytes` of the options each (then nothing more is read
 //! from connections, or reads wait); one job of deferred work, [`READ_AHEADS_MAX`] of read-ahead.
-use crate::jobs::{JobId, Jobs, Kind};
+use crate::jobs::{Held, JobId, Jobs, Kind};
 use crate::readahead::ReadAhead;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -107,7 +107,7 @@ pub struct Server {
     /// Bytes of requests being executed.
     held: usize,
     held_max: usize,
-    /// Bytes of replies handed out and not yet sent.
+    /// Bytes of replies being made, and handed out and not yet sent.
     unsent: BTreeMap<ConnectionId, usize>,
     /// Reads that wait for replies to be sent.
     waiting_reads: VecDeque<(Token, Request)>,
@@ -281,27 +281,54 @@ impl Server {
     }
 
     fn admit(&mut self, token: Token, request: Request, keep: Option<KeepKey>) {
-        let bytes = match &request.op {
-            Op::Write { data, .. } => data.len(),
+        let held = match &request.op {
             Op::Read { .. } => return self.waiting_reads.push_back((token, request)),
-            _ => 0,
+            Op::Write { data, .. } => {
+                self.held += data.len();
+                Held::Request(data.len())
+            }
+            _ => Held::Nothing,
         };
-        self.held += bytes;
-        self.jobs.add(Kind::Request { token, request, keep, bytes });
+        self.jobs.add(Kind::Request { token, request, keep, held });
     }
 
-    /// Reads begin while not too many bytes wait to be sent.
+    /// Reads begin while not too many bytes wait to be sent. A connection whose peer does not take its replies must not
+    /// keep the others': it has half at most, and each may have one reply whatever the others have.
     fn admit_reads(&mut self) {
-        while !self.waiting_reads.is_empty() && self.unsent.values().sum::<usize>() < self.held_max {
+        let mut total = self.unsent.values().sum::<usize>();
+        for _ in 0..self.waiting_reads.len() {
             let Some((token, request)) = self.waiting_reads.pop_front() else { break };
-            if let Op::Read { handle, offset, length } = request.op
-                && let Some((offset, length)) = self.readahead.read(handle, offset, length)
+            let Op::Read { handle, offset, length } = request.op else { continue };
+            let connection = self.sessions.connection(token);
+            let bytes = length as usize;
+            if let Some(connection) = connection {
+                let own = self.unsent.entry(connection).or_default();
+                if *own > 0 && (*own + bytes > self.held_max / 2 || total + bytes > self.held_max) {
+                    self.waiting_reads.push_back((token, request));
+                    continue;
+                }
+                *own += bytes;
+                total += bytes;
+            }
+            let held = Held::Reply(connection, bytes);
+            self.jobs.add(Kind::Request { token, request, keep: None, held });
+            if let Some((offset, length)) = self.readahead.read(handle, offset, length)
                 && self.jobs.read_aheads < READ_AHEADS_MAX
             {
-                self.jobs.add(Kind::Request { token, request, keep: None, bytes: 0 });
                 self.jobs.add(Kind::ReadAhead { handle, offset, length });
-            } else {
-                self.jobs.add(Kind::Request { token, request, keep: None, bytes: 0 });
+            }
+        }
+    }
+
+    /// A request is done with what it held.
+    fn release(&mut self, held: Held) {
+        match held {
+            Held::Nothing => {}
+            Held::Request(bytes) => self.held -= bytes,
+            Held::Reply(connection, bytes) => {
+                if let Some(own) = connection.and_then(|c| self.unsent.get_mut(&c)) {
+                    *own = own.saturating_sub(bytes);
+                }
             }
         }
     }
@@ -336,8 +363,8 @@ impl Server {
     fn done(&mut self, id: JobId, completed: Completed) {
         let Some(job) = self.jobs.remove(id) else { return };
         let Completed { outcome, durable_at } = completed;
-        let Kind::Request { token, bytes, .. } = job.kind else { return };
-        self.held -= bytes;
+        let Kind::Request { token, held, .. } = job.kind else { return };
+        self.release(held);
         self.statistics.executed += 1;
         if durable_at <= self.fs.durable_cp() {
             self.sessions.complete(token, outcome);
