@@ -50,10 +50,20 @@ impl Block {
 
     /// A block that begins with `bytes` (at most [`BLOCK_SIZE`] of them are taken) and is zero behind them.
     pub fn from_prefix(bytes: &[u8]) -> Self {
-        let mut buf = Box::new(BlockBuf([0; BLOCK_SIZE]));
-        let length = bytes.len().min(BLOCK_SIZE);
-        buf.0[..length].copy_from_slice(&bytes[..length]);
-        Block(Arc::new(buf))
+        match <&[u8; BLOCK_SIZE]>::try_from(bytes) {
+            Ok(whole) => Block(Arc::new(Box::new(BlockBuf(*whole)))),
+            Err(_) => {
+                let mut block = Block::zeroed();
+                let length = bytes.len().min(BLOCK_SIZE);
+                block.bytes_mut()[..length].copy_from_slice(&bytes[..length]);
+                block
+            }
+        }
+    }
+
+    /// The bytes, to overwrite, if nobody else has this buffer.
+    pub(crate) fn bytes_unshared(&mut self) -> Option<&mut [u8; BLOCK_SIZE]> {
+        Arc::get_mut(&mut self.0).map(|buf| &mut buf.0)
     }
 
     /// The bytes.

@@ -22,11 +22,41 @@ pub(crate) struct Cache {
     index: HashMap<u64, usize>,
     hand: usize,
     capacity: usize,
+    /// Buffers let go of that nobody else has, to be used again: memory already touched, no allocation.
+    spare: Vec<Block>,
+    spare_max: usize,
 }
 
 impl Cache {
-    pub fn new(capacity: usize) -> Self {
-        Cache { slots: Vec::new(), index: HashMap::new(), hand: 0, capacity: capacity.max(1) }
+    /// Holds `capacity` blocks, and besides up to `spare_max` unused buffers.
+    pub fn new(capacity: usize, spare_max: usize) -> Self {
+        Cache {
+            slots: Vec::new(),
+            index: HashMap::new(),
+            hand: 0,
+            capacity: capacity.max(1),
+            spare: Vec::new(),
+            spare_max,
+        }
+    }
+
+    /// A block that begins with `bytes` and is zero behind them.
+    pub fn new_block(&mut self, bytes: &[u8]) -> Block {
+        if let Some(mut block) = self.spare.pop()
+            && let Some(buf) = block.bytes_unshared()
+        {
+            let length = bytes.len().min(buf.len());
+            buf[..length].copy_from_slice(&bytes[..length]);
+            buf[length..].fill(0);
+            return block;
+        }
+        Block::from_prefix(bytes)
+    }
+
+    fn recycle(&mut self, mut block: Block) {
+        if self.spare.len() < self.spare_max && block.bytes_unshared().is_some() {
+            self.spare.push(block);
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -44,8 +74,9 @@ impl Cache {
 
     pub fn insert(&mut self, pointer: BlockPointer, block: Block, written_by: u64, durable: u64) {
         let slot = Slot { pointer, block, written_by, referenced: true };
-        if let Some(at) = self.index.get(&pointer.block) {
-            self.slots[*at] = slot;
+        if let Some(at) = self.index.get(&pointer.block).copied() {
+            let old = core::mem::replace(&mut self.slots[at], slot);
+            self.recycle(old.block);
             return;
         }
         if self.slots.len() < self.capacity {
@@ -56,7 +87,8 @@ impl Cache {
             Some(at) => {
                 self.index.remove(&self.slots[at].pointer.block);
                 self.index.insert(pointer.block, at);
-                self.slots[at] = slot;
+                let old = core::mem::replace(&mut self.slots[at], slot);
+                self.recycle(old.block);
                 // Above its size because all was pinned for a while: shrink again.
                 if self.slots.len() > self.capacity
                     && let Some(at) = self.victim(durable)
@@ -85,6 +117,7 @@ impl Cache {
         if let Some(moved) = self.slots.get(at) {
             self.index.insert(moved.pointer.block, at);
         }
+        self.recycle(slot.block);
     }
 
     fn victim(&mut self, durable: u64) -> Option<usize> {
@@ -114,7 +147,7 @@ mod tests {
 
     #[test]
     fn stays_within_its_bound_and_keeps_what_is_being_written() {
-        let mut cache = Cache::new(100);
+        let mut cache = Cache::new(100, 10);
         for block in 1..=50 {
             cache.insert(pointer(block), Block::zeroed(), 7, 6);
         }

@@ -34,7 +34,7 @@ pub struct MountOptions {
     /// Bound of the cache of clean blocks, in blocks. At least twice `dirty_blocks`.
     pub cache_blocks: usize,
     /// Dirty blocks at which operations are put off until a consistency point has been taken. Memory is at most
-    /// about `cache_blocks` + 2 × `dirty_blocks` (dirty, and being written), and a consistency point's
+    /// about `cache_blocks` + 2 × `dirty_blocks` (dirty, and unused buffers), and a consistency point's
     /// work on the processor is about a microsecond a block.
     pub dirty_blocks: usize,
 }
@@ -144,7 +144,7 @@ impl FileSystem {
             info,
             verifier: options.verifier,
             dirty: Dirty::default(),
-            cache: Cache::new(options.cache_blocks.max(2 * dirty_limit)),
+            cache: Cache::new(options.cache_blocks.max(2 * dirty_limit), dirty_limit),
             wanted: HashMap::new(),
             failed: HashSet::new(),
             window_free: 0,

@@ -230,6 +230,75 @@ impl<'a> Txn<'a> {
         self.admit(key, block)
     }
 
+    /// Puts whole data blocks in place, from block `first` on; the last one may be shorter and is zero behind. Asks for all
+    /// that is missing at once.
+    pub fn replace_run(&mut self, inode: u64, first: u64, data: &[u8]) -> Res<()> {
+        let blocks = data.len().div_ceil(BLOCK_SIZE) as u64;
+        let Some(last) = (first + blocks).checked_sub(1).filter(|_| blocks > 0) else { return Ok(()) };
+        self.grow(inode, last)?;
+        let (mut pieces, mut missing) = (data.chunks(BLOCK_SIZE), false);
+        for parent in first >> FANOUT_BITS..=last >> FANOUT_BITS {
+            let from = first.max(parent << FANOUT_BITS);
+            let to = last.min((parent << FANOUT_BITS) + FANOUT - 1);
+            let pieces = pieces.by_ref().take((to - from + 1) as usize);
+            match self.replace_under(inode, parent, from, pieces) {
+                Ok(()) => {}
+                Err(Stop::Need) => missing = true,
+                Err(stop) => return Err(stop),
+            }
+        }
+        if missing { Err(Stop::Need) } else { Ok(()) }
+    }
+
+    /// Puts whole data blocks in place that have the same parent.
+    fn replace_under<'d>(
+        &mut self,
+        inode: u64,
+        parent: u64,
+        first: u64,
+        pieces: impl Iterator<Item = &'d [u8]>,
+    ) -> Res<()> {
+        let held = self.inode(inode)?;
+        let above = if held.height > 0 {
+            // Its place in the iteration is lost when something is missing; the attempt is over then anyway.
+            self.touch(inode, 1, parent)?;
+            self.block(inode, 1, parent)?
+        } else {
+            None
+        };
+        let mut fresh = 0;
+        let mut created = 0;
+        for (index, piece) in (first..).zip(pieces) {
+            let key = Key { inode, level: 0, index };
+            let block = self.fs.cache.new_block(piece);
+            if let Some(held) = self.overlay.get_mut(&key) {
+                held.block = block;
+                continue;
+            }
+            if let Some(dirty) = self.fs.dirty.get(key)
+                && !self.is_cut(key)
+            {
+                let replaces = dirty.replaces;
+                self.overlay.insert(key, TxnBlock { block, replaces, fresh: false });
+                continue;
+            }
+            let old = match &above {
+                Some(above) => above.pointer((index % FANOUT) as usize),
+                None => held.roots.get(index as usize).copied().unwrap_or(BlockPointer::HOLE),
+            };
+            if old.is_hole() {
+                created += 1;
+            } else {
+                self.frees_bit_of(old.block)?;
+            }
+            self.overlay.insert(key, TxnBlock { block, replaces: !old.is_hole(), fresh: true });
+            fresh += 1;
+        }
+        self.fresh += fresh;
+        self.inode_mut(inode)?.used += created;
+        Ok(())
+    }
+
     /// Makes a block dirty that was not: its ancestors and its inode become dirty as well.
     fn admit(&mut self, key: Key, block: Block) -> Res<()> {
         let old = self.pointer(key.inode, key.level, key.index)?;

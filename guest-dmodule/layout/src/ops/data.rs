@@ -1,5 +1,5 @@
 //! Reading and writing files.
-use crate::block::{BLOCK_SIZE, Block};
+use crate::block::BLOCK_SIZE;
 use crate::inode::{FILE_SIZE_MAX, HEIGHT_MAX, Kind};
 use crate::permission::{mode_after_write, require_read, require_write};
 use crate::txn::{Res, Stop, Txn};
@@ -126,24 +126,25 @@ impl Txn<'_> {
     /// Puts bytes into a file's blocks. Only blocks of which a part stays are read.
     fn write_bytes(&mut self, number: u64, offset: u64, data: &[u8]) -> Res<()> {
         let size = self.inode(number)?.size;
-        let (mut rest, mut at, mut missing) = (data, offset, false);
-        while !rest.is_empty() {
+        let end = offset + data.len() as u64;
+        // Whole blocks, and a last one with nothing behind it that stays.
+        let first = offset.next_multiple_of(BLOCK);
+        let last = if end >= size { end } else { end / BLOCK * BLOCK };
+        let (head, rest) = data.split_at(((first - offset) as usize).min(data.len()));
+        let (run, tail) = rest.split_at((last.saturating_sub(first) as usize).min(rest.len()));
+        let mut missing = false;
+        for (at, piece) in [(offset, head), (last.max(first), tail)] {
             let from = (at % BLOCK) as usize;
-            let (piece, behind) = rest.split_at(rest.len().min(BLOCK_SIZE - from));
-            let index = at / BLOCK;
-            let whole = from == 0 && (piece.len() == BLOCK_SIZE || at + piece.len() as u64 >= size);
-            let result = if whole {
-                self.replace(number, index, Block::from_prefix(piece))
-            } else {
-                self.modify(number, 0, index).map(|bytes| bytes[from..from + piece.len()].copy_from_slice(piece))
-            };
-            match result {
-                Ok(()) => {}
-                Err(Stop::Need) => missing = true,
-                Err(stop) => return Err(stop),
+            match (!piece.is_empty()).then(|| self.modify(number, 0, at / BLOCK)) {
+                Some(Ok(bytes)) => bytes[from..from + piece.len()].copy_from_slice(piece),
+                Some(Err(Stop::Need)) => missing = true,
+                Some(Err(stop)) => return Err(stop),
+                None => {}
             }
-            at += piece.len() as u64;
-            rest = behind;
+        }
+        match self.replace_run(number, first / BLOCK, run) {
+            Err(Stop::Need) => missing = true,
+            other => other?,
         }
         if missing { Err(Stop::Need) } else { Ok(()) }
     }
