@@ -17,6 +17,8 @@ pub(super) struct SmolDevice {
     waiting_for_room: bool,
     /// Ports whose backlog is full.
     full_ports: Vec<u16>,
+    /// A frame that waits until smoltcp knows its sender.
+    held: Option<Frame>,
 }
 
 /// Most frames dropped in one look for a frame.
@@ -24,7 +26,7 @@ const MAX_DROPS: usize = 64;
 
 impl SmolDevice {
     pub(super) fn new(net: NetDevice) -> Self {
-        SmolDevice { net, blocked: Cell::new(false), waiting_for_room: false, full_ports: Vec::new() }
+        SmolDevice { net, blocked: Cell::new(false), waiting_for_room: false, full_ports: Vec::new(), held: None }
     }
 
     /// Whether the last poll was cut short for want of room; remembered for [`SmolDevice::is_unblocked`].
@@ -45,6 +47,11 @@ impl SmolDevice {
             && syn_port(self.net.rx.bytes(frame)).is_some_and(|port| self.full_ports.contains(&port))
     }
 
+    /// Whether there is a frame for smoltcp.
+    pub(super) fn has_received(&self) -> bool {
+        self.held.is_some() || self.net.has_received()
+    }
+
     /// Whether there is room again that the last poll lacked.
     pub(super) fn is_unblocked(&self) -> bool {
         self.waiting_for_room && self.net.has_sent()
@@ -53,7 +60,14 @@ impl SmolDevice {
 
 pub(super) struct RxToken<'a> {
     receiver: &'a mut Receiver,
-    frame: Frame,
+    content: Content,
+}
+
+enum Content {
+    /// What the device received.
+    Frame(Frame),
+    /// What nobody sent: see [`neighbour`].
+    Neighbour([u8; ARP_FRAME]),
 }
 
 pub(super) struct TxToken<'a> {
@@ -63,9 +77,14 @@ pub(super) struct TxToken<'a> {
 
 impl phy::RxToken for RxToken<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
-        let result = f(self.receiver.bytes(&self.frame));
-        self.receiver.finish(self.frame);
-        result
+        match self.content {
+            Content::Frame(frame) => {
+                let result = f(self.receiver.bytes(&frame));
+                self.receiver.finish(frame);
+                result
+            }
+            Content::Neighbour(arp) => f(&arp),
+        }
     }
 }
 
@@ -84,7 +103,7 @@ impl phy::Device for SmolDevice {
     type TxToken<'a> = TxToken<'a>;
 
     fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_>)> {
-        if !self.net.has_received() {
+        if !self.has_received() {
             return None;
         }
         // A frame may need an answer at once.
@@ -92,16 +111,28 @@ impl phy::Device for SmolDevice {
             self.blocked.set(true);
             return None;
         }
-        let mut frame = self.net.rx.receive()?;
-        for _ in 0..MAX_DROPS {
-            if !self.is_unwelcome(&frame) {
-                break;
+        let content = match self.held.take() {
+            Some(frame) => Content::Frame(frame),
+            None => {
+                let mut frame = self.net.rx.receive()?;
+                for _ in 0..MAX_DROPS {
+                    if !self.is_unwelcome(&frame) {
+                        break;
+                    }
+                    self.net.rx.finish(frame);
+                    frame = self.net.rx.receive()?;
+                }
+                match neighbour(self.net.rx.bytes(&frame)) {
+                    Some(arp) => {
+                        self.held = Some(frame);
+                        Content::Neighbour(arp)
+                    }
+                    None => Content::Frame(frame),
+                }
             }
-            self.net.rx.finish(frame);
-            frame = self.net.rx.receive()?;
-        }
+        };
         let NetDevice { rx, tx, .. } = &mut self.net;
-        Some((RxToken { receiver: rx, frame }, TxToken { sender: tx, segment: None }))
+        Some((RxToken { receiver: rx, content }, TxToken { sender: tx, segment: None }))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
@@ -131,6 +162,28 @@ impl phy::Device for SmolDevice {
     }
 }
 
+/// Bytes of an ARP packet in an Ethernet frame.
+const ARP_FRAME: usize = ETHERNET + 28;
+
+/// For a frame that asks for a TCP connection: the ARP reply (RFC 826) that would have told us its sender's address.
+///
+/// smoltcp learns a neighbour from ARP alone and asks for at most one a second. A client that still knows us from before a
+/// restart does not ask, so without this its first answer could take seconds.
+fn neighbour(frame: &[u8]) -> Option<[u8; ARP_FRAME]> {
+    syn_port(frame)?;
+    let (to, from) = (&frame[..6], &frame[6..12]);
+    let ip = &frame[ETHERNET..];
+    let mut arp = [0; ARP_FRAME];
+    arp[..6].copy_from_slice(to);
+    arp[6..12].copy_from_slice(from);
+    arp[12..22].copy_from_slice(&[0x08, 0x06, 0, 1, 0x08, 0, 6, 4, 0, 2]);
+    arp[22..28].copy_from_slice(from);
+    arp[28..32].copy_from_slice(&ip[12..16]);
+    arp[32..38].copy_from_slice(to);
+    arp[38..42].copy_from_slice(&ip[16..20]);
+    Some(arp)
+}
+
 /// The destination port of a frame that asks for a TCP connection over IPv4.
 fn syn_port(frame: &[u8]) -> Option<u16> {
     let ip = frame.get(ETHERNET..)?;
@@ -142,3 +195,6 @@ fn syn_port(frame: &[u8]) -> Option<u16> {
     // SYN without ACK.
     (flags & 0x12 == 0x02).then(|| u16::from_be_bytes([tcp[2], tcp[3]]))
 }
+
+#[cfg(test)]
+mod tests;

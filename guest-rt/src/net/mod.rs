@@ -279,7 +279,7 @@ impl Device for StackInner {
         let due = self.deadline.get().is_some_and(|at| at <= now);
         let touched = self.touched.replace(false);
         let mut net = self.net.borrow_mut();
-        if !touched && !due && !net.device.net.has_received() && !net.device.is_unblocked() {
+        if !touched && !due && !net.device.has_received() && !net.device.is_unblocked() {
             return false;
         }
         let any = net.poll(now);
@@ -300,7 +300,7 @@ impl Device for StackInner {
 
     fn pending(&self) -> bool {
         let net = self.net.borrow();
-        self.touched.get() || net.device.net.has_received() || net.device.is_unblocked()
+        self.touched.get() || net.device.has_received() || net.device.is_unblocked()
     }
 
     fn kick(&self) {
