@@ -4,8 +4,13 @@
 //! so that no client can make the image run out of it. At a limit the N-module stops reading (calls, records) or
 //! closes what has been idle longest (connections); it never fails a call for want of memory.
 
+use nfs::nfs3::results::Capacity;
+
 #[cfg(test)]
 mod tests;
+
+/// What a volume of the data layout holds. The N-module does not know the layout; a test compares.
+pub const CAPACITY: Capacity = Capacity { file_size_max: 1 << 44, links_max: 65_000 };
 
 /// Memory of the image itself: code, tables, stacks.
 const IMAGE: u64 = 10 << 20;

@@ -20,12 +20,8 @@ use guest_rt::net::{self, Buffers, Stack};
 use guest_rt::{BOOT_MARK_SERVING, Env, boot_mark, identity, println, spawn};
 use link::Link;
 use nfs::engine::{Engine, mappings};
-use nfs::nfs3::results::Capacity;
 use nfs::{nfs3, portmap};
 use server::Server;
-
-/// What a volume of the data layout holds (docs/data-layout.md).
-const CAPACITY: Capacity = Capacity { file_size_max: 1 << 44, links_max: 65_000 };
 
 guest_rt::entry!(main);
 
@@ -48,7 +44,7 @@ async fn main(mut env: Env) -> Result<(), String> {
         exports: config.exports,
         access: config.access,
         mappings: mappings(portmap::PORT, false, nfs3::PORT, nfs3::PORT),
-        capacity: CAPACITY,
+        capacity: limits::CAPACITY,
     };
     let server = Server::new(Engine::new(link.clone(), serving), local, limits);
     for (port, size, connections) in [

@@ -1,4 +1,5 @@
 //! Every procedure, asked by a client that was not written here (nfs3_client), over TCP on loopback.
+#![allow(clippy::unwrap_used)] // these are tests
 use nfs::engine::{Config, Engine, mappings};
 use nfs3_client::nfs3_types::nfs3::*;
 use nfs3_client::nfs3_types::rpc::{auth_unix, opaque_auth};

@@ -1,4 +1,5 @@
 //! The engine as a client meets it, message by message.
+#![allow(clippy::unwrap_used)] // these are tests
 use fabric::fs::Credential;
 use fabric::op::{Op, Outcome};
 use nfs::engine::Engine;

@@ -1,4 +1,5 @@
 //! Valid calls of every procedure, damaged: no panic, and whatever is answered is a well-formed reply to that call.
+#![allow(clippy::unwrap_used)] // these are tests
 use nfs::engine::Engine;
 use nfs::nfs3::arguments::write_split;
 use nfs::record::{Event, RecordReader};

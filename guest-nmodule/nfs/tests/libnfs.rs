@@ -1,4 +1,5 @@
 //! Debian's libnfs tools (libnfs-utils) against the engine over TCP on loopback: copy in, list, copy out, compare.
+#![allow(clippy::unwrap_used)] // these are tests
 use nfs::engine::{Config, Engine, mappings};
 use std::path::Path;
 use std::process::Stdio;

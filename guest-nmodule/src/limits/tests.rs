@@ -17,3 +17,8 @@ fn all_together_fit() {
         assert!(taken as u64 + IMAGE + RESERVE <= memory);
     }
 }
+
+#[test]
+fn capacity_is_the_layouts() {
+    assert_eq!((CAPACITY.file_size_max, CAPACITY.links_max), (layout::FILE_SIZE_MAX, layout::LINKS_MAX));
+}
