@@ -72,6 +72,10 @@ impl Cache {
         Some(&slot.block)
     }
 
+    pub fn contains(&self, number: u64) -> bool {
+        self.index.contains_key(&number)
+    }
+
     pub fn insert(&mut self, pointer: BlockPointer, block: Block, written_by: u64, durable: u64) {
         let slot = Slot { pointer, block, written_by, referenced: true };
         if let Some(at) = self.index.get(&pointer.block).copied() {

@@ -1,11 +1,12 @@
 //! The checker: walks a whole volume on disk and compares everything with everything. Shares nothing with the
 //! operations but the encodings. For tests and for an administrator who doubts; mounting never needs it.
 use crate::block::{BLOCK_SIZE, Block, BlockNumber, BlockPointer, FANOUT, FANOUT_BITS, get_u32};
-use crate::directory::{DEPTH_MAX, hash, prefix};
+use crate::directory::{hash, prefix};
 use crate::error::LayoutError;
 use crate::fsinfo::{FIRST_BLOCK, FSINFO_BLOCKS, FsInfo, MAP_BITS};
 use crate::inode::{
-    BLOCK_MAP, FIRST_INODE, INODE_FILE, INODE_MAP, INODE_SIZE, INODES_PER_BLOCK, Inode, Kind, ROOT, ROOTS, SESSION_FILE,
+    BLOCK_MAP, DEPTH_MAX, FIRST_INODE, INODE_FILE, INODE_MAP, INODE_SIZE, INODES_PER_BLOCK, Inode, Kind, ROOT, ROOTS,
+    SESSION_FILE,
 };
 use crate::leaf::Leaf;
 use crate::ops::{check_name, is_dots};

@@ -9,15 +9,13 @@
 //! whether its entry is still there or not. Entries never move to another cookie. `.` and `..` are not stored: they have the
 //! cookies 1 and 2, and `parent` in the inode.
 use crate::block::{BLOCK_SIZE, Block, get_u32, put_u32};
-use crate::inode::{FILE_SIZE_MAX, Kind};
+use crate::inode::{DEPTH_MAX, FILE_SIZE_MAX, Kind};
 use crate::leaf::{self, Entry, Leaf};
 use crate::txn::{Res, Stop, Txn};
 use alloc::vec::Vec;
 use fabric::fs::Status;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-/// Deepest table: 2^20 leaves.
-pub(crate) const DEPTH_MAX: u32 = 20;
 const HASH_BITS: u32 = 63;
 /// Names of the same hash a directory can hold.
 const SAME_HASH_MAX: u64 = 8;

@@ -193,6 +193,7 @@ impl FileSystem {
             Err((Stop::Need, need)) => Step::Need(self.want(need)),
             Err((Stop::Busy, _)) => Step::Busy,
             Err((Stop::Fail(status), _)) => {
+                self.forget_failed(status);
                 let failure = self.describe_failure(request, status);
                 Step::Done(Completed { outcome: Err(failure), durable_at: CpNumber(0) })
             }
@@ -210,7 +211,10 @@ impl FileSystem {
         let mut txn = Txn::new(self, Time(0));
         match txn.kept_reply(vm_id, slot) {
             Ok(found) => Attempt::Done(Ok(found)),
-            Err(Stop::Fail(status)) => Attempt::Done(Err(status)),
+            Err(Stop::Fail(status)) => {
+                self.forget_failed(status);
+                Attempt::Done(Err(status))
+            }
             Err(Stop::Busy) => Attempt::Busy,
             Err(Stop::Need) => {
                 let need = core::mem::take(&mut txn.need);
@@ -224,7 +228,10 @@ impl FileSystem {
         let mut txn = Txn::new(self, Time(0));
         match txn.prefetch(handle, offset, length) {
             Ok(at_end) => Attempt::Done(Ok(at_end)),
-            Err(Stop::Fail(status)) => Attempt::Done(Err(status)),
+            Err(Stop::Fail(status)) => {
+                self.forget_failed(status);
+                Attempt::Done(Err(status))
+            }
             Err(Stop::Busy) => Attempt::Busy,
             Err(Stop::Need) => {
                 let need = core::mem::take(&mut txn.need);
@@ -250,6 +257,7 @@ impl FileSystem {
             Err(Stop::Busy) => Attempt::Busy,
             Err(Stop::Fail(status)) => {
                 self.work_failed = true;
+                self.forget_failed(status);
                 Attempt::Done(Err(status))
             }
             Err(Stop::Need) => {
@@ -284,6 +292,14 @@ impl FileSystem {
             self.failed.clear();
         }
         self.failed.insert((number, hash));
+    }
+
+    /// A failed read has been reported: the next operation tries anew. Until then it must stay failed, however
+    /// often the operation meets it, or reading would not end.
+    fn forget_failed(&mut self, status: Status) {
+        if status == Status::Io {
+            self.failed.clear();
+        }
     }
 
     pub(crate) fn want(&mut self, mut need: Vec<BlockPointer>) -> Vec<BlockNumber> {

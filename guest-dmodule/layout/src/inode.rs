@@ -28,6 +28,11 @@ pub(crate) const HEIGHT_MAX: u8 = 4;
 /// Largest file, in bytes: 16 TiB.
 pub const FILE_SIZE_MAX: u64 = 1 << 44;
 
+/// Deepest hash table of a directory: 2^20 leaves.
+pub(crate) const DEPTH_MAX: u32 = 20;
+/// No tree has more blocks, no directory more entries.
+const COUNT_MAX: u64 = 1 << 48;
+
 /// The file that holds all inodes.
 pub(crate) const INODE_FILE: u64 = 1;
 /// The file with a bit for each inode in use.
@@ -125,7 +130,8 @@ impl Inode {
         };
         let height = raw[1];
         let size = get_u64(raw, 24);
-        if height > HEIGHT_MAX || size > FILE_SIZE_MAX {
+        let counts_fit = get_u64(raw, 32) <= COUNT_MAX && get_u64(raw, 96) <= COUNT_MAX;
+        if height > HEIGHT_MAX || size > FILE_SIZE_MAX || !counts_fit || get_u32(raw, 104) > DEPTH_MAX {
             return None;
         }
         let mut roots = [BlockPointer::HOLE; ROOTS as usize];

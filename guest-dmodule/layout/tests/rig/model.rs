@@ -261,7 +261,7 @@ impl Model {
         self.node(dir).entries.insert(name.to_vec(), handle);
     }
 
-    fn random_op(&self, random: &mut Random, taste: Taste) -> Op {
+    pub fn random_op(&self, random: &mut Random, taste: Taste) -> Op {
         let name = |random: &mut Random| {
             let number = random.below(taste.names);
             // One name in four is long.
