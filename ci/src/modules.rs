@@ -219,9 +219,20 @@ pub fn receive(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<Module> 
     let (mut command, api, name) = prepare(lab, artifacts, host, "nmodule", None)?;
     command.args(["--receive", &receive_address(host).to_string()]);
     let mut module = start(lab, host, &name, api, &mut command)?;
-    let api = module.api.clone();
-    module.daemon.wait_until("control socket", START_LIMIT, || api.is_up())?;
+    let (api, pid) = (module.api.clone(), module.daemon.pid());
+    module.daemon.wait_until("listening", START_LIMIT, || listens(pid, RECEIVE_PORT) && api.is_up())?;
     Ok(module)
+}
+
+/// Whether anybody listens on a TCP port in the network of a process. (A connection to try it would be taken for a source.)
+fn listens(pid: u32, port: u16) -> bool {
+    let sockets = std::fs::read_to_string(format!("/proc/{pid}/net/tcp")).unwrap_or_default();
+    sockets.lines().any(|line| {
+        let mut words = line.split_whitespace().skip(1);
+        let local = words.next().unwrap_or("");
+        // State 0A: TCP_LISTEN.
+        local.ends_with(&format!(":{port:04X}")) && words.nth(1) == Some("0A")
+    })
 }
 
 /// Where a `vmm` on `host` receives.

@@ -109,7 +109,8 @@ echo "NESTED: copied in"
 
 vmm --receive 127.0.0.1:{RECEIVE_PORT} --net id=net0,tap=tapm --serial /tmp/received.console --api-sock /tmp/m.sock \
     >/tmp/received.log 2>&1 &
-wait_for 30 test -S /tmp/m.sock || end "no receiving vmm"
+listening() {{ netstat -ltn | grep -q ":{RECEIVE_PORT} "; }}
+wait_for 30 listening || end "no receiving vmm"
 curl -sS --fail-with-body --unix-socket /tmp/n.sock -H 'Content-Type: application/json' \
     -d '{{"to":"127.0.0.1:{RECEIVE_PORT}"}}' http://vmm{migrations} || end "the port was refused"
 runs_there() {{ curl -sS --unix-socket /tmp/m.sock http://vmm/v1/vm | grep -q '"state": *"running"'; }}

@@ -54,6 +54,27 @@ pub fn retransmits(host: &Host) -> Result<u64> {
     })
 }
 
+/// Why segments were sent again, of all connections of a host so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Causes {
+    /// Tail loss probes (RFC 8985, 7): sent after about two round trips of silence, whether or not anything was lost.
+    pub loss_probes: u64,
+    /// Retransmission timer ran out.
+    pub timeouts: u64,
+    /// Fast retransmits.
+    pub fast: u64,
+}
+
+/// Reads [`Causes`].
+pub fn causes(host: &Host) -> Result<Causes> {
+    host.enter(|| {
+        let netstat = std::fs::read_to_string("/proc/thread-self/net/netstat")?;
+        let get =
+            |name: &str| counter(&netstat, "TcpExt:", name).with_context(|| format!("/proc/net/netstat has no {name}"));
+        Ok(Causes { loss_probes: get("TCPLossProbes")?, timeouts: get("TCPTimeouts")?, fast: get("TCPFastRetrans")? })
+    })
+}
+
 /// A counter in a file of header and value lines.
 fn counter(text: &str, line: &str, name: &str) -> Option<u64> {
     let mut lines = text.lines().filter(|l| l.starts_with(line));

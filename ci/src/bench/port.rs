@@ -20,6 +20,7 @@ struct Seen {
     quiet: Vec<f64>,
     whole: Vec<f64>,
     retransmits: Vec<f64>,
+    probes: Vec<f64>,
 }
 
 /// Ports `samples` times, alternating the direction, while a client writes.
@@ -52,6 +53,11 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<
         row("longest silence for a client during a port, worst", "ms", percentile(&seen.silence, 100)),
         row("longest silence for a client in the same time before it, median", "ms", median(&seen.quiet)),
         row("client retransmits, all ports together", "segments", seen.retransmits.iter().sum()),
+        row(
+            "of these tail loss probes (sent after a short silence, nothing lost)",
+            "segments",
+            seen.probes.iter().sum(),
+        ),
         row("request to end of the port, median", "ms", median(&seen.whole)),
     ])
 }
@@ -69,7 +75,7 @@ fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
     let to = if from_node { &lab.client1 } else { &lab.node1 };
     let receiver = modules::receive(lab, &cluster.artifacts, to)?;
     let prober = Prober::start(&lab.client1, NFS.into())?;
-    let retransmits = tcp::retransmits(&lab.client1)?;
+    let (retransmits, causes) = (tcp::retransmits(&lab.client1)?, tcp::causes(&lab.client1)?);
     let began = Instant::now();
     std::thread::sleep(PAUSE);
     let ported = modules::port(&mut cluster.nmodule, to)?;
@@ -77,6 +83,7 @@ fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
     cluster.nmodule.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
     cluster.nmodule = receiver;
     let resent = tcp::retransmits(&lab.client1)? - retransmits;
+    let probes = tcp::causes(&lab.client1)?.loss_probes - causes.loss_probes;
     let log = prober.finish()?;
     let silence = log.longest_silence(ported.asked, ported.ended).context("the prober got no replies")?;
     let whole = ported.ended - ported.asked;
@@ -87,6 +94,7 @@ fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
     seen.silence.push(ms(silence));
     seen.whole.push(ms(whole));
     seen.retransmits.push(resent as f64);
+    seen.probes.push(probes as f64);
     Ok(())
 }
 
