@@ -29,6 +29,9 @@ pub struct MigrationRequest {
     /// Pause aimed at in milliseconds: pre-copy goes on until the residue fits. Not given: the engine's default.
     #[serde(default)]
     pub blackout_ms: Option<u32>,
+    /// Compare all of memory on both sides before the VM runs there. For tests: it lengthens the pause.
+    #[serde(default)]
+    pub verify: bool,
 }
 
 /// Body of `PUT /v1/migrations/{id}/resolve`: the operator's word on who runs a VM in doubt.

@@ -39,6 +39,8 @@ pub use state::{VmDescription, VmState};
 
 /// Where KVM may put its TSS and identity map (needed on VT-x): three pages and one below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
+/// How often making a VM is tried again after an interruption.
+const CREATE_ATTEMPTS: u32 = 100;
 /// Stack of the vCPU and I/O threads.
 const THREAD_STACK: usize = 256 << 10;
 
@@ -66,6 +68,7 @@ enum Want {
 struct LifeState {
     want: Want,
     phase: Phase,
+    started: bool,
     end: Option<End>,
 }
 
@@ -121,7 +124,7 @@ impl Shell {
     }
 
     fn with_cpuid(kvm: &Kvm, memory: &Memory, irqchip: bool, cpuid: CpuId) -> Result<Shell> {
-        let fd = kvm.create_vm().map_err(crate::error::kvm("create VM"))?;
+        let fd = create_vm(kvm)?;
         enable_manual_protect(&fd)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(crate::error::kvm("set TSS address"))?;
         if irqchip {
@@ -263,7 +266,7 @@ impl Vm {
             stats,
         };
         let life = Life {
-            state: Mutex::new(LifeState { want: Want::Run, phase: Phase::Created, end: None }),
+            state: Mutex::new(LifeState { want: Want::Run, phase: Phase::Created, started: false, end: None }),
             changed: Condvar::new(),
             on_end: Mutex::new(None),
             entered_ns: AtomicU64::new(0),
@@ -299,6 +302,7 @@ impl Vm {
         }
         vcpu::install_kick_handler()?;
         *self.life.on_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(on_end));
+        self.life.lock().started = true;
         let (context, life, kicker, vcpu) =
             (self.context.clone(), self.life.clone(), self.kicker.clone(), self.vcpu.clone());
         threads.push(spawn("vcpu0", move || vcpu_thread(&context, &life, &kicker, &vcpu))?);
@@ -325,7 +329,7 @@ impl Vm {
             self.kicker.kick(&self.context.gate);
         }
         self.life.changed.notify_all();
-        while state.phase == Phase::Running {
+        while state.phase == Phase::Running || state.started && state.phase == Phase::Created {
             state = self.life.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         match state.phase {
@@ -430,6 +434,17 @@ impl Vm {
 impl Drop for Vm {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+/// KVM gives up making a VM when a signal (or a completion of io_uring, which comes in the same way) arrives meanwhile.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+    let mut attempts = 0..CREATE_ATTEMPTS;
+    loop {
+        match kvm.create_vm() {
+            Err(e) if e.errno() == libc::EINTR && attempts.next().is_some() => {}
+            result => return result.map_err(crate::error::kvm("create VM")),
+        }
     }
 }
 

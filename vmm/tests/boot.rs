@@ -136,3 +136,92 @@ fn pause_and_resume_spinning_and_parked() {
     vm.stop();
     assert_eq!(end.recv().unwrap(), End::Stopped);
 }
+
+/// Counts in memory, and where the boot-info page says which generation its clock is.
+const COUNT: u64 = 0x30_0000;
+
+fn count(vm: &Vm) -> u64 {
+    use vm_memory::{Bytes, GuestAddress};
+    vm.memory().ram().read_obj(GuestAddress(COUNT)).unwrap()
+}
+
+#[test]
+fn a_saved_vm_goes_on_in_another() {
+    use vm_memory::{Bytes, GuestAddress};
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), spin_and_park());
+    config.vm_id = 77;
+    let (vm, _end) = start(config);
+    while count(&vm) == 0 {
+        std::thread::yield_now();
+    }
+    assert!(vm.save().is_err(), "a running VM cannot be saved");
+    vm.prepare_save().unwrap();
+    vm.memory().start_dirty_log(vm.fd()).unwrap();
+    let before = count(&vm);
+    while count(&vm) == before {
+        std::thread::yield_now();
+    }
+    // the page of the counter is dirty, and clean once cleared with the vCPU stopped
+    vm.pause().unwrap();
+    let dirty = vm.memory().guest_dirty(vm.fd()).unwrap();
+    let bit = |bitmap: &[u64], at: u64| bitmap[(at >> 18) as usize] >> (at >> 12 & 63) & 1;
+    assert_eq!(bit(&dirty, COUNT), 1);
+    assert_eq!(bit(&dirty, 0x60_0000), 0);
+    vm.memory().clear_guest_dirty(vm.fd(), &dirty).unwrap();
+    assert!(vm.memory().guest_dirty(vm.fd()).unwrap().iter().all(|w| *w == 0));
+    assert!(vm.memory().clear_guest_dirty(vm.fd(), &dirty[1..]).is_err());
+    vm.memory().ram().write_obj(0u8, GuestAddress(0x60_0000)).unwrap();
+    let own = vm.memory().take_own_dirty();
+    assert_eq!(bit(&own, 0x60_0000), 1);
+    assert_eq!(bit(&vm.memory().take_own_dirty(), 0x60_0000), 0);
+    vm.resume().unwrap();
+    let before = count(&vm);
+    while count(&vm) == before {
+        std::thread::yield_now();
+    }
+    vm.pause().unwrap();
+    assert_eq!(bit(&vm.memory().guest_dirty(vm.fd()).unwrap(), COUNT), 1);
+    vm.memory().stop_dirty_log(vm.fd()).unwrap();
+
+    vm.quiesce().unwrap();
+    let state = vm.save().unwrap();
+    let description = vm.describe();
+    let host = vmm::config::cli::ReceiveConfig {
+        listen: "127.0.0.1:1".parse().unwrap(),
+        nets: Vec::new(),
+        arbiter: None,
+        serial: SerialOutput::None,
+        memory_max: None,
+    };
+    let owner = OwnerId::random().unwrap();
+    let there = Vm::receive(&description, &host, owner, Arc::new(Stats::default())).unwrap();
+    there.pause().unwrap();
+    there.start(|_| {}).unwrap();
+    let mut memory = vec![0; vm.memory().size()];
+    vm.memory().ram().read_slice(&mut memory, GuestAddress(0)).unwrap();
+    there.memory().ram().write_slice(&memory, GuestAddress(0)).unwrap();
+    there.load(&state).unwrap();
+    assert_eq!(count(&there), count(&vm));
+    there.take_over(state.clock, Some(5)).unwrap();
+    there.resume_devices();
+    there.resume().unwrap();
+    let stopped_at = count(&vm);
+    while count(&there) < stopped_at + 1_000_000 {
+        std::thread::yield_now();
+    }
+    assert_eq!(count(&vm), stopped_at);
+    let identity = there.info().unwrap().identity(there.memory()).unwrap();
+    assert_eq!((identity.vm_id, identity.epoch, identity.owner), (77, 5, owner.0));
+    there.pause().unwrap();
+    let clock = there.info().unwrap().clock(there.memory(), there.vcpu().fd()).unwrap();
+    let saved = state.clock.unwrap();
+    assert_eq!(clock.generation, saved.generation + 1);
+    assert!(clock.mono_ns > saved.mono_ns && clock.real_ns > saved.real_ns);
+    // and the one left behind can still go on
+    vm.resume_devices();
+    vm.resume().unwrap();
+    while count(&vm) == stopped_at {
+        std::thread::yield_now();
+    }
+}

@@ -18,8 +18,8 @@ pub const MSR_TSC: u32 = 0x10;
 pub const MSRS_MAX: usize = 512;
 /// Registers that belong to the host's side of paravirtual features, or that KVM gives but does not take back.
 const NOT_SAVED: [u32; 2] = [
-    0x40_0000_00, // Hyper-V guest OS id: setting it to zero again is refused in some orders
-    0x4b56_4d05,  // KVM poll control: no effect here
+    0x4000_0000, // Hyper-V guest OS id: setting it to zero again is refused in some orders
+    0x4b56_4d05, // KVM poll control: no effect here
 ];
 
 /// Registers and the like of one vCPU.

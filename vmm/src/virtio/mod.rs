@@ -8,6 +8,8 @@ pub mod blk;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+#[cfg(test)]
+mod testing;
 
 use std::os::fd::RawFd;
 
