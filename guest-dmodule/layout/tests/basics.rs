@@ -1,4 +1,5 @@
 //! The main path: operations, replies and when they may leave, kept replies.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 mod rig;
 use fabric::fs::{CreateHow, Credential, SetAttr, Stability, Status, Time};
 use fabric::id::{Epoch, Sequence, Slot, VmId};

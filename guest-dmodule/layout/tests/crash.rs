@@ -2,6 +2,7 @@
 //! written since the last flush is there, missing, torn at sectors, in any combination. What must be found after a
 //! mount (no repair): a consistent volume, exactly as it was when one of the consistency points was taken, and at least the last
 //! one that had been reported durable, with exactly the kept replies of that moment.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 mod rig;
 use layout::{Block, BlockNumber, CpNumber, FSINFO_BLOCKS, FileSystem, MountOptions};
 use rig::model::{Model, Pair, Taste, compare};

@@ -1,5 +1,6 @@
 //! A disk that lies: bit rot is detected, and damage that its checksums do not show makes operations fail, never panic
 //! nor run without end.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 mod rig;
 use fabric::fs::{Credential, FileHandle, Status, Time};
 use fabric::op::{Op, Reply, Request};

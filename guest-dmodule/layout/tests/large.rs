@@ -1,4 +1,5 @@
 //! Sizes: large directories, large sparse files, deferred freeing.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 mod rig;
 use fabric::fs::Status;
 use fabric::op::{Op, Reply};

@@ -1,4 +1,5 @@
 //! Random operations against the model, with remounts in between.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 mod rig;
 use layout::MountOptions;
 use rig::model::{Pair, Taste, compare};

@@ -1,4 +1,5 @@
 //! POSIX's and RFC 1813's rules, one by one: permissions, times, links, names.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 mod rig;
 use fabric::fs::{
     Attr, CreateHow, Credential, FileHandle, FileKind, SetAttr, SetTime, Stability, Status, Time, access,

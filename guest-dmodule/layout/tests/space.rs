@@ -1,4 +1,5 @@
 //! Full volumes: refused without loss, and always to be emptied again.
+#![allow(clippy::unwrap_used, reason = "tests may panic")]
 mod rig;
 use fabric::fs::{CreateHow, SetAttr, Status};
 use fabric::op::{Op, Reply};

@@ -1,5 +1,5 @@
 //! A volume on a simulated disk, driven the way a D-module drives it.
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used, reason = "each test binary uses a part of it; tests may panic")]
 pub mod model;
 
 use fabric::fs::{Attr, CreateHow, Credential, FileHandle, SetAttr, Stability, Status, Time, VolumeId};
