@@ -4,11 +4,16 @@
 //! no RUSTFLAGS, no cargo configuration and no target of our own. An image's build.rs only repeats them:
 //!
 //! ```ignore
-//! for arg in std::env::var("DEP_OUTRIGGER_GUEST_LINK_ARGS").expect("guest-rt").split(';') {
+//! for arg in std::env::var("DEP_OUTRIGGER_GUEST_LINK_ARGS").expect("guest-rt").split_terminator(';') {
 //!     println!("cargo::rustc-link-arg-bins={arg}");
 //! }
 //! ```
 fn main() {
+    // A bin of a hosted build is an ordinary program.
+    if std::env::var_os("CARGO_FEATURE_HOSTED").is_some() {
+        println!("cargo::metadata=LINK_ARGS=");
+        return;
+    }
     let dir = std::env::var("CARGO_MANIFEST_DIR").expect("set by cargo");
     let script = format!("{dir}/link/guest.ld");
     println!("cargo::rerun-if-changed={script}");

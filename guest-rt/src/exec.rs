@@ -135,22 +135,22 @@ pub struct Statistics {
 }
 
 local! {
-    static RUNTIME: core::cell::OnceCell<Rc<Runtime>> = core::cell::OnceCell::new();
+    static RUNTIME: core::cell::OnceCell<&'static Runtime> = core::cell::OnceCell::new();
 }
 
-fn runtime() -> Rc<Runtime> {
+/// The runtime, made when first asked for. Never dropped, nor are the tasks that are left when main has ended.
+fn runtime() -> &'static Runtime {
     RUNTIME.with(|r| {
-        r.get_or_init(|| {
-            Rc::new(Runtime {
+        *r.get_or_init(|| {
+            Box::leak(Box::new(Runtime {
                 executor: Executor::default(),
                 devices: RefCell::default(),
                 spin: Cell::new(Duration::from_micros(SPIN_US)),
                 generation: Cell::new(time::generation()),
                 generation_waiters: RefCell::default(),
                 statistics: Cell::default(),
-            })
+            }))
         })
-        .clone()
     })
 }
 

@@ -2,7 +2,7 @@
 //!
 //! An allocation that fails ends the image with a panic that says how much was asked for (the default of `alloc`).
 use core::sync::atomic::{AtomicBool, Ordering};
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "hosted")))]
 use talc::{TalcLock, source::Manual};
 
 mod pages;
@@ -32,7 +32,7 @@ unsafe impl lock_api::RawMutex for SpinLock {
 /// A mutex for the few things that must be `Sync`.
 pub(crate) type Mutex<T> = lock_api::Mutex<SpinLock, T>;
 
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "hosted")))]
 #[global_allocator]
 static HEAP: pages::Pages<TalcLock<SpinLock, Manual>> = pages::Pages::new(TalcLock::new(Manual));
 
@@ -40,7 +40,7 @@ static HEAP: pages::Pages<TalcLock<SpinLock, Manual>> = pages::Pages::new(TalcLo
 ///
 /// # Safety
 /// Once, before the first allocation; nothing else may use memory between the image's end and `memory_end`.
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "hosted")))]
 pub(crate) unsafe fn init(memory_end: u64) {
     unsafe extern "C" {
         static __heap_start: u8;

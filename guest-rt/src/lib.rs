@@ -5,7 +5,7 @@
 //! ```ignore
 //! // build.rs: link arguments
 //! fn main() {
-//!     for arg in std::env::var("DEP_OUTRIGGER_GUEST_LINK_ARGS").expect("from guest-rt").split(';') {
+//!     for arg in std::env::var("DEP_OUTRIGGER_GUEST_LINK_ARGS").expect("from guest-rt").split_terminator(';') {
 //!         println!("cargo::rustc-link-arg-bins={arg}");
 //!     }
 //! }
@@ -28,6 +28,8 @@
 //! Always true: no interrupt is taken while ring 3 runs; one vCPU, one thread of control, so nothing here is `Send`;
 //! memory is mapped one to one, so a pointer is what a device is told.
 #![cfg_attr(not(test), no_std)]
+// What only an image uses is not used in the other two kinds of build.
+#![cfg_attr(any(test, feature = "hosted"), allow(dead_code))]
 
 extern crate alloc;
 
@@ -39,13 +41,13 @@ pub mod console;
 #[cfg(not(test))]
 mod entry;
 pub mod exec;
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "hosted")))]
 mod fault;
 mod heap;
 #[cfg(not(test))]
 mod identity;
 mod local;
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "hosted")))]
 mod mem;
 pub mod net;
 #[cfg(not(test))]
@@ -80,12 +82,27 @@ pub struct Env {
 
 /// Makes `async fn main(env: Env) -> Result<(), impl Display>` the image's main. An error is printed and ends the VM
 /// with status [`guest_abi::exit_status::FAILED`].
+#[cfg(not(feature = "hosted"))]
 #[macro_export]
 macro_rules! entry {
     ($main:path) => {
         #[unsafe(no_mangle)]
         fn outrigger_main(env: $crate::Env) -> $crate::MainFuture {
             $crate::wrap_main($main(env))
+        }
+    };
+}
+
+/// In a hosted build the bin says that it is no image, and fails.
+#[cfg(feature = "hosted")]
+#[macro_export]
+macro_rules! entry {
+    ($main:path) => {
+        #[unsafe(export_name = "main")]
+        extern "C" fn hosted_main() -> i32 {
+            // It must still compile.
+            let _ = |env: $crate::Env| $crate::wrap_main($main(env));
+            1
         }
     };
 }

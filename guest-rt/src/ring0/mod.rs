@@ -188,7 +188,7 @@ static R0_TABLES: Tables = tables();
 #[cfg_attr(not(test), unsafe(no_mangle))]
 pub(crate) static R0_FAULT: [AtomicU64; 6] = [const { AtomicU64::new(0) }; 6];
 
-#[cfg(not(test))]
+#[cfg(not(any(test, feature = "hosted")))]
 core::arch::global_asm!(
     include_str!("shim.s"),
     gdtr = const TABLES + 64,

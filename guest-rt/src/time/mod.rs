@@ -73,6 +73,7 @@ pub fn realtime_ns() -> u64 {
 }
 
 #[cfg(not(test))]
+#[allow(unused_imports, reason = "a hosted build does not start")]
 pub(crate) use source::{generation, init, tsc, use_page};
 
 #[cfg(not(test))]

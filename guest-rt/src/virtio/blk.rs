@@ -113,6 +113,7 @@ impl<B> Part for Transfer<B> {
 }
 
 /// What the device reads and writes besides the data. Boxed: its address must not change.
+#[derive(Default)]
 #[repr(C, align(16))]
 struct Frame {
     kind: u32,
@@ -120,12 +121,6 @@ struct Frame {
     sector: u64,
     status: u8,
     table: Vec<Descriptor>,
-}
-
-impl Default for Frame {
-    fn default() -> Self {
-        Frame { kind: 0, reserved: 0, sector: 0, status: 0, table: Vec::new() }
-    }
 }
 
 struct InFlight {
@@ -140,6 +135,10 @@ struct State {
     /// By head of chain.
     in_flight: Vec<Option<InFlight>>,
     /// Frames to use again.
+    #[allow(
+        clippy::vec_box,
+        reason = "a frame keeps its address while it is in use, and is moved between here and there"
+    )]
     spare: Vec<Box<Frame>>,
     broken: Option<QueueError>,
 }

@@ -3,6 +3,8 @@
 //! All a device writes (registers, rings, buffers, headers) is checked before it is believed: a device that breaks
 //! the rules is given up, and its users get errors.
 pub mod blk;
+#[cfg(test)]
+mod fake;
 pub mod mmio;
 pub mod net;
 pub mod queue;

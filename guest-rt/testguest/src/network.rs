@@ -120,7 +120,7 @@ pub async fn client(mut env: Env) -> Result<(), String> {
     let peer: SocketAddrV4 =
         env.cmdline.get("peer").and_then(|p| p.parse().ok()).ok_or("peer=ADDRESS:PORT is missing")?;
     let mut stream = stack.connect(peer, Buffers::default()).await.map_err(|e| format!("connect: {e}"))?;
-    let data: alloc::vec::Vec<u8> = (0..200_000).map(byte).collect();
+    let data: alloc::vec::Vec<u8> = (0..2_000_000).map(byte).collect();
     let (mut read, mut write) = {
         if stream.peer() != Some(peer) {
             return Err(format!("peer is {:?}", stream.peer()));
@@ -147,6 +147,12 @@ pub async fn client(mut env: Env) -> Result<(), String> {
     match stack.connect(nobody, Buffers::default()).await {
         Err(e) => println!("port 1: {e}"),
         Ok(_) => return Err("connected to port 1".into()),
+    }
+    if let Some(quit) = env.cmdline.get("quit").and_then(|p| p.parse().ok()) {
+        let mut stream = stack.connect(quit, Buffers::default()).await.map_err(|e| format!("quit: {e}"))?;
+        if stream.read(&mut [0; 1]).await != Ok(0) {
+            return Err("no goodbye".into());
+        }
     }
     Ok(())
 }
