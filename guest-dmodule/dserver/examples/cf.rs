@@ -1,19 +1,23 @@
-//! A CF client for the shell: `cf ADDRESS:PORT smoke|bench [MIB]`.
+//! A CF client for the shell: `cf ADDRESS:PORT smoke|bench [MIB]|own [N]|port [N]`.
 //!
 //! `smoke` does one of everything in a directory of its own and checks what comes back; `bench` writes and reads
-//! a file, makes files, reads at random, takes ownership, and says how fast it went.
+//! a file, makes files, reads at random, takes ownership, and says how fast it went;
+//! `own` takes ownership of a VM of its own now and then; `port` does so as a port does: asks for the record while a
+//! client writes, stops the client a little later, and times the compare-and-swap.
 #![allow(dead_code, clippy::unwrap_used)] // a tool of tests
 #[path = "../tests/host/client.rs"]
 mod client;
 
-use client::{Client, ask_owner};
+use client::{Asker, Client, ask_owner};
 use fabric::client::Ticket;
 use fabric::fs::*;
 use fabric::id::{Epoch, Owner, VmId};
 use fabric::op::{Op, Outcome, Reply};
-use fabric::wire::{CasStatus, OwnerAnswer, owner_cas};
+use fabric::wire::{CasStatus, OwnerAnswer, owner_cas, owner_get};
 use std::collections::VecDeque;
-use std::time::Instant;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::{Duration, Instant};
 
 fn handle(outcome: Outcome) -> FileHandle {
     match outcome {
@@ -174,7 +178,7 @@ fn bench(client: &mut Client, root: FileHandle, name: &str, mib: u64) {
 }
 
 /// Compare-and-swaps, alone or while `load` writes.
-fn ownership(address: std::net::SocketAddr, what: &str, n: u64) {
+fn ownership(address: std::net::SocketAddr, what: &str, n: u64, pause: Duration) {
     let vm = VmId(0xface);
     let mut epoch = Epoch(0);
     let mut times = Vec::new();
@@ -192,15 +196,69 @@ fn ownership(address: std::net::SocketAddr, what: &str, n: u64) {
             }
         }
         times.push(one.elapsed().as_micros() as u64);
+        std::thread::sleep(pause);
     }
     report(what, start, times, 0);
 }
 
+/// Compare-and-swaps as in ports of a client under load.
+fn ports(address: std::net::SocketAddr, unique: u64, n: u64) {
+    let paused = Arc::new(AtomicBool::new(false));
+    let end = Arc::new(AtomicBool::new(false));
+    let (seen, stop) = (paused.clone(), end.clone());
+    let load = std::thread::spawn(move || {
+        let mut client = Client::new(address, 0xcf, unique);
+        let root = client.root("vol0");
+        let file = handle(client.call(create(root, &format!("cf-{unique:x}"))));
+        let block = pattern(IO_MAX, 5);
+        let ops = (0..).take_while(|_| !stop.load(Relaxed)).map(|i: u64| {
+            while seen.load(Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Op::Write { handle: file, offset: i % 200 << 20, stability: Stability::Unstable, data: block.clone() }
+        });
+        let start = Instant::now();
+        let (outcomes, times) = pipeline(&mut client, 8, ops);
+        let bytes = (outcomes.iter().filter(|o| o.is_ok()).count() << 20) as u64;
+        report("writing meanwhile", start, times, bytes);
+        client.call(Op::Remove { dir: root, name: format!("cf-{unique:x}").into() }).unwrap();
+    });
+    let vm = VmId(0xbeef);
+    let mut times = Vec::new();
+    let start = Instant::now();
+    let mut asker = Asker::new(address);
+    for i in 0..n {
+        std::thread::sleep(Duration::from_millis(100 + i * 7 % 40));
+        let OwnerAnswer::Record(record) = asker.ask(&owner_get(vm).unwrap()) else { panic!("no record") };
+        std::thread::sleep(Duration::from_millis(100));
+        paused.store(true, Relaxed);
+        // The last of what was under way arrives, as in a port.
+        std::thread::sleep(Duration::from_micros(500));
+        let one = Instant::now();
+        let answer = asker.ask(&owner_cas(vm, record.epoch, Owner([unique, i])).unwrap());
+        times.push(one.elapsed().as_micros() as u64);
+        assert!(matches!(answer, OwnerAnswer::Cas(CasStatus::Won, _)), "{answer:?}");
+        paused.store(false, Relaxed);
+    }
+    report("compare-and-swap of a port", start, times, 0);
+    end.store(true, Relaxed);
+    load.join().unwrap();
+}
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "usage: cf ADDRESS:PORT smoke|bench [MIB]";
+    let usage = "usage: cf ADDRESS:PORT smoke|bench [MIB]|own [N]|port [N]";
     let address = args.first().ok_or(usage)?.parse()?;
     let unique = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
+    if args.get(1).is_some_and(|a| a == "own") {
+        let n = args.get(2).map_or(Ok(100), |n| n.parse())?;
+        ownership(address, "compare-and-swap", n, Duration::from_millis(10));
+        return Ok(());
+    }
+    if args.get(1).is_some_and(|a| a == "port") {
+        ports(address, unique, args.get(2).map_or(Ok(50), |n| n.parse())?);
+        return Ok(());
+    }
     let name = format!("cf-{unique:x}");
     let mut client = Client::new(address, 0xcf, unique);
     let root = client.root("vol0");
@@ -208,10 +266,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some("smoke") => smoke(&mut client, root, &name),
         Some("bench") => {
             let mib = args.get(2).map_or(Ok(256), |m| m.parse())?;
-            ownership(address, "compare-and-swap with connection", 100);
+            ownership(address, "compare-and-swap with connection", 100, Duration::ZERO);
             let other = std::thread::spawn(move || {
-                std::thread::sleep(std::time::Duration::from_millis(300));
-                ownership(address, "the same during what comes next", 100);
+                std::thread::sleep(Duration::from_millis(300));
+                ownership(address, "the same during what comes next", 100, Duration::ZERO);
             });
             bench(&mut client, root, &name, mib);
             other.join().map_err(|_| "ownership")?;

@@ -121,15 +121,30 @@ fn connect(address: SocketAddr) -> TcpStream {
 }
 
 /// Asks about ownership as a VMM does.
-pub fn ask_owner(address: SocketAddr, question: &[u8]) -> OwnerAnswer {
-    let mut stream = connect(address);
-    stream.write_all(question).unwrap();
-    let (mut answers, mut buffer) = (OwnerAnswers::new(), [0; 4096]);
-    loop {
-        let n = stream.read(&mut buffer).unwrap();
-        assert!(n > 0);
-        if let Some(answer) = answers.push(&mut &buffer[..n]).unwrap() {
-            return answer;
+pub struct Asker {
+    stream: TcpStream,
+    answers: OwnerAnswers,
+}
+
+impl Asker {
+    pub fn new(address: SocketAddr) -> Self {
+        Asker { stream: connect(address), answers: OwnerAnswers::new() }
+    }
+
+    pub fn ask(&mut self, question: &[u8]) -> OwnerAnswer {
+        self.stream.write_all(question).unwrap();
+        let mut buffer = [0; 4096];
+        loop {
+            let n = self.stream.read(&mut buffer).unwrap();
+            assert!(n > 0);
+            if let Some(answer) = self.answers.push(&mut &buffer[..n]).unwrap() {
+                return answer;
+            }
         }
     }
+}
+
+/// Asks once.
+pub fn ask_owner(address: SocketAddr, question: &[u8]) -> OwnerAnswer {
+    Asker::new(address).ask(question)
 }
