@@ -237,8 +237,6 @@ pub enum Message {
         epoch: Epoch,
         /// Last exit of the last vCPU.
         paused: Stamp,
-        /// xxh3-64 of guest memory, if the source took one.
-        digest: Option<u64>,
     },
     /// The VM runs at the destination.
     Running {
@@ -315,10 +313,9 @@ impl Message {
             }
             Message::RoundDone { round } => put_u32s(out, &[*round, 0]),
             Message::Pausing | Message::Loaded => {}
-            Message::Commit { epoch, paused, digest } => {
+            Message::Commit { epoch, paused } => {
                 put_u64s(out, &[epoch.0]);
                 put_stamp(out, paused);
-                put_u64s(out, &[u64::from(digest.is_some()), digest.unwrap_or(0)]);
             }
             Message::Running { epoch, entered, steps } => {
                 put_u64s(out, &[epoch.0]);
@@ -393,15 +390,7 @@ impl Message {
             }
             FrameType::Pausing => Message::Pausing,
             FrameType::Loaded => Message::Loaded,
-            FrameType::Commit => {
-                let (epoch, paused) = (Epoch(r.u64()?), stamp(&mut r)?);
-                let digest = match (r.u64()?, r.u64()?) {
-                    (0, 0) => None,
-                    (1, digest) => Some(digest),
-                    (value, _) => return Err(Error::Value { what: "digest flag", value }),
-                };
-                Message::Commit { epoch, paused, digest }
-            }
+            FrameType::Commit => Message::Commit { epoch: Epoch(r.u64()?), paused: stamp(&mut r)? },
             FrameType::Running => Message::Running {
                 epoch: Epoch(r.u64()?),
                 entered: stamp(&mut r)?,

@@ -189,6 +189,22 @@ fn checksum(header: &[u8; 24], parts: &[&[u8]]) -> u64 {
     hash.digest()
 }
 
+/// xxh3-64 of something that comes in pieces.
+#[derive(Clone, Default)]
+pub struct Digest(Xxh3);
+
+impl Digest {
+    /// The next piece.
+    pub fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    /// The digest.
+    pub fn finish(&self) -> u64 {
+        self.0.digest()
+    }
+}
+
 /// Numbers and seals the frames of one direction.
 #[derive(Clone, Debug, Default)]
 pub struct Sender {

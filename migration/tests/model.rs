@@ -512,7 +512,7 @@ impl State {
 }
 
 fn commit_message(epoch: Epoch) -> Message {
-    Message::Commit { epoch, paused: Stamp::default(), digest: None }
+    Message::Commit { epoch, paused: Stamp::default() }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

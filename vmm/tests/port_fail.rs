@@ -2,8 +2,12 @@
 
 mod port_support;
 
+use std::io::{Read, Write};
+
+use migration::message::{Hello, Message, Ownership, ReasonCode};
+use migration::ownership::{Epoch, OwnerId};
 use port_support::arbiter::Arbiter;
-use port_support::puppet::{BEFORE_COMMIT, Puppet, Until};
+use port_support::puppet::{BEFORE_COMMIT, Puppet, Stopped, Until};
 use port_support::{Echo, Lab, eventually, ip};
 
 /// The guest is well, and a port still works.
@@ -140,6 +144,60 @@ fn destination_refuses_and_says_why() {
 }
 
 #[test]
+fn destination_refuses_a_guest_that_is_too_large() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let there = lab.receive(1, 4001, &["--memory", "32M"]);
+    let status = vmm.wait_port(vmm.port_to(4001));
+    assert_eq!(status["state"], "failed", "{status}");
+    assert!(status["error"].as_str().unwrap().contains("64 MiB"), "{status}");
+    drop(there);
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+#[test]
+fn destination_refuses_what_it_does_not_speak() {
+    let lab = Lab::new(2);
+    let there = lab.receive(1, 4001, &[]);
+    let hello = |min_version, max_version, required| {
+        Message::Hello(Hello {
+            min_version,
+            max_version,
+            required,
+            offered: 0,
+            port: [1, 2],
+            vm_id: 0,
+            owner: OwnerId([1, 2]),
+            ownership: Ownership::Stream,
+            epoch: Epoch(0),
+            memory_size: 2 << 20,
+        })
+    };
+    for (message, code) in [(hello(2, 9, 0), ReasonCode::Version), (hello(1, 1, 1 << 63), ReasonCode::Feature)] {
+        let mut source = Stopped::connect(4001);
+        source.say(&message);
+        let (frame_type, payload) = source.next().unwrap();
+        match Message::parse(frame_type, &payload) {
+            Ok(Message::Refuse(reason)) => assert_eq!(reason.code, code),
+            other => panic!("{other:?}"),
+        }
+        assert!(source.next().is_none(), "and closes");
+    }
+    // Not a porting stream at all.
+    let mut stranger = std::net::TcpStream::connect("127.0.0.1:4001").unwrap();
+    stranger.write_all(b"GET / HTTP/1.1\r\nHost: somewhere.example\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    let _ = stranger.read_to_end(&mut answer);
+    assert_eq!(there.state(), "receiving");
+    let arrival = eventually("it waits for the next", || {
+        let arrival = there.api("GET", "/v1/vm", None)["arrival"].clone();
+        (arrival["failed"] == 3).then_some(arrival)
+    });
+    assert!(arrival["last_error"].is_string(), "{arrival}");
+}
+
+#[test]
 fn without_an_arbiter_a_lost_connection_behind_commit_leaves_it_in_doubt() {
     let lab = Lab::new(2);
     let mut vmm = lab.boot("echo", &[]);
@@ -153,7 +211,7 @@ fn without_an_arbiter_a_lost_connection_behind_commit_leaves_it_in_doubt() {
     let (code, _) = vmm.try_api("PUT", "/v1/vm/resume", None).unwrap();
     assert_eq!(code, 409, "only the operator's word on the port itself lets it go on");
     vmm.api("PUT", &format!("/v1/migrations/{id}/resolve"), Some("{\"here\":true}"));
-    assert_eq!(vmm.wait_port(id)["state"], "failed");
+    eventually("it runs here", || (vmm.port(id)["state"] == "failed").then_some(()));
     carries_on(&lab, &mut vmm, &mut echo);
 }
 

@@ -1,26 +1,32 @@
-//! Porting between real `vmm` processes on /dev/kvm: there and back, with a client that does not notice.
+//! Porting between real `vmm` processes on /dev/kvm: there and back, with clients that do not notice.
 
 mod port_support;
 
-use port_support::arbiter::Arbiter;
-use port_support::{Echo, Lab};
+use std::io::{Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
-/// Ports from one process to another and checks everything a user sees.
-fn port(from: &mut port_support::Vmm, to_port: u16, echo: &mut Echo) -> serde_json::Value {
-    let id = from.port_to(to_port);
-    let mut longest = std::time::Duration::ZERO;
+use port_support::arbiter::Arbiter;
+use port_support::{Echo, Lab, PATIENCE, Vmm};
+use serde_json::Value;
+
+/// Follows a port with a client that asks on; gives the last status, the longest turn and when that was.
+fn follow(from: &mut Vmm, id: u64, echo: &mut Echo) -> (Value, Duration, Duration) {
+    let start = Instant::now();
+    let mut longest = (Duration::ZERO, Duration::ZERO);
+    let mut turn = |echo: &mut Echo| longest = longest.max((echo.turn(), start.elapsed()));
     loop {
-        longest = longest.max(echo.turn());
+        turn(echo);
         match from.try_api("GET", &format!("/v1/migrations/{id}"), None) {
             Some((200, status)) if status["state"] == "running" => {}
             Some((200, status)) => {
                 assert_eq!(status["state"], "completed", "{status}");
                 for _ in 0..50 {
-                    longest = longest.max(echo.turn());
+                    turn(echo);
                 }
-                println!("blackout {} us, longest turn {longest:?}, {status}", status["blackout_us"]);
                 assert!(from.wait().success(), "the source ends with status 0");
-                return status;
+                return (status, longest.0, longest.1);
             }
             other => panic!("{other:?}"),
         }
@@ -35,8 +41,10 @@ fn to_and_fro_with_a_client() {
     for turn in 0..6u16 {
         let mut there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         assert_eq!(there.state(), "receiving");
-        let status = port(&mut here, 4000 + turn, &mut echo);
+        let id = here.port_to(4000 + turn);
+        let (status, ..) = follow(&mut here, id, &mut echo);
         assert!(status["blackout_us"].as_u64().unwrap() > 0);
+        assert!(status["breakdown"]["load_us"].as_u64().unwrap() > 0);
         assert_eq!(there.state(), "running");
         assert!(there.is_alive());
         here = there;
@@ -54,8 +62,10 @@ fn the_arbiter_is_asked() {
     let mut echo = Echo::new(&lab);
     for turn in 0..4u16 {
         let there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
-        port(&mut here, 4000 + turn, &mut echo);
+        let id = here.port_to(4000 + turn);
+        follow(&mut here, id, &mut echo);
         assert_eq!(arbiter.record(9).unwrap().epoch.0, u64::from(turn) + 1);
+        assert_eq!(there.api("GET", "/v1/vm", None)["epoch"], u64::from(turn) + 1);
         here = there;
     }
     assert_eq!(echo.retransmits(), 0, "no segment was lost");
@@ -66,4 +76,83 @@ fn the_arbiter_is_asked() {
     assert_eq!(status["state"], "failed", "{status}");
     assert!(status["error"].as_str().unwrap().contains("epoch"), "{status}");
     echo.turn();
+}
+
+/// Bulk data in both directions while the guest moves: every byte arrives, in order, on the same connections.
+#[test]
+fn streams_go_on() {
+    const PORTS: u16 = 4;
+    let lab = Lab::new(2);
+    let mut here = lab.boot("echo", &[]);
+    let (mut source, mut sink) = (lab.connect(19), lab.connect(9));
+    let over = Arc::new(AtomicBool::new(false));
+    let done = over.clone();
+    let reader = std::thread::spawn(move || {
+        source.set_read_timeout(Some(PATIENCE)).unwrap();
+        source.write_all(&u64::MAX.to_le_bytes()).unwrap();
+        let (mut offset, mut buffer) = (0u64, vec![0; 1 << 16]);
+        while !done.load(Ordering::Acquire) {
+            let n = source.read(&mut buffer).unwrap();
+            assert_ne!(n, 0, "the guest does not end the stream");
+            for byte in &buffer[..n] {
+                assert_eq!(*byte, (offset ^ offset >> 8 ^ offset >> 16) as u8, "at {offset}");
+                offset += 1;
+            }
+        }
+        offset
+    });
+    let done = over.clone();
+    let writer = std::thread::spawn(move || {
+        sink.set_write_timeout(Some(PATIENCE)).unwrap();
+        sink.set_read_timeout(Some(PATIENCE)).unwrap();
+        let (block, mut sent) = (vec![7; 1 << 16], 0u64);
+        while !done.load(Ordering::Acquire) {
+            sent += sink.write(&block).unwrap() as u64;
+        }
+        sink.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut count = [0; 8];
+        sink.read_exact(&mut count).unwrap();
+        (sent, u64::from_le_bytes(count))
+    });
+    for port in 0..PORTS {
+        let there = lab.receive(usize::from((port + 1) % 2), 4000 + port, &[]);
+        let status = here.wait_port(here.port_to(4000 + port));
+        assert_eq!(status["state"], "completed", "{status}");
+        assert!(here.wait().success());
+        here = there;
+    }
+    over.store(true, Ordering::Release);
+    let (sent, counted) = writer.join().unwrap();
+    assert_eq!(sent, counted, "bytes to the guest");
+    println!("{sent} bytes to the guest, {} from it", reader.join().unwrap());
+}
+
+/// Not a test: prints figures. `cargo test -p vmm --test port_run -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn measure() {
+    let lab = Lab::new(2);
+    let arbiter = Arbiter::start();
+    let address = arbiter.address.to_string();
+    let mut here = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+    let mut echo = Echo::new(&lab);
+    let mut blackouts = Vec::new();
+    for turn in 0..30u16 {
+        let there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
+        let quiet = (0..50).map(|_| echo.turn()).max().unwrap();
+        let id = here.port_unverified(4000 + turn);
+        let (status, longest, at) = follow(&mut here, id, &mut echo);
+        println!(
+            "blackout {} us, port {} us, longest turn {longest:?} at {at:?} ({quiet:?} before), {}",
+            status["blackout_us"], status["total_us"], status["breakdown"]
+        );
+        blackouts.push(status["blackout_us"].as_u64().unwrap());
+        here = there;
+    }
+    blackouts.sort_unstable();
+    println!(
+        "blackout us: least {}, median {}, p90 {}, most {}",
+        blackouts[0], blackouts[15], blackouts[27], blackouts[29]
+    );
+    println!("retransmits {}", echo.retransmits());
 }

@@ -20,7 +20,7 @@ fn hello(ownership: Ownership) -> Hello {
 }
 
 fn commit() -> Event {
-    Event::Message(Message::Commit { epoch: Epoch(7), paused: Stamp::default(), digest: None })
+    Event::Message(Message::Commit { epoch: Epoch(7), paused: Stamp::default() })
 }
 
 fn cut() -> Event {

@@ -83,7 +83,7 @@ impl Porting for Engine {
             policy.limit_ns = policy.limit_ns.max(policy.target_ns);
         }
         let job = Arc::new(Job::new(jobs.last().map_or(1, |j| j.id + 1), request.to)?);
-        let (vm, shared, order) = (vm.clone(), job.clone(), source::Order { arbiter, policy });
+        let (vm, shared, order) = (vm.clone(), job.clone(), source::Order { arbiter, policy, verify: request.verify });
         std::thread::Builder::new()
             .name("port".into())
             .stack_size(THREAD_STACK)

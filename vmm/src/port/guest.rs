@@ -16,6 +16,7 @@ use serde::de::DeserializeOwned;
 
 use super::frames::NetFrame;
 use super::stamp;
+use super::transfer;
 use crate::boot::info::{OwnerId as VmmId, random};
 use crate::config::cli::ReceiveConfig;
 use crate::config::{DISKS_MAX, NETS_MAX};
@@ -32,6 +33,7 @@ const VCPU: &str = "vcpu0";
 const IRQCHIP: &str = "irqchip";
 const CLOCK: &str = "clock";
 const SERIAL: &str = "serial";
+const DIGEST: &str = "digest";
 /// Frames thrown away at once, at most: what a tap holds.
 const STALE_MAX: usize = 1024;
 /// Memory of the host that is never given to a guest that arrives.
@@ -113,6 +115,11 @@ pub(super) fn save(vm: &Vm) -> Result<(Sections, Epoch)> {
         put(&mut sections, &virtio_name(&device.id), device)?;
     }
     Ok((sections, Epoch(epoch(vm))))
+}
+
+/// Adds a digest of memory to the state.
+pub(super) fn add_digest(vm: &Vm, sections: &mut Sections) -> Result<()> {
+    put(sections, DIGEST, &transfer::digest(vm.memory())?)
 }
 
 /// The guest goes on here: with a new epoch if one was won, and with the frames that were taken from its taps meanwhile.
@@ -252,6 +259,12 @@ pub(super) fn build(
 
 /// Sets the state of vCPU and devices.
 pub(super) fn load(incoming: &mut Incoming, sections: &Sections) -> Result<()> {
+    if has(sections, DIGEST) {
+        let (there, here): (u64, u64) = (take(sections, DIGEST)?, transfer::digest(incoming.vm.memory())?);
+        if there != here {
+            return Err(Error::State(format!("memory differs: digest {here:#018x} here, {there:#018x} at the source")));
+        }
+    }
     let mut virtio = Vec::new();
     for device in incoming.vm.devices().virtio() {
         virtio.push(take(sections, &virtio_name(device.device().id()))?);

@@ -55,6 +55,8 @@ pub struct Order {
     pub arbiter: Option<SocketAddr>,
     /// When to pause.
     pub policy: Policy,
+    /// Send a digest of memory.
+    pub verify: bool,
 }
 
 /// Drives a port to its end; to be called on a thread of its own.
@@ -85,6 +87,7 @@ struct Driver<'a> {
     connection: Option<Connection>,
     arbiter: Option<Arbiter>,
     arbiter_address: Option<SocketAddr>,
+    verify: bool,
     forwarder: Forwarder,
     writer: PageWriter,
     pending: Pending,
@@ -118,6 +121,7 @@ impl<'a> Driver<'a> {
             connection: None,
             arbiter: None,
             arbiter_address: order.arbiter,
+            verify: order.verify,
             forwarder: Forwarder::new(),
             writer: PageWriter::new(),
             pending: Pending::none(vm.memory()),
@@ -334,7 +338,13 @@ impl<'a> Driver<'a> {
             return Event::Failed(state(&e));
         }
         self.pause.breakdown.quiesce_us = lap();
-        let (sections, epoch) = match guest::save(vm) {
+        let saved = guest::save(vm).and_then(|(mut sections, epoch)| {
+            if self.verify {
+                guest::add_digest(vm, &mut sections)?;
+            }
+            Ok((sections, epoch))
+        });
+        let (sections, epoch) = match saved {
             Ok(saved) => saved,
             Err(e) => return Event::Failed(state(&e)),
         };
@@ -561,7 +571,7 @@ impl<'a> Driver<'a> {
 }
 
 fn commit_message(epoch: Epoch, exit: Option<Stamp>) -> Message {
-    Message::Commit { epoch, paused: exit.unwrap_or_default(), digest: None }
+    Message::Commit { epoch, paused: exit.unwrap_or_default() }
 }
 
 fn micros(duration: Duration) -> u64 {

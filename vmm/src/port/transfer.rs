@@ -281,5 +281,19 @@ pub fn apply(pages: &Pages<'_>, memory: &Memory, touched: &mut [u64]) -> Result<
     Ok(applied)
 }
 
+/// xxh3-64 of all of memory.
+pub fn digest(memory: &Memory) -> Result<u64> {
+    let mut hash = migration::wire::Digest::default();
+    let mut page = [0u8; PAGE_SIZE];
+    for number in 0..memory.pages() as u64 {
+        memory
+            .ram()
+            .read_slice(&mut page, GuestAddress(number * PAGE_SIZE as u64))
+            .map_err(|e| Error::Memory(e.to_string()))?;
+        hash.update(&page);
+    }
+    Ok(hash.finish())
+}
+
 #[cfg(test)]
 mod tests;

@@ -84,6 +84,13 @@ impl Puppet {
 }
 
 impl Stopped {
+    /// As a source, to a destination on loopback.
+    pub fn connect(port: u16) -> Stopped {
+        let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
+        Stopped { socket, sender: Sender::new(), receiver: Receiver::new() }
+    }
+
     /// Says something.
     pub fn say(&mut self, message: &Message) {
         let (mut payload, mut out) = (Vec::new(), Vec::new());
