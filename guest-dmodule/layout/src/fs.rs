@@ -254,8 +254,14 @@ impl FileSystem {
         let result = txn.free_orphans().and_then(|()| txn.commit());
         match result {
             Ok(_) => Attempt::Done(Ok(Work::Progress)),
-            Err(Stop::Busy) => Attempt::Busy,
+            Err(Stop::Busy) if txn.fs.dirty.count > 0 => Attempt::Busy,
+            Err(Stop::Busy) => {
+                log::error!("volume {}: no space left to free space with", self.info.name);
+                self.work_failed = true;
+                Attempt::Done(Err(Status::NoSpace))
+            }
             Err(Stop::Fail(status)) => {
+                log::error!("volume {}: what is to be freed cannot be: {status}", self.info.name);
                 self.work_failed = true;
                 self.forget_failed(status);
                 Attempt::Done(Err(status))

@@ -162,7 +162,7 @@ impl FsInfo {
         if counters.free_blocks > self.blocks - FIRST_BLOCK {
             return Err(LayoutError::Inconsistent("number of free blocks"));
         }
-        if self.inodes_max <= FIRST_INODE
+        if self.inodes_max < INODES_MIN
             || self.inodes_max > inodes_for(VOLUME_BLOCKS_MAX)
             || counters.inodes_used > self.inodes_max - FIRST_INODE
         {
@@ -186,7 +186,10 @@ pub(crate) fn map_blocks(blocks: u64) -> u64 {
     blocks.div_ceil(MAP_BITS)
 }
 
+/// Fewest inodes of a volume.
+const INODES_MIN: u64 = 256;
+
 /// Most inodes of a volume: one for every block, within reason.
 pub(crate) fn inodes_for(blocks: u64) -> u64 {
-    blocks.clamp(256, 1 << 32)
+    blocks.clamp(INODES_MIN, 1 << 32)
 }

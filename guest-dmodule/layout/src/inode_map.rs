@@ -6,13 +6,15 @@ use crate::inode::{FIRST_INODE, INODE_MAP, Inode, Kind};
 use crate::txn::{Res, Stop, Txn};
 use fabric::fs::Status;
 
+/// Inodes only for orphans: a file can be truncated when no other can be created.
+pub(crate) const ORPHANS_RESERVED: u64 = 16;
 /// Blocks of the inode map read at once in search of a free inode.
 const READ_AHEAD: u64 = 16;
 
 impl Txn<'_> {
     /// Takes an inode: its number. The slot keeps only the generation, one more than before.
     pub fn take_inode(&mut self, kind: Kind) -> Res<u64> {
-        let number = self.free_inode()?;
+        let number = self.free_inode(if kind == Kind::Orphan { 0 } else { ORPHANS_RESERVED })?;
         let bytes = self.modify(INODE_MAP, 0, number / MAP_BITS)?;
         bytes[(number % MAP_BITS / 8) as usize] |= 1 << (number % 8);
         self.counters.inodes_used += 1;
@@ -25,10 +27,11 @@ impl Txn<'_> {
         Ok(number)
     }
 
-    fn free_inode(&mut self) -> Res<u64> {
+    fn free_inode(&mut self, reserved: u64) -> Res<u64> {
         let max = self.fs.info.inodes_max;
-        if self.counters.inodes_used + FIRST_INODE >= max {
-            return Err(Stop::Fail(Status::NoSpace));
+        if self.counters.inodes_used + FIRST_INODE + reserved >= max {
+            // Orphans that will soon be gone count as well.
+            return Err(if self.fs.has_work() { Stop::Busy } else { Stop::Fail(Status::NoSpace) });
         }
         let maps = max.div_ceil(MAP_BITS);
         let hint = self.counters.inode_hint.clamp(FIRST_INODE, max - 1);

@@ -79,8 +79,7 @@ impl Txn<'_> {
         if dirty > 0 && dirty + self.fresh > self.fs.dirty_limit {
             return Err(Stop::Busy);
         }
-        let margin = if self.urgency == Urgency::Normal { reserve(self.fs.info.blocks) } else { 0 };
-        if dirty + self.fresh + margin > self.fs.info.counters.free_blocks {
+        if dirty + self.fresh + self.margin() > self.fs.info.counters.free_blocks {
             return Err(self.no_room());
         }
         Ok(())
@@ -141,8 +140,18 @@ impl Txn<'_> {
         Ok(())
     }
 
-    /// Blocks are short: for now, if some are about to be freed.
+    /// Blocks are short: for now, if enough are about to be freed.
     fn no_room(&self) -> Stop {
-        if self.fs.dirty.freeing > 0 || self.fs.has_work() { Stop::Busy } else { Stop::Fail(Status::NoSpace) }
+        let dirty = &self.fs.dirty;
+        let then = (self.fs.info.counters.free_blocks + dirty.freeing).saturating_sub(dirty.count);
+        if self.fs.has_work() || (dirty.count > 0 && self.fresh + self.margin() <= then) {
+            Stop::Busy
+        } else {
+            Stop::Fail(Status::NoSpace)
+        }
+    }
+
+    fn margin(&self) -> u64 {
+        if self.urgency == Urgency::Normal { reserve(self.fs.info.blocks) } else { 0 }
     }
 }

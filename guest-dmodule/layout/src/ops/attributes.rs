@@ -2,6 +2,7 @@
 use crate::block::BLOCK_SIZE;
 use crate::fsinfo::FIRST_BLOCK;
 use crate::inode::{FILE_SIZE_MAX, FIRST_INODE, ROOT};
+use crate::inode_map::ORPHANS_RESERVED;
 use crate::permission::{
     SET_GID, WRITE, access_bits, in_group, is_owner, mode_after_write, mode_without_set_id, require, require_write,
 };
@@ -27,7 +28,7 @@ impl Txn<'_> {
     pub(super) fn volume_stat(&mut self, handle: &FileHandle) -> Res<Reply> {
         let number = self.resolve(handle)?;
         let attr = self.attr(number)?;
-        let files = self.fs.info.inodes_max - FIRST_INODE;
+        let files = self.fs.info.inodes_max - FIRST_INODE - ORPHANS_RESERVED;
         let stat = VolumeStat {
             total_bytes: (self.fs.info.blocks - FIRST_BLOCK) * BLOCK_SIZE as u64,
             free_bytes: self.fs.available() * BLOCK_SIZE as u64,

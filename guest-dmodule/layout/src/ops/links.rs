@@ -47,7 +47,11 @@ impl Txn<'_> {
     fn shrink(&mut self, dir: u64) -> Res<()> {
         let inode = self.inode(dir)?;
         if inode.entries == 0 && inode.size > 0 {
-            self.cut(dir, 0)?;
+            match self.cut(dir, 0) {
+                // No inode for the orphan: the blocks stay with the directory. Nothing has been changed yet.
+                Err(Stop::Fail(Status::NoSpace)) => return Ok(()),
+                other => other?,
+            }
             let changed = self.inode_mut(dir)?;
             (changed.size, changed.depth, changed.table, changed.spare) = (0, 0, 0, (0, 0));
         }

@@ -43,7 +43,12 @@ impl Txn<'_> {
         if plus {
             self.load_inodes(&entries)?;
             for entry in &mut entries {
-                entry.attr = Some(self.attr(entry.inode)?);
+                // An inode that cannot be read does not hide the other entries.
+                entry.attr = match self.attr(entry.inode) {
+                    Ok(attr) => Some(attr),
+                    Err(Stop::Fail(_)) => None,
+                    Err(stop) => return Err(stop),
+                };
             }
         }
         Ok(Reply::Entries { entries, eof, dir: self.attr(dir)? })
@@ -59,7 +64,8 @@ impl Txn<'_> {
             match self.block(INODE_FILE, 0, block) {
                 Ok(_) => {}
                 Err(Stop::Need) => missing = true,
-                Err(stop) => return Err(stop),
+                Err(Stop::Fail(_)) => {}
+                Err(Stop::Busy) => return Err(Stop::Busy),
             }
         }
         if missing { Err(Stop::Need) } else { Ok(()) }
