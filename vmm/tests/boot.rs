@@ -1,5 +1,7 @@
 //! Boots images on /dev/kvm.
 
+#![allow(clippy::unwrap_used)]
+
 mod guest;
 
 use std::path::Path;

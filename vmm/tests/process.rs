@@ -1,0 +1,232 @@
+//! The `vmm` process from outside: control interface, exit status, signals, mistakes on the command line.
+
+#![allow(clippy::unwrap_used)]
+
+mod guest;
+
+use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+
+use serde_json::Value;
+
+guest_code!(
+    exit_42,
+    "exit_start",
+    "exit_end",
+    "
+    mov r15, [rdi + 24]
+    mov dword ptr [r15 + 0x14], 2
+    mov dword ptr [r15 + 0x10], 42
+2:  jmp 2b
+"
+);
+
+guest_code!(
+    park_for_ever,
+    "park_start",
+    "park_end",
+    "
+    mov r15, [rdi + 24]
+    mov dword ptr [r15 + 0x14], 2
+    mov rax, -1
+2:  mov [r15], rax
+    jmp 2b
+"
+);
+
+struct Process {
+    child: Child,
+    socket: PathBuf,
+}
+
+impl Process {
+    fn start(dir: &Path, code: &[u8], more: &[&str]) -> Process {
+        let (image, socket) = (dir.join("image"), dir.join("api.sock"));
+        std::fs::write(&image, guest::image(code)).unwrap();
+        let child = Command::new(env!("CARGO_BIN_EXE_vmm"))
+            .args(["--memory", "8M", "--serial", "none", "--name", "test", "--vm-id", "9", "--image"])
+            .arg(&image)
+            .arg("--api-sock")
+            .arg(&socket)
+            .args(more)
+            .stdin(Stdio::null())
+            .spawn()
+            .unwrap();
+        Process { child, socket }
+    }
+
+    fn connect(&mut self) -> UnixStream {
+        loop {
+            match UnixStream::connect(&self.socket) {
+                Ok(stream) => return stream,
+                Err(_) => {
+                    assert!(self.child.try_wait().unwrap().is_none(), "it has ended");
+                    std::thread::yield_now();
+                }
+            }
+        }
+    }
+
+    /// Status code and body.
+    fn ask(&mut self, method: &str, path: &str, body: &str) -> (u16, String) {
+        let mut stream = self.connect();
+        let length = body.len();
+        write!(
+            stream,
+            "{method} {path} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\nContent-Type: application/json\r\n\
+             Content-Length: {length}\r\n\r\n{body}"
+        )
+        .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
+    }
+
+    fn json(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
+        let (status, text) = self.ask(method, path, body);
+        (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}")))
+    }
+
+    fn wait(&mut self) -> Option<i32> {
+        self.child.wait().unwrap().code()
+    }
+
+    fn serving(&mut self) {
+        while self.json("GET", "/v1/vm", "").1["boot_ms"]["serving"].is_null() {
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn run(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_vmm")).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn the_guests_status_is_the_process_status() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut p = Process::start(dir.path(), exit_42(), &[]);
+    assert_eq!(p.wait(), Some(42));
+    assert!(!p.socket.exists());
+}
+
+#[test]
+fn control_interface() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut p = Process::start(dir.path(), park_for_ever(), &[]);
+    p.serving();
+    let (status, vm) = p.json("GET", "/v1/vm", "");
+    assert_eq!(status, 200);
+    assert_eq!(
+        (vm["state"].as_str(), vm["vm_id"].as_u64(), vm["name"].as_str()),
+        (Some("running"), Some(9), Some("test"))
+    );
+    assert_eq!(vm["pid"].as_u64(), Some(p.child.id().into()));
+    assert_eq!(vm["memory"]["guest_bytes"].as_u64(), Some(8 << 20));
+    assert_eq!(vm["config"]["memory"].as_u64(), Some(8 << 20));
+    assert!(vm["boot_ms"]["run"].as_f64() > vm["boot_ms"]["built"].as_f64());
+    for (path, state) in [("pause", "paused"), ("pause", "paused"), ("resume", "running"), ("resume", "running")] {
+        let (status, vm) = p.json("PUT", &format!("/v1/vm/{path}"), "");
+        assert_eq!((status, vm["state"].as_str()), (200, Some(state)), "{path}");
+    }
+    let (status, metrics) = p.ask("GET", "/v1/metrics", "");
+    assert_eq!(status, 200);
+    assert!(metrics.lines().any(|l| l.starts_with("vmm_vcpu_parks_total ")), "{metrics}");
+    for line in metrics.lines().filter(|l| !l.starts_with('#')) {
+        let (_, value) = line.rsplit_once(' ').unwrap();
+        value.parse::<f64>().unwrap_or_else(|e| panic!("{line}: {e}"));
+    }
+    // what goes wrong is said in one form
+    for (method, path, body, status, field) in [
+        ("GET", "/v1/nothing", "", 404, None),
+        ("POST", "/v1/vm", "", 405, None),
+        ("GET", "/v1/migrations/1", "", 404, None),
+        ("GET", "/v1/migrations/x", "", 404, None),
+        ("DELETE", "/v1/migrations/18446744073709551616", "", 404, None),
+        ("POST", "/v1/migrations", "{}", 400, None),
+        ("POST", "/v1/migrations", "nonsense", 400, None),
+        ("POST", "/v1/migrations", r#"{"to":"somewhere"}"#, 400, Some("to")),
+        ("POST", "/v1/migrations", r#"{"to":"127.0.0.1:1","colour":1}"#, 400, Some("colour")),
+    ] {
+        let (got, error) = p.json(method, path, body);
+        assert_eq!(got, status, "{method} {path} {body}: {error}");
+        assert!(error["title"].is_string() && error["detail"].is_string(), "{error}");
+        assert_eq!(error["field"].as_str(), field, "{error}");
+    }
+    let (status, _) = p.json("PUT", "/v1/vm/shutdown", "");
+    assert_eq!(status, 202);
+    assert_eq!(p.wait(), Some(0));
+    assert!(!p.socket.exists());
+}
+
+#[test]
+fn a_signal_ends_it_in_order() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut p = Process::start(dir.path(), park_for_ever(), &[]);
+        p.serving();
+        // SAFETY: no memory is involved; the process is our child and has not been waited for.
+        unsafe { libc::kill(p.child.id() as i32, signal) };
+        assert_eq!(p.wait(), Some(0));
+        assert!(!p.socket.exists());
+    }
+}
+
+#[test]
+fn a_socket_in_use_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut first = Process::start(dir.path(), park_for_ever(), &[]);
+    first.serving();
+    let out =
+        run(&["--image", dir.path().join("image").to_str().unwrap(), "--api-sock", first.socket.to_str().unwrap()]);
+    assert_eq!(out.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("another process"), "{out:?}");
+    first.serving();
+    first.child.kill().unwrap();
+    first.child.wait().unwrap();
+    assert!(first.socket.exists());
+    let mut second = Process::start(dir.path(), park_for_ever(), &[]);
+    second.serving();
+}
+
+#[test]
+fn mistakes_are_all_named_and_nothing_starts() {
+    let dir = tempfile::tempdir().unwrap();
+    let json = dir.path().join("vm.json");
+    std::fs::write(&json, r#"{"image":"/nonexistent","memory":"3M","disks":[{"path":"/nonexistent"}]}"#).unwrap();
+    let socket = dir.path().join("s");
+    let out = run(&["--config", json.to_str().unwrap(), "--api-sock", socket.to_str().unwrap(), "--net", "mac=x"]);
+    assert_eq!(out.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    for field in ["image:", "memory:", "disks[0].path:", "--net[0].mac:"] {
+        assert!(text.contains(field), "{field} in {text}");
+    }
+    assert!(!socket.exists());
+    std::fs::write(&json, r#"{"image":"x","nets":[{"mac":7}]}"#).unwrap();
+    let out = run(&["--config", json.to_str().unwrap()]);
+    assert!(String::from_utf8_lossy(&out.stderr).contains("nets[0].mac"), "{out:?}");
+}
+
+#[test]
+fn a_disk_in_use_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk.img");
+    std::fs::write(&disk, vec![0; 4096]).unwrap();
+    let flag = format!("path={}", disk.display());
+    let mut first = Process::start(dir.path(), park_for_ever(), &["--disk", &flag]);
+    first.serving();
+    let out = run(&["--image", dir.path().join("image").to_str().unwrap(), "--disk", &flag]);
+    assert_eq!(out.status.code(), Some(1));
+    let text = String::from_utf8_lossy(&out.stderr).into_owned();
+    assert!(text.contains("disk.img") && text.contains("in use"), "{text}");
+}
