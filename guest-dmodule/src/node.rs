@@ -19,6 +19,8 @@ use layout::{Block, BlockNumber, ConsistencyPoint};
 
 /// Transfers of a consistency point under way at a time.
 const WRITES: usize = 4;
+/// Blocks of each while a port is expected, one at a time: an ownership record waits for what is under way.
+const PORT_RUN: usize = 64;
 
 pub struct Node {
     server: RefCell<Server>,
@@ -77,6 +79,10 @@ impl Node {
         self.server.borrow().takes_requests()
     }
 
+    fn expects_port(&self) -> bool {
+        self.server.borrow().expects_port(now())
+    }
+
     /// Waits until the server takes more requests.
     pub async fn room(&self) {
         self.room.wait_until(|| self.takes_requests()).await;
@@ -110,13 +116,19 @@ impl Node {
     async fn write_point(&self, point: ConsistencyPoint) -> Result<(), DiskError> {
         let mut under_way = VecDeque::new();
         let mut result = Ok(());
-        for Run { first, blocks } in runs(point.writes) {
-            if under_way.len() >= WRITES
+        let mut left: VecDeque<Run> = runs(point.writes).into();
+        while let Some(Run { first, mut blocks }) = left.pop_front() {
+            let most = if self.expects_port() { 1 } else { WRITES };
+            while under_way.len() >= most
                 && let Some(write) = under_way.pop_front()
             {
                 result = result.and(write.await);
             }
             self.owners_done.wait_until(|| !self.owners_busy.get()).await;
+            if self.expects_port() && blocks.len() > PORT_RUN {
+                let rest = blocks.split_off(PORT_RUN);
+                left.push_front(Run { first: BlockNumber(first.0 + PORT_RUN as u64), blocks: rest });
+            }
             let disk = self.disk.clone();
             under_way.push_back(spawn(async move { disk.write(first, blocks).await }));
         }

@@ -4,7 +4,8 @@
 //!
 //! A consistency point is taken when one is asked for (a stable operation waits for it, or an operation for room), when
 //! half of the dirty limit is reached, or [`CP_INTERVAL_NS`] after the first change; one at a time, so that what
-//! comes meanwhile shares the next.
+//! comes meanwhile shares the next. While a port is expected they are small and written little by little, since a
+//! compare-and-swap that comes has to wait for what the disk is doing.
 //!
 //! Bounds: requests by the sessions'; bytes of requests and of replies held by
 //! `held_bytes` of the options each (then nothing more is read
@@ -28,6 +29,10 @@ pub const CP_INTERVAL_NS: u64 = 1_000_000_000;
 const CP_RETRY_NS: u64 = 1_000_000_000;
 /// Fewest bytes of `held_bytes`: a few of the largest requests.
 pub const HELD_BYTES_MIN: usize = 4 << 20;
+/// How long after a VMM has asked for an ownership record its compare-and-swap is expected: a port is under way.
+const PORT_EXPECTED_NS: u64 = 5_000_000_000;
+/// Dirty blocks at which a consistency point is taken while one is expected: the smaller, the less is in its way.
+const PORT_DIRTY_BLOCKS: u64 = 1024;
 /// Steps of deferred work at a time.
 const WORK_STEPS: usize = 4;
 /// Pieces being read ahead at a time.
@@ -102,6 +107,8 @@ pub struct Server {
     writing: Option<u64>,
     dirty_since: Option<u64>,
     retry_at: Option<u64>,
+    /// A compare-and-swap is expected until then.
+    port_until: u64,
     /// Deferred work failed: not tried again before the next consistency point.
     work_failed: bool,
     /// Bytes of requests being executed.
@@ -128,6 +135,7 @@ impl Server {
             writing: None,
             dirty_since: None,
             retry_at: None,
+            port_until: 0,
             work_failed: false,
             held: 0,
             held_max: held_bytes.max(HELD_BYTES_MIN),
@@ -152,8 +160,16 @@ impl Server {
         self.held < self.held_max
     }
 
+    /// Whether a compare-and-swap is expected soon: what is written should be in small pieces, one after the other.
+    pub fn expects_port(&self, now: Now) -> bool {
+        now.mono_ns < self.port_until
+    }
+
     /// A frame has come.
     pub fn frame(&mut self, connection: ConnectionId, frame: Frame, now: Now) {
+        if let Frame::OwnerGet { .. } = frame {
+            self.port_until = now.mono_ns + PORT_EXPECTED_NS;
+        }
         self.sessions.frame(connection, frame);
         self.run(now);
     }
@@ -221,6 +237,7 @@ impl Server {
         } else {
             log::error!("the ownership records could not be written");
         }
+        self.port_until = 0;
         self.sessions.owners_written(durable);
         self.run(now);
     }
@@ -435,7 +452,9 @@ impl Server {
         let usage = self.fs.usage();
         let asked = self.jobs.is_stalled() || !self.durable.is_empty();
         let due = self.dirty_since.is_some_and(|at| now.mono_ns >= at + CP_INTERVAL_NS);
-        if !(asked || due || self.retry_at.is_some() || usage.dirty >= usage.dirty_limit / 2) {
+        let half = usage.dirty_limit / 2;
+        let enough = if self.expects_port(now) { half.min(PORT_DIRTY_BLOCKS) } else { half };
+        if !(asked || due || self.retry_at.is_some() || usage.dirty >= enough) {
             return false;
         }
         self.retry_at = None;
