@@ -11,13 +11,25 @@ use crate::error::{Error, Result, host};
 
 const STATX_DIOALIGN: u32 = 0x2000;
 
+/// What addresses and lengths of buffers must be multiples of (powers of two).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DirectAlign {
+    /// Addresses.
+    pub address: u32,
+    /// Length of each piece.
+    pub length: u32,
+}
+
+/// The page cache takes anything.
+const ANY: DirectAlign = DirectAlign { address: 1, length: 1 };
+
 /// An open image.
 #[derive(Debug)]
 pub struct Image {
     file: File,
     sectors: u64,
     readonly: bool,
-    memory_align: u32,
+    align: DirectAlign,
 }
 
 impl Image {
@@ -26,12 +38,12 @@ impl Image {
         let what = || format!("disk {}", path.display());
         let open =
             |flags| OpenOptions::new().read(true).write(!readonly).custom_flags(flags | libc::O_CLOEXEC).open(path);
-        let (mut file, memory_align) = match open(libc::O_DIRECT) {
+        let (mut file, align) = match open(libc::O_DIRECT) {
             Ok(file) => match direct_align(&file) {
                 Some(align) => (file, align),
-                None => (open(0).map_err(host(what()))?, 1),
+                None => (open(0).map_err(host(what()))?, ANY),
             },
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(host(what()))?, 1),
+            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(host(what()))?, ANY),
             Err(e) => return Err(host(what())(e)),
         };
         lock(&file, readonly).map_err(|e| match e.raw_os_error() {
@@ -41,7 +53,7 @@ impl Image {
             _ => host(format!("{}: lock", what()))(e),
         })?;
         let size = file.seek(SeekFrom::End(0)).map_err(host(what()))?;
-        Ok(Image { file, sectors: size / SECTOR, readonly, memory_align })
+        Ok(Image { file, sectors: size / SECTOR, readonly, align })
     }
 
     /// Size in sectors.
@@ -55,8 +67,8 @@ impl Image {
     }
 
     /// What addresses and lengths of buffers must be multiples of.
-    pub fn memory_align(&self) -> u32 {
-        self.memory_align
+    pub fn align(&self) -> DirectAlign {
+        self.align
     }
 }
 
@@ -67,7 +79,7 @@ impl AsRawFd for Image {
 }
 
 /// Alignment of buffers for O_DIRECT; `None` where it is not possible for every sector or nobody says.
-fn direct_align(file: &File) -> Option<u32> {
+fn direct_align(file: &File) -> Option<DirectAlign> {
     // SAFETY: all-zero is a valid statx; the path is an empty C string; the call fills the struct.
     let (rc, stat) = unsafe {
         let mut stat: libc::statx = std::mem::zeroed();
@@ -77,10 +89,10 @@ fn direct_align(file: &File) -> Option<u32> {
     if rc != 0 || stat.stx_mask & STATX_DIOALIGN == 0 {
         return None;
     }
-    let (memory, offset) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
-    let possible = memory.is_power_of_two() && offset != 0 && u64::from(offset) <= SECTOR;
-    // Lengths of pieces must be multiples of the offset's alignment.
-    possible.then_some(memory.max(offset))
+    let (address, length) = (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
+    let possible = address.is_power_of_two() && length.is_power_of_two() && u64::from(length) <= SECTOR;
+    // The kernel wants whole blocks in each piece.
+    possible.then_some(DirectAlign { address, length })
 }
 
 fn lock(file: &File, readonly: bool) -> io::Result<()> {

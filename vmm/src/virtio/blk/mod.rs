@@ -254,7 +254,7 @@ impl Blk {
                 return Ok(true);
             }
         };
-        let bounces = !request.is_aligned(self.image.memory_align());
+        let bounces = !request.is_aligned(self.image.align());
         if !self.is_possible(&request) || bounces && request.len as usize > BOUNCE_MAX {
             self.stats.errors.inc();
             self.answer(head, request.status_at, Status::IoError, 1, queue, memory)?;

@@ -8,6 +8,7 @@ use std::ptr::NonNull;
 use vm_memory::Bytes;
 
 use super::SECTOR;
+use super::image::DirectAlign;
 use crate::memory::{GuestRange, IoVec, Memory};
 use crate::virtio::queue::{Chain, QueueError, read_front, total};
 
@@ -169,10 +170,10 @@ pub fn parse(mut chain: Chain, memory: &Memory) -> Result<Parsed, QueueError> {
 }
 
 impl Request {
-    /// Whether every piece of data can be read or written directly with this alignment (a power of two).
-    pub fn is_aligned(&self, align: u32) -> bool {
-        let odd = |n: u64| n & u64::from(align - 1) != 0;
-        !self.data.iter().any(|r| odd(r.address().0) || odd(r.len().into()))
+    /// Whether every piece of data can be read or written directly.
+    pub fn is_aligned(&self, align: DirectAlign) -> bool {
+        let odd = |n: u64, align: u32| n & u64::from(align - 1) != 0;
+        !self.data.iter().any(|r| odd(r.address().0, align.address) || odd(r.len().into(), align.length))
     }
 
     /// Does the I/O in the guest's own memory.
