@@ -112,7 +112,9 @@ impl<'a> Driver<'a> {
     fn new(vm: &'a Arc<Vm>, job: &'a Arc<Job>, order: &Order) -> Result<Driver<'a>> {
         let ownership = if order.arbiter.is_some() { Ownership::Arbiter } else { Ownership::Stream };
         let hello = guest::hello(vm, ownership)?;
+        let started = Instant::now();
         let description = guest::describe(vm)?;
+        log::debug!("prepared to save: {:?}", started.elapsed());
         Ok(Driver {
             vm,
             job,
@@ -194,11 +196,14 @@ impl<'a> Driver<'a> {
         match action {
             Action::Send(message) => self.send(&message),
             Action::StartDirtyLog => {
+                let started = Instant::now();
                 self.logging = true;
                 if let Err(e) = self.vm.memory().start_dirty_log(self.vm.fd()) {
                     self.events.push_back(Event::Failed(internal(&e)));
                 }
+                let log_on = started.elapsed();
                 self.pending = Pending::populated(self.vm.memory());
+                log::debug!("dirty log on: {log_on:?}; {} pages: {:?}", self.pending.count(), started.elapsed());
             }
             Action::SendRound { round } => {
                 if let Err(event) = self.send_round(round) {

@@ -139,6 +139,9 @@ impl Sent {
     }
 }
 
+/// What is done with a run table and the raw pages behind it.
+type Emit<'a> = dyn FnMut(&Table, &[u8]) -> std::result::Result<(), SendError> + 'a;
+
 /// Puts PAGES frames together. Its buffers are made once, before the pause.
 #[derive(Debug)]
 pub struct PageWriter {
@@ -201,7 +204,7 @@ impl PageWriter {
         &mut self,
         pending: &mut Pending,
         memory: &Memory,
-        emit: &mut dyn FnMut(&Table, &[u8]) -> std::result::Result<(), SendError>,
+        emit: &mut Emit<'_>,
     ) -> std::result::Result<Sent, SendError> {
         let mut sent = Sent::default();
         self.table.clear();
