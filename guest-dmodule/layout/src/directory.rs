@@ -66,11 +66,9 @@ impl Txn<'_> {
         Ok(place)
     }
 
-    fn leaf_block(&mut self, dir: u64, place: u64) -> Res<Block> {
-        match self.block(dir, 0, place)? {
-            Some(block) if Leaf::parse(block.bytes()).is_some() => Ok(block),
-            _ => Err(self.corrupt("leaf of directory", dir)),
-        }
+    fn leaf<'b>(&self, dir: u64, block: &'b Option<Block>) -> Res<Leaf<'b>> {
+        let leaf = block.as_ref().and_then(|block| Leaf::parse(block.bytes()));
+        leaf.ok_or_else(|| self.corrupt("leaf of directory", dir))
     }
 
     /// Finds a name (not `.` or `..`).
@@ -81,8 +79,8 @@ impl Txn<'_> {
         }
         let hash = hash(self.fs.info.seed, name);
         let place = self.leaf_place(dir, prefix(hash, inode.depth))?;
-        let block = self.leaf_block(dir, place)?;
-        let Some(leaf) = Leaf::parse(block.bytes()) else { return Ok(None) };
+        let block = self.block(dir, 0, place)?;
+        let leaf = self.leaf(dir, &block)?;
         let found = leaf.entries().find(|e| e.cookie & !(SAME_HASH_MAX - 1) == hash && e.name == name);
         Ok(found.map(|e| Found { cookie: e.cookie, inode: e.inode, kind: e.kind }))
     }
@@ -101,12 +99,12 @@ impl Txn<'_> {
         for _ in 0..=DEPTH_MAX {
             let depth = self.inode(dir)?.depth;
             let place = self.leaf_place(dir, prefix(hash, depth))?;
-            let block = self.leaf_block(dir, place)?;
-            let Some(leaf) = Leaf::parse(block.bytes()) else { break };
+            let block = self.block(dir, 0, place)?;
+            let leaf = self.leaf(dir, &block)?;
             if leaf.has_room(name) {
-                let taken: Vec<u64> =
-                    leaf.entries().map(|e| e.cookie).filter(|c| c & !(SAME_HASH_MAX - 1) == hash).collect();
-                let cookie = (hash..hash + SAME_HASH_MAX).find(|cookie| !taken.contains(cookie));
+                let same = leaf.entries().map(|e| e.cookie).filter(|c| c & !(SAME_HASH_MAX - 1) == hash);
+                let taken = same.fold(0_u64, |taken, cookie| taken | 1 << (cookie - hash));
+                let cookie = (0..SAME_HASH_MAX).find(|at| taken >> at & 1 == 0).map(|at| hash + at);
                 let cookie = cookie.ok_or(Stop::Fail(Status::NoSpace))?;
                 let bytes = self.modify(dir, 0, place)?;
                 if leaf::insert(bytes, Entry { cookie, inode, kind, name }).is_none() {
@@ -193,8 +191,8 @@ impl Txn<'_> {
 
     /// Splits the leaf that a hash leads to in two; the table must be deeper than it.
     fn split(&mut self, dir: u64, hash: u64, place: u64) -> Res<()> {
-        let block = self.leaf_block(dir, place)?;
-        let Some(leaf) = Leaf::parse(block.bytes()) else { return Ok(()) };
+        let block = self.block(dir, 0, place)?;
+        let leaf = self.leaf(dir, &block)?;
         let depth = leaf.depth + 1;
         let table_depth = self.inode(dir)?.depth;
         if depth > table_depth {
@@ -263,8 +261,8 @@ impl Txn<'_> {
                 ahead = self.read_ahead(dir, index, entries)?;
             }
             let place = self.leaf_place(dir, index)?;
-            let block = self.leaf_block(dir, place)?;
-            let Some(leaf) = Leaf::parse(block.bytes()) else { break };
+            let block = self.block(dir, 0, place)?;
+            let leaf = self.leaf(dir, &block)?;
             if leaf.depth > inode.depth {
                 return Err(self.corrupt("leaf of directory", dir));
             }

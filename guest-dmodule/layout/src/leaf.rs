@@ -3,7 +3,6 @@
 //! 16-byte header {magic u32, depth u8, zero u8, entries u16, end u16, zero}, then entries {cookie u64, inode u64, kind u8,
 //! length u8, name}. All names in it share the first `depth` bits of their hash.
 use crate::block::{BLOCK_SIZE, get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
-use alloc::vec::Vec;
 use fabric::fs::NAME_MAX;
 
 const MAGIC: u32 = u32::from_le_bytes(*b"DIRL");
@@ -75,6 +74,15 @@ impl<'a> Leaf<'a> {
         })
     }
 
+    /// Where the first entry stands whose cookie is not below this; the end if there is none.
+    fn offset_of(self, cookie: u64) -> usize {
+        let mut at = HEADER;
+        while at < self.end && get_u64(self.bytes, at) < cookie {
+            at += ENTRY + usize::from(self.bytes[at + ENTRY - 1]);
+        }
+        at
+    }
+
     pub fn has_room(self, name: &[u8]) -> bool {
         self.end + ENTRY + name.len() <= BLOCK_SIZE
     }
@@ -102,29 +110,44 @@ pub(crate) fn build<'e>(bytes: &mut [u8; BLOCK_SIZE], depth: u32, entries: impl 
 
 /// The leaf with an entry more; there must be room.
 pub(crate) fn insert(bytes: &mut [u8; BLOCK_SIZE], entry: Entry<'_>) -> Option<()> {
-    let old = *bytes;
-    let leaf = Leaf::parse(&old)?;
-    let mut entries: Vec<Entry<'_>> = leaf.entries().collect();
-    let at = entries.partition_point(|other| other.cookie < entry.cookie);
-    entries.insert(at, entry);
-    build(bytes, leaf.depth, entries.into_iter());
+    let leaf = Leaf::parse(bytes).filter(|leaf| leaf.has_room(entry.name))?;
+    let (at, end, count) = (leaf.offset_of(entry.cookie), leaf.end, leaf.count);
+    let length = ENTRY + entry.name.len();
+    bytes.copy_within(at..end, at + length);
+    put_u64(bytes, at, entry.cookie);
+    put_u64(bytes, at + 8, entry.inode);
+    bytes[at + 16] = entry.kind;
+    bytes[at + ENTRY - 1] = entry.name.len() as u8;
+    bytes[at + ENTRY..at + length].copy_from_slice(entry.name);
+    put_u16(bytes, 6, count as u16 + 1);
+    put_u16(bytes, 8, (end + length) as u16);
     Some(())
 }
 
-/// The leaf without an entry.
+/// The leaf without an entry, which must be there.
 pub(crate) fn remove(bytes: &mut [u8; BLOCK_SIZE], cookie: u64) -> Option<()> {
-    let old = *bytes;
-    let leaf = Leaf::parse(&old)?;
-    build(bytes, leaf.depth, leaf.entries().filter(|entry| entry.cookie != cookie));
+    let leaf = Leaf::parse(bytes)?;
+    let (at, end, count) = (leaf.offset_of(cookie), leaf.end, leaf.count);
+    if at == end || get_u64(bytes, at) != cookie {
+        return None;
+    }
+    let length = ENTRY + usize::from(bytes[at + ENTRY - 1]);
+    bytes.copy_within(at + length..end, at);
+    bytes[end - length..end].fill(0);
+    put_u16(bytes, 6, count as u16 - 1);
+    put_u16(bytes, 8, (end - length) as u16);
     Some(())
 }
 
-/// The leaf with an entry leading to another inode.
+/// The leaf with an entry, which must be there, leading to another inode.
 pub(crate) fn redirect(bytes: &mut [u8; BLOCK_SIZE], cookie: u64, inode: u64, kind: u8) -> Option<()> {
-    let old = *bytes;
-    let leaf = Leaf::parse(&old)?;
-    let changed = leaf.entries().map(|e| if e.cookie == cookie { Entry { inode, kind, ..e } } else { e });
-    build(bytes, leaf.depth, changed);
+    let leaf = Leaf::parse(bytes)?;
+    let (at, end) = (leaf.offset_of(cookie), leaf.end);
+    if at == end || get_u64(bytes, at) != cookie {
+        return None;
+    }
+    put_u64(bytes, at + 8, inode);
+    bytes[at + 16] = kind;
     Some(())
 }
 
@@ -141,8 +164,10 @@ mod tests {
         }
         redirect(&mut bytes, 20, 77, 2).unwrap();
         remove(&mut bytes, 10).unwrap();
+        assert!(remove(&mut bytes, 10).is_none() && redirect(&mut bytes, 11, 1, 1).is_none());
+        assert!(remove(&mut bytes, 99).is_none());
         let leaf = Leaf::parse(&bytes).unwrap();
-        let got: Vec<(u64, u64)> = leaf.entries().map(|e| (e.cookie, e.inode)).collect();
+        let got: alloc::vec::Vec<(u64, u64)> = leaf.entries().map(|e| (e.cookie, e.inode)).collect();
         assert_eq!((leaf.depth, got), (3, alloc::vec![(20, 77), (30, 31)]));
     }
 

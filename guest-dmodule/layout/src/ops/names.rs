@@ -128,7 +128,8 @@ impl Txn<'_> {
             }
             return self.created(file, number, before);
         }
-        let dir = self.creatable(who, dir, name)?;
+        require(who, &held, WRITE)?;
+        let dir = number;
         let set = match how {
             CreateHow::Unchecked(set) | CreateHow::Guarded(set) => *set,
             CreateHow::Exclusive(_) => SetAttr::default(),

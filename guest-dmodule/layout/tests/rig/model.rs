@@ -21,7 +21,6 @@ pub struct Node {
     pub entries: BTreeMap<Vec<u8>, FileHandle>,
     pub parent: FileHandle,
     pub target: Vec<u8>,
-    pub ctime: Time,
 }
 
 impl Node {
@@ -36,7 +35,6 @@ impl Node {
             entries: BTreeMap::new(),
             parent,
             target: Vec::new(),
-            ctime: Time(0),
         }
     }
 
@@ -317,12 +315,13 @@ impl Model {
 pub struct Pair {
     pub model: Model,
     pub used: HashSet<FileHandle>,
+    pub ctimes: BTreeMap<FileHandle, Time>,
     pub sequence: u64,
 }
 
 impl Pair {
     pub fn new(volume: &Volume) -> Self {
-        Pair { model: Model::new(volume.root()), used: HashSet::new(), sequence: 0 }
+        Pair { model: Model::new(volume.root()), used: HashSet::new(), ctimes: BTreeMap::new(), sequence: 0 }
     }
 
     /// One random operation on both. `None` if the volume is full.
@@ -333,7 +332,7 @@ impl Pair {
         let key = KeepKey { vm_id: VM, slot: Slot(slot), session: SESSION, sequence: Sequence(self.sequence) };
         let keep = (op.is_non_idempotent() && random.chance(70)).then_some(key);
         let expected = self.model.expect(&op);
-        let before: BTreeMap<FileHandle, Time> = self.model.nodes.iter().map(|(h, n)| (*h, n.ctime)).collect();
+        let before: HashSet<FileHandle> = self.model.nodes.keys().copied().collect();
         let done = volume.try_execute(&Request { credential: Credential::ROOT, op: op.clone() }, keep);
         match (&done.outcome, expected) {
             (Err(failure), Ok(())) if failure.status == Status::NoSpace => return None,
@@ -345,18 +344,18 @@ impl Pair {
                     self.model.kept.insert(slot, kept);
                 }
                 if let Reply::Created { attr, .. } = reply
-                    && !before.contains_key(&attr.handle)
+                    && !before.contains(&attr.handle)
                 {
                     assert!(self.used.insert(attr.handle), "handle used before");
                 }
-                self.follow_ctimes(reply, &before);
+                self.follow_ctimes(reply);
             }
             (Ok(_), Err(status)) => panic!("{op:?} should have failed with {status}"),
         }
         Some(done)
     }
 
-    fn follow_ctimes(&mut self, reply: &Reply, before: &BTreeMap<FileHandle, Time>) {
+    fn follow_ctimes(&mut self, reply: &Reply) {
         let changed = match reply {
             Reply::Wcc(wcc) | Reply::Written { wcc, .. } => vec![wcc.after],
             Reply::Created { attr, dir } | Reply::Linked { attr, dir } => vec![Some(*attr), dir.after],
@@ -364,11 +363,8 @@ impl Pair {
             _ => Vec::new(),
         };
         for attr in changed.into_iter().flatten() {
-            if let Some(node) = self.model.nodes.get_mut(&attr.handle) {
-                let old = before.get(&attr.handle).copied().unwrap_or(Time(0));
-                assert!(attr.ctime >= old, "ctime went back");
-                node.ctime = attr.ctime;
-            }
+            let old = self.ctimes.insert(attr.handle, attr.ctime);
+            assert!(old.is_none_or(|old| attr.ctime >= old), "ctime went back");
         }
     }
 }
