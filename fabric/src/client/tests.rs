@@ -186,3 +186,47 @@ fn pings() {
     (0..10_000).for_each(|n| s.ping(n));
     assert!(sent(&mut s).len() <= 4 * SLOTS + CONTROL_MAX);
 }
+
+mod hostile {
+    use super::*;
+    use crate::wire::tests::any;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A D-module that sends anything: no panic, no completion of what was not asked, at most one of each.
+        #[test]
+        fn any_frames(frames in prop::collection::vec((any::frame(), 0u16..66, 0u64..3), 1..60)) {
+            let mut s = open(1);
+            let mut asked: Vec<Ticket> = (0..SLOTS).map(|_| s.submit(get()).unwrap()).collect();
+            for (frame, slot, sequence) in frames {
+                let frame = match frame {
+                    Frame::Response { outcome, .. } => {
+                        Frame::Response { slot: Slot(slot), sequence: Sequence(sequence), outcome }
+                    }
+                    Frame::Refused { reason, .. } => {
+                        Frame::Refused { epoch: Epoch(1), slot: Slot(slot), sequence: Sequence(sequence), reason }
+                    }
+                    other => other,
+                };
+                if give(&mut s, frame).is_err() {
+                    s.connected();
+                }
+                while let Some(event) = s.poll_event() {
+                    if let Event::Completed(ticket, _) = event {
+                        let before = asked.len();
+                        asked.retain(|t| *t != ticket);
+                        prop_assert_eq!(asked.len(), before - 1);
+                    }
+                }
+                prop_assert_eq!(s.outstanding(), asked.len());
+                prop_assert!(sent_chunks(&mut s) <= 4 * SLOTS + CONTROL_MAX);
+            }
+        }
+    }
+
+    fn sent_chunks(session: &mut ClientSession) -> usize {
+        std::iter::from_fn(|| session.poll_transmit()).count()
+    }
+}

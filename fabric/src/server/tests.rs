@@ -299,3 +299,54 @@ fn requests_are_held_to_what_a_reply_can_carry() {
         ]
     );
 }
+
+mod hostile {
+    use super::*;
+    use crate::wire::tests::any;
+    use proptest::prelude::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever comes on whatever connection: no panic, and never more being executed than allowed.
+        #[test]
+        fn any_frames(
+            steps in prop::collection::vec((any::frame(), 0u64..4, 0u8..8, 0u64..4, 0u16..70, 0u64..4), 1..120)
+        ) {
+            let mut s = Sessions::restore(BootId(9), OwnerTable::default(), []);
+            let (mut executing, mut writing) = (Vec::new(), false);
+            for (frame, connection, what, epoch, slot, sequence) in steps {
+                let connection = ConnectionId(connection);
+                // Some of it near enough to be taken.
+                let frame = match frame {
+                    Frame::Request { request, .. } => {
+                        Frame::Request { epoch: Epoch(epoch), slot: Slot(slot), sequence: Sequence(sequence), request }
+                    }
+                    Frame::Hello(h) => {
+                        Frame::Hello(Hello { vm_id: VM, epoch: Epoch(epoch), version_min: 0, version_max: 1, ..h })
+                    }
+                    Frame::OwnerCas { owner, .. } => Frame::OwnerCas { vm_id: VM, expect: Epoch(epoch), owner },
+                    other => other,
+                };
+                s.frame(connection, frame);
+                while let Some(action) = s.poll_action() {
+                    match action {
+                        Action::Execute { token, .. } => executing.push(token),
+                        Action::WriteOwners(_) => prop_assert!(!std::mem::replace(&mut writing, true)),
+                        Action::Send(..) | Action::Close(_) => {}
+                    }
+                }
+                match what {
+                    0..3 if writing => {
+                        writing = false;
+                        s.owners_written(what > 0);
+                    }
+                    3 => s.closed(connection),
+                    4..6 if !executing.is_empty() => s.complete(executing.remove(0), done()),
+                    _ => {}
+                }
+                writing |= std::iter::from_fn(|| s.poll_action()).any(|a| matches!(a, Action::WriteOwners(_)));
+            }
+        }
+    }
+}

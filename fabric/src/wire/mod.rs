@@ -14,7 +14,7 @@ mod reader;
 mod value;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 pub use frame::{
     CasStatus, Encoded, Farewell, Frame, Hello, HelloAck, Refusal, decode_kept, encode, encode_kept, reseal_request,

@@ -215,7 +215,7 @@ fn ports(address: std::net::SocketAddr, unique: u64, n: u64) {
             while seen.load(Relaxed) {
                 std::thread::sleep(Duration::from_millis(1));
             }
-            Op::Write { handle: file, offset: i % 200 << 20, stability: Stability::Unstable, data: block.clone() }
+            Op::Write { handle: file, offset: (i % 200) << 20, stability: Stability::Unstable, data: block.clone() }
         });
         let start = Instant::now();
         let (outcomes, times) = pipeline(&mut client, 8, ops);

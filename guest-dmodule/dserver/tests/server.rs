@@ -222,3 +222,30 @@ fn many_vms_write_at_once_and_share_consistency_points() {
         assert_eq!(read_all(&mut client, file, 10_000), pattern(10_000, file.inode));
     }
 }
+
+#[test]
+fn a_peer_that_takes_no_replies_keeps_nobody_else_from_theirs() {
+    let file = disk(SIZE);
+    let mut few = options("vol0", 1);
+    few.held_bytes = 0;
+    let host = Host::start(file.path(), any(), &few).unwrap();
+    let mut writer = Client::new(host.address, 1, 1);
+    let root = writer.root("vol0");
+    let a = handle(writer.call(create(root, "a")));
+    let data = pattern(IO_MAX, 3);
+    writer.call(write(a, 0, data.clone(), Stability::FileSync)).unwrap();
+    let mut stuck: Vec<Client> = (2..6).map(|vm| Client::new(host.address, vm, vm)).collect();
+    for client in &mut stuck {
+        for _ in 0..60 {
+            client.submit(Op::Read { handle: a, offset: 0, length: IO_MAX as u32 });
+        }
+        client.transmit();
+    }
+    for _ in 0..20 {
+        assert!(read_all(&mut writer, a, IO_MAX as u64) == data);
+    }
+    // And they get theirs when they take them.
+    for mut client in stuck {
+        client.until(|c| c.session.outstanding() == 0);
+    }
+}

@@ -1,5 +1,5 @@
 //! The wire format: golden bytes, any value there and back, and bytes nobody sent.
-mod any;
+pub(crate) mod any;
 mod golden;
 mod hostile;
 mod round_trip;
