@@ -22,6 +22,9 @@ use core::task::{Context, Poll, Waker};
 /// Default of `spin_us=`: how long an idle guest polls before it parks.
 pub const SPIN_US: u64 = 50;
 
+/// How long an image whose main has ended waits for what is on its way out.
+pub const GRACE: Duration = Duration::from_millis(200);
+
 /// Something the executor polls: a driver or a protocol stack.
 pub trait Device {
     /// Takes what the device has finished. True if that was anything.
@@ -33,6 +36,10 @@ pub trait Device {
     /// When `poll` should run at the latest even if the device has nothing.
     fn deadline(&self) -> Option<Instant> {
         None
+    }
+    /// Whether the image may end: nothing is on its way out.
+    fn is_quiet(&self) -> bool {
+        true
     }
 }
 
@@ -239,8 +246,7 @@ pub fn block_on<F: Future + 'static>(future: F) -> F::Output {
     loop {
         let busy = r.turn();
         if let Some(value) = result.borrow_mut().take() {
-            // What the last round put in the queues still goes out.
-            r.kick();
+            r.finish();
             return value;
         }
         if !busy {
@@ -250,6 +256,19 @@ pub fn block_on<F: Future + 'static>(future: F) -> F::Output {
 }
 
 impl Runtime {
+    /// Main has ended: lets the devices finish what is on its way, connections say goodbye, for a bounded time.
+    fn finish(&self) {
+        let end = Instant::now() + GRACE;
+        while Instant::now() < end && !self.devices.borrow().iter().all(|d| d.is_quiet()) {
+            if !self.turn() {
+                self.kick();
+                let left = end.since(Instant::now()).min(Duration::from_millis(1));
+                park::park(left.as_nanos() as u64);
+            }
+        }
+        self.kick();
+    }
+
     /// One round of everything. True if there was anything to do.
     fn turn(&self) -> bool {
         let mut busy = self.executor.round();

@@ -310,6 +310,11 @@ impl Device for StackInner {
     fn deadline(&self) -> Option<Instant> {
         self.deadline.get()
     }
+
+    fn is_quiet(&self) -> bool {
+        let net = self.net.borrow();
+        !self.touched.get() && net.orphans.is_empty() && net.device.net.is_quiet()
+    }
 }
 
 #[cfg(test)]

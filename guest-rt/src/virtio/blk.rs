@@ -461,6 +461,11 @@ impl Device for Disk {
         state.broken.is_none() && state.queue.has_used()
     }
 
+    fn is_quiet(&self) -> bool {
+        let state = self.state.borrow();
+        state.broken.is_some() || state.queue.in_flight() == 0
+    }
+
     fn kick(&self) {
         self.state.borrow_mut().queue.kick(&self.transport);
     }

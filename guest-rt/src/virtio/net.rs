@@ -250,6 +250,11 @@ impl NetDevice {
         !self.rx.broken && self.rx.queue.has_used()
     }
 
+    /// Whether the device has nothing left to send.
+    pub(crate) fn is_quiet(&self) -> bool {
+        self.tx.broken || self.tx.queue.in_flight() == 0 || self.tx.queue.has_used()
+    }
+
     /// Whether something was sent since the last look.
     pub(crate) fn has_sent(&self) -> bool {
         !self.tx.broken && self.tx.queue.has_used()
