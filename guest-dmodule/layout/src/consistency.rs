@@ -152,7 +152,8 @@ impl FileSystem {
         self.dirty.freeing = 0;
         self.window_free = 0;
         let mut map_file = files.remove(&BLOCK_MAP).ok_or(Broken("no block map"))?;
-        let mut inode_file = files.remove(&INODE_FILE).ok_or(Broken("no inode file"))?;
+        // Absent if nothing but a reply was kept.
+        let mut inode_file = files.remove(&INODE_FILE).unwrap_or_default();
         let maps = core::mem::take(&mut map_file.levels[0]);
         let allocator = Allocator::new(&maps, self.info.cursor, self.info.blocks);
         let writes = Vec::with_capacity(count as usize);

@@ -143,6 +143,23 @@ fn replies_are_kept_with_their_effect() {
 }
 
 #[test]
+fn a_reply_alone_is_kept_too() {
+    let mut volume = Volume::new(1024, SMALL);
+    let root = volume.root();
+    volume.create(root, "a");
+    volume.sync();
+    // Renaming a file to its own name changes nothing but the kept reply.
+    let op = Op::Rename { from_dir: root, from_name: b"a".to_vec(), to_dir: root, to_name: b"a".to_vec() };
+    let key = KeepKey { vm_id: VmId(5), slot: Slot(0), session: Epoch(1), sequence: Sequence(1) };
+    volume.try_execute(&Request { credential: Credential::ROOT, op }, Some(key)).outcome.unwrap();
+    volume.check();
+    volume.create(root, "b");
+    volume.check();
+    let mut volume = volume.remount();
+    assert!(matches!(volume.fs.kept(VmId(5), Slot(0)), Attempt::Need(_) | Attempt::Done(Ok(Some(_)))));
+}
+
+#[test]
 fn too_many_dirty_blocks_wait_for_a_consistency_point() {
     let mut volume = Volume::new(8192, SMALL);
     let root = volume.root();

@@ -6,6 +6,7 @@ use rig::model::{Pair, Taste, compare};
 use rig::*;
 
 fn course(seed: u64, blocks: u64, taste: Taste, steps: u64, options: MountOptions) {
+    println!("seed {seed}");
     let mut random = Random::new(seed);
     let mut volume = Volume::new(blocks, options);
     let mut pair = Pair::new(&volume);

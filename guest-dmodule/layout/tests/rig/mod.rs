@@ -67,6 +67,21 @@ impl Disk {
     }
 }
 
+/// The file system's log goes to the test's output.
+struct Console;
+
+impl log::Log for Console {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        println!("{}", record.args());
+    }
+
+    fn flush(&self) {}
+}
+
 pub struct Volume {
     pub fs: FileSystem,
     pub disk: Disk,
@@ -108,6 +123,9 @@ impl Volume {
     }
 
     pub fn mount(disk: Disk, options: MountOptions) -> Self {
+        if log::set_logger(&Console).is_ok() {
+            log::set_max_level(log::LevelFilter::Error);
+        }
         let fsinfo = FSINFO_BLOCKS.map(|number| disk.read(number));
         let fs = FileSystem::mount([fsinfo[0].as_ref(), fsinfo[1].as_ref()], disk.size, options).unwrap();
         Volume {
