@@ -3,6 +3,7 @@
 pub mod model;
 
 use fabric::fs::{Attr, CreateHow, Credential, FileHandle, SetAttr, Stability, Status, Time, VolumeId};
+use fabric::id::{Slot, VmId};
 use fabric::op::{Op, Outcome, Reply, Request};
 use layout::{
     Attempt, Block, BlockNumber, Completed, CpNumber, FSINFO_BLOCKS, FileSystem, FormatOptions, KeepKey, MountOptions,
@@ -224,6 +225,17 @@ impl Volume {
             }
         }
         panic!("too many restarts");
+    }
+
+    /// The kept reply of a slot.
+    pub fn kept(&mut self, vm_id: VmId, slot: Slot) -> Option<Vec<u8>> {
+        loop {
+            match self.fs.kept(vm_id, slot) {
+                Attempt::Done(kept) => break kept.unwrap(),
+                Attempt::Need(need) => self.supply(need),
+                Attempt::Busy => panic!("busy"),
+            }
+        }
     }
 
     pub fn as_user(&mut self, credential: Credential, op: Op) -> Outcome {

@@ -3,7 +3,7 @@ use super::{Random, Volume, pattern};
 use fabric::fs::{CreateHow, Credential, FileHandle, FileKind, SetAttr, Stability, Status, Time};
 use fabric::id::{Epoch, Sequence, Slot, VmId};
 use fabric::op::{Op, Outcome, Reply, Request};
-use layout::{Attempt, Completed, KeepKey};
+use layout::{Completed, KeepKey};
 use std::collections::{BTreeMap, HashSet};
 
 pub const VM: VmId = VmId(77);
@@ -390,13 +390,7 @@ pub fn compare(volume: &mut Volume, model: &Model) {
         }
     }
     for slot in 0..8 {
-        let kept = loop {
-            match volume.fs.kept(VM, Slot(slot)) {
-                Attempt::Done(kept) => break kept.unwrap(),
-                Attempt::Need(need) => volume.supply(need),
-                Attempt::Busy => panic!("busy"),
-            }
-        };
+        let kept = volume.kept(VM, Slot(slot));
         assert_eq!(kept.as_ref(), model.kept.get(&slot), "kept reply of slot {slot}");
     }
 }
