@@ -4,6 +4,7 @@
 //! so that no client can make the image run out of it. At a limit the N-module stops reading (calls, records) or
 //! closes what has been idle longest (connections); it never fails a call for want of memory.
 
+use nfs::nfs3::arguments::SMALL_REPLY;
 use nfs::nfs3::results::Capacity;
 
 #[cfg(test)]
@@ -13,9 +14,9 @@ mod tests;
 pub const CAPACITY: Capacity = Capacity { file_size_max: 1 << 44, links_max: 65_000 };
 
 /// Memory of the image itself: code, tables, stacks.
-const IMAGE: u64 = 10 << 20;
-/// Kept free: network buffers of the driver, small calls, the duplicate-request cache, tasks, slack of the allocator.
-const RESERVE: u64 = 6 << 20;
+const IMAGE: u64 = 9 << 20;
+/// Kept free: network buffers of the driver, the duplicate-request cache, tasks, slack of the allocator.
+const RESERVE: u64 = 5 << 20;
 /// TCP buffers towards the D-module, each way.
 pub const LINK_BUFFER: usize = 512 << 10;
 /// TCP buffers of an NFS connection, each way: at 1 GB/s good for a round trip of 250 µs.
@@ -28,9 +29,8 @@ pub const PORTMAP_CONNECTIONS: usize = 8;
 pub const BACKLOG: usize = 2;
 /// Most calls of one connection being executed.
 pub const CALLS_PER_CONNECTION: usize = 32;
-/// Bytes of records and replies of small calls (what is not READ, WRITE or a listing), kept apart so that bulk data
-/// never hold them up.
-pub const SMALL_CALLS: usize = 1 << 20;
+/// Room for a small call (not READ, WRITE or a listing) with a record of usual size, and its reply.
+const SMALL_CALL_ROOM: usize = SMALL_REPLY + 256;
 /// What the largest call costs: its record, or its reply, and as much again for what it is made from.
 pub const LARGEST_CALL: usize = 2 * nfs::record::RECORD_MAX;
 
@@ -43,6 +43,9 @@ pub struct Limits {
     pub sockets: usize,
     /// Most bytes of records and replies of all calls with bulk data together.
     pub call_bytes: usize,
+    /// The same of small calls: enough for as many as there can be, so that they wait for nothing else, even while
+    /// the D-module is away.
+    pub small_bytes: usize,
 }
 
 /// There is too little memory.
@@ -53,16 +56,19 @@ pub struct TooLittleMemory(u64);
 impl Limits {
     /// For a VM with so many bytes of memory: two fifths of what is free for calls, the rest for connections.
     pub fn of(memory_size: u64) -> Result<Limits, TooLittleMemory> {
-        let fixed = IMAGE + RESERVE + 2 * LINK_BUFFER as u64;
+        let portmap = PORTMAP_CONNECTIONS * (CALLS_PER_CONNECTION * SMALL_CALL_ROOM + 2 * PORTMAP_BUFFER);
+        let fixed = IMAGE + RESERVE + (2 * LINK_BUFFER + portmap) as u64;
         let free = memory_size.saturating_sub(fixed);
         let call_bytes = (free / 5 * 2).min(256 << 20);
-        let sockets = ((free - call_bytes) / (2 * NFS_BUFFER as u64)).min(256) as usize;
+        let connection = 2 * NFS_BUFFER + CALLS_PER_CONNECTION * SMALL_CALL_ROOM;
+        let sockets = ((free - call_bytes) / connection as u64).min(256) as usize;
         let connections = sockets.saturating_sub(BACKLOG + 1);
         if call_bytes < LARGEST_CALL as u64 || connections < 4 {
             return Err(TooLittleMemory(memory_size >> 20));
         }
+        let small_bytes = (connections + PORTMAP_CONNECTIONS) * CALLS_PER_CONNECTION * SMALL_CALL_ROOM;
         // The small ones of portmap and the D-module's come on top.
         let sockets = sockets + PORTMAP_CONNECTIONS + BACKLOG + 1 + 1;
-        Ok(Limits { connections, sockets, call_bytes: call_bytes as usize })
+        Ok(Limits { connections, sockets, call_bytes: call_bytes as usize, small_bytes })
     }
 }

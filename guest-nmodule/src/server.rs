@@ -10,13 +10,13 @@ use core::cell::{Cell, RefCell};
 use core::net::{IpAddr, SocketAddr};
 use core::pin::pin;
 use guest_nmodule::budget::{Budget, Permit};
-use guest_nmodule::limits::{CALLS_PER_CONNECTION, Limits, SMALL_CALLS};
+use guest_nmodule::limits::{CALLS_PER_CONNECTION, Limits};
 use guest_rt::net::{Listener, ReadHalf, SocketAddrV4, Stack, TcpError, TcpStream, WriteHalf};
 use guest_rt::spawn;
 use guest_rt::sync::{Notify, channel};
 use guest_rt::time::{Duration, Instant, sleep, timeout};
 use nfs::engine::{Engine, Peer};
-use nfs::nfs3::arguments::{cost, write_split};
+use nfs::nfs3::arguments::{SMALL_REPLY, cost, write_split};
 use nfs::record::{Event, RECORD_MAX, Record, RecordReader, Reply};
 
 /// How long a record may take from its first byte to its last.
@@ -31,8 +31,6 @@ const FULL_RETRY: Duration = Duration::from_millis(100);
 const STALLED: Duration = Duration::from_secs(3);
 /// How often that is looked at.
 const STALL_CHECK: Duration = Duration::from_millis(500);
-/// What a call costs at least, beyond its record.
-const SMALL_CALL: usize = 4096;
 /// Longest record of a small call.
 const SMALL_RECORD_MAX: usize = 4096;
 
@@ -58,6 +56,8 @@ struct Connection {
     /// Whether a record is on its way in, or a reply on its way out.
     receiving: Cell<bool>,
     sending: Cell<bool>,
+    /// Whether the client has sent all it will; replies may still be due.
+    finished: Cell<bool>,
     /// When last a byte of either went.
     progress: Cell<Instant>,
     /// Set to end it.
@@ -103,7 +103,7 @@ enum End {
 impl Server {
     /// A server over `engine`, known to clients as `local`.
     pub fn new(engine: Engine<Rc<Link>>, local: IpAddr, limits: Limits) -> Rc<Server> {
-        let (small, bulk) = (Budget::new(SMALL_CALLS), Budget::new(limits.call_bytes));
+        let (small, bulk) = (Budget::new(limits.small_bytes), Budget::new(limits.call_bytes));
         Rc::new(Server { engine, local, small, bulk, limits, connections: RefCell::default() })
     }
 
@@ -133,9 +133,12 @@ impl Server {
     /// Ends the connection of a port that has been idle longest, if long enough. The place it had is free a little later.
     fn close_idle(&self, port: u16, most: usize) -> bool {
         let connections = self.connections.borrow();
-        let idle = connections.iter().filter(|c| c.port == port && c.calls.taken() == 0 && c.closing.get().is_none());
-        let Some(oldest) = idle.min_by_key(|c| c.last_active.get()) else { return false };
-        if oldest.last_active.get().elapsed() < IDLE {
+        let open = connections.iter().filter(|c| c.port == port && c.closing.get().is_none());
+        let mut idle: Vec<_> = open.filter(|c| c.finished.get() || c.calls.taken() == 0).collect();
+        // Those that only wait for replies nobody may want go first.
+        idle.sort_by_key(|c| (!c.finished.get(), c.last_active.get()));
+        let Some(oldest) = idle.first() else { return false };
+        if !oldest.finished.get() && oldest.last_active.get().elapsed() < IDLE {
             return false;
         }
         log::info!("port {port}: {most} connections are the limit, {} has been idle longest", oldest.client);
@@ -167,6 +170,7 @@ impl Server {
             calls: Budget::new(CALLS_PER_CONNECTION),
             receiving: Cell::new(false),
             sending: Cell::new(false),
+            finished: Cell::new(false),
             progress: Cell::new(Instant::now()),
             closing: Cell::new(None),
             close: Notify::new(),
@@ -174,19 +178,22 @@ impl Server {
         self.connections.borrow_mut().push(connection.clone());
         let (mut input, mut output) = stream.into_split();
         let (replies, queue) = channel::bounded(CALLS_PER_CONNECTION);
-        let closed = async {
+        let evicted = async || {
             connection.close.wait_until(|| connection.closing.get().is_some()).await;
             if connection.closing.get() == Some(Eviction::Stalled) { End::Stalled } else { End::Idle }
         };
-        let reading = race(self.read(&mut input, &connection, replies), closed);
+        let reading = race(self.read(&mut input, &connection, replies), evicted());
         let end = {
             let mut writing = pin!(write(&mut output, &connection, queue));
             let end = race(reading, writing.as_mut()).await;
             if matches!(end, End::Closed) {
                 // A client may shut its side down and wait for the replies.
-                let _ = timeout(REPLY_TIMEOUT, writing).await;
+                connection.finished.set(true);
+                let writing = timeout(REPLY_TIMEOUT, writing);
+                race(async { writing.await.unwrap_or(End::SlowReply) }, evicted()).await
+            } else {
+                end
             }
-            end
         };
         match end {
             End::Closed | End::Idle => {
@@ -243,12 +250,12 @@ impl Server {
                 Event::Fragment { .. } if memory.is_some() => {}
                 Event::Fragment { record_bytes, last } => {
                     memory = Some(if last && record_bytes <= SMALL_RECORD_MAX {
-                        self.small.acquire(record_bytes + SMALL_CALL).await
+                        self.small.acquire(record_bytes + SMALL_REPLY).await
                     } else {
                         // For more fragments to come it takes all a record can need now: whoever waited for more
                         // while it holds some might wait for others that do the same.
                         let bytes = if last { record_bytes } else { RECORD_MAX };
-                        self.bulk.acquire(bytes + SMALL_CALL).await
+                        self.bulk.acquire(bytes + SMALL_REPLY).await
                     });
                     // From here on: waiting for room is not the client's fault.
                     connection.progress.set(Instant::now());
@@ -260,7 +267,7 @@ impl Server {
                     deadline = None;
                     let Some(memory) = memory.take() else { continue };
                     let mut permits = Permits { memory, bulk: None, call: None };
-                    let more = cost(&record.head).saturating_sub(SMALL_CALL);
+                    let more = cost(&record.head);
                     if more > 0 {
                         // Whoever waits here for much must hold little, or all might wait for each other.
                         if record.len() > SMALL_RECORD_MAX {

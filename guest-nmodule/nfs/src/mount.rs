@@ -22,6 +22,11 @@ pub const PATH_MAX: usize = 1024;
 /// Most entries of the mount list.
 pub const MOUNTS_MAX: usize = 128;
 
+/// Procedure that lists mounts; EXPORT, after it, lists exports.
+pub(crate) const DUMP: u32 = 2;
+/// Most bytes of such a list.
+pub(crate) const LIST_MAX: usize = MOUNTS_MAX * (PATH_MAX + 64);
+
 /// Why a mount failed (mountstat3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
@@ -105,7 +110,7 @@ pub(crate) async fn call<S: FileService>(
                 }
             }
         }
-        2 => {
+        DUMP => {
             for (client, path) in &engine.mounts().mounts {
                 out.bool(true).opaque(client.to_string().as_bytes()).opaque(path);
             }

@@ -4,12 +4,18 @@
 //! GARBAGE_ARGS whatever else is wrong; what is judged wrong becomes the status RFC 1813 names.
 use super::{COOKIE_VERIFIER, DIRECTORY_MAX, NfsStatus, Procedure, TRANSFER_MAX};
 use crate::handle::{self, BadHandle, HANDLE_MAX};
+use crate::mount;
 use crate::record::{RECORD_MAX, Split};
 use crate::rpc;
 use crate::xdr::{Reader, XdrError, padding};
 use alloc::vec::Vec;
 use fabric::fs::{CreateHow, FileHandle, FileKind, NAME_MAX, SYMLINK_MAX, SetAttr, SetTime, Stability, Time};
 use fabric::op::Op;
+
+/// Bytes of the largest reply of a call that costs nothing by [`cost`]: a READLINK, or a READ of [`SMALL_READ`].
+pub const SMALL_REPLY: usize = 2048;
+/// A READ of at most so many bytes is like any small call.
+const SMALL_READ: usize = 1024;
 
 /// A reply's bounds, from the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,13 +71,15 @@ fn locate_write_data(head: &[u8]) -> Result<Option<usize>, XdrError> {
     Ok(Some(reader.position()))
 }
 
-/// Most memory, roughly, that executing a call and holding its reply takes beyond the record itself. Only a guess for
-/// a call whose arguments are broken: it then costs next to nothing.
+/// Most memory that executing a call and holding its reply takes, roughly, beyond the record itself and
+/// [`SMALL_REPLY`]. Only a guess for a call whose arguments are broken: it then costs next to nothing.
 pub fn cost(head: &[u8]) -> usize {
-    const SMALL: usize = 4096;
     let guess = || -> Option<usize> {
         let mut reader = Reader::new(head);
         let call = rpc::Call::decode(&mut reader).ok()?;
+        if call.program == mount::PROGRAM && call.procedure >= mount::DUMP {
+            return Some(mount::LIST_MAX);
+        }
         if call.program != super::PROGRAM {
             return None;
         }
@@ -79,14 +87,15 @@ pub fn cost(head: &[u8]) -> usize {
             Procedure::Read => {
                 reader.opaque(HANDLE_MAX).ok()?;
                 reader.u64().ok()?;
-                Some(reader.u32().ok()?.min(TRANSFER_MAX) as usize)
+                let count = reader.u32().ok()?.min(TRANSFER_MAX) as usize;
+                Some(count).filter(|count| *count > SMALL_READ)
             }
             // Entries as values, then as bytes.
             Procedure::ReadDir | Procedure::ReadDirPlus => Some(5 * DIRECTORY_MAX as usize),
             _ => None,
         }
     };
-    SMALL + guess().unwrap_or(0)
+    guess().unwrap_or(0)
 }
 
 type WireHandle = Result<FileHandle, BadHandle>;

@@ -166,6 +166,25 @@ fn the_data_of_a_write_are_found() {
     assert_eq!(write_split(&read), Split::Never);
 }
 
+#[test]
+fn only_bulk_costs() {
+    let call = |program: u32, procedure: u32, count: u32| {
+        let mut out = Writer::default();
+        out.u32(9).u32(0).u32(2).u32(program).u32(3).u32(procedure).u64(0).u64(0);
+        out.opaque(&handle::encode(DIR)).u64(0).u32(count);
+        cost(&out.into_bytes())
+    };
+    assert_eq!(call(100_003, 0, 0), 0);
+    assert_eq!(call(100_003, 1, 0), 0);
+    assert_eq!(call(100_003, 6, 100), 0);
+    assert_eq!(call(100_003, 6, 5000), 5000);
+    assert_eq!(call(100_003, 6, u32::MAX), TRANSFER_MAX as usize);
+    assert!(call(100_003, 16, 0) > DIRECTORY_MAX as usize);
+    assert_eq!(call(100_005, 1, 0), 0);
+    assert!(call(100_005, 2, 0) >= mount::MOUNTS_MAX * mount::PATH_MAX);
+    assert_eq!(cost(b"rubbish"), 0);
+}
+
 proptest! {
     #[test]
     fn rubbish_never_panics(number in 0u32..22, bytes in proptest::collection::vec(any::<u8>(), 0..300), split: bool) {
