@@ -31,8 +31,8 @@ pub struct RoundStats {
     pub elapsed_ns: u64,
     /// Pages that are dirty now.
     pub dirty_pages: u64,
-    /// Pages that were dirty after the round before ([`u64::MAX`] after the first).
-    pub dirty_before: u64,
+    /// Rounds in a row, up to this one, that left hardly less than the best before them.
+    pub stuck: u32,
     /// Part of a blackout that does not depend on the residue, in nanoseconds (estimate).
     pub fixed_ns: u64,
 }
@@ -50,8 +50,10 @@ pub enum Decision {
 
 /// Least bandwidth assumed, so that a stalled link does not divide by zero (bytes per second).
 const BANDWIDTH_FLOOR: u64 = 1 << 20;
-/// A round must leave at most this share of what the one before left, else rounds have stopped helping.
+/// A round that leaves more than this share of the least before it has not helped.
 const SHRINK_PERCENT: u64 = 85;
+/// So many rounds in a row that do not help, and there is no point in more.
+const STUCK_MAX: u32 = 3;
 /// Rounds shorter than this say nothing about the bandwidth, their cost is latency (bytes).
 const MEANINGFUL_BYTES: u64 = 64 << 10;
 /// Bandwidth assumed until a round was long enough to measure it (bytes per second).
@@ -69,6 +71,11 @@ pub fn estimate_ns(stats: &RoundStats) -> u64 {
     u64::try_from(residue).unwrap_or(u64::MAX).saturating_add(stats.fixed_ns)
 }
 
+/// Whether a round that leaves `dirty` pages has helped, when `least` is the best so far.
+pub fn helped(dirty: u64, least: u64) -> bool {
+    u128::from(dirty) * 100 <= u128::from(least) * u128::from(SHRINK_PERCENT)
+}
+
 /// What to do after a round.
 pub fn decide(policy: &Policy, stats: &RoundStats) -> Decision {
     let estimate = estimate_ns(stats);
@@ -76,8 +83,7 @@ pub fn decide(policy: &Policy, stats: &RoundStats) -> Decision {
         return Decision::Pause;
     }
     let last = stats.round.saturating_add(1) >= policy.max_rounds;
-    let stuck = stats.dirty_before != u64::MAX
-        && u128::from(stats.dirty_pages) * 100 > u128::from(stats.dirty_before) * u128::from(SHRINK_PERCENT);
+    let stuck = stats.stuck >= STUCK_MAX;
     match (last, stuck, estimate <= policy.limit_ns) {
         (_, true, true) | (true, _, true) => Decision::Pause,
         (true, _, false) => Decision::GiveUp(estimate),

@@ -12,7 +12,7 @@
 //! Survives: loss of the connection, a destination that stops, a driver step that fails, a cancelling operator, an arbiter
 //! that does not answer: in every phase the machine ends in [`Phase::Resumed`], in [`Phase::Ended`], or stays
 //! paused in [`Phase::Competing`] (arbiter: until it answers) or [`Phase::Unknown`] (no arbiter: until told).
-use crate::convergence::{Decision, Policy, RoundStats, decide};
+use crate::convergence::{Decision, Policy, RoundStats, decide, helped};
 use crate::message::{Description, Hello, Message, Ownership, Reason, ReasonCode};
 use crate::ownership::{Epoch, Verdict};
 
@@ -160,7 +160,9 @@ pub struct Source {
     description: Description,
     policy: Policy,
     round: u32,
-    dirty_before: u64,
+    /// Fewest dirty pages after a round, and rounds in a row that have not got below.
+    least_dirty: u64,
+    stuck: u32,
     /// What to compete with; known once COMMIT is out.
     epoch: Epoch,
     connected: bool,
@@ -179,7 +181,8 @@ impl Source {
             description,
             policy,
             round: 0,
-            dirty_before: u64::MAX,
+            least_dirty: u64::MAX,
+            stuck: 0,
             connected: false,
             runs_there: false,
             reason: None,
@@ -305,8 +308,9 @@ impl Source {
 
     fn measured(&mut self, mut stats: RoundStats) -> Vec<Action> {
         stats.round = self.round;
-        stats.dirty_before = self.dirty_before;
-        self.dirty_before = stats.dirty_pages;
+        self.stuck = if helped(stats.dirty_pages, self.least_dirty) { 0 } else { self.stuck + 1 };
+        self.least_dirty = self.least_dirty.min(stats.dirty_pages);
+        stats.stuck = self.stuck;
         match decide(&self.policy, &stats) {
             Decision::Round => {
                 self.round += 1;

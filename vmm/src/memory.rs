@@ -184,6 +184,17 @@ impl Memory {
         IoVec(libc::iovec { iov_base: at.cast(), iov_len: range.len as usize })
     }
 
+    /// A piece of memory that stands still: only for a VM whose vCPU is stopped and whose devices are quiesced. Should
+    /// something be written meanwhile all the same, the bytes read are old or new, nothing else depends on them.
+    pub(crate) fn still(&self, address: u64, len: usize) -> Result<&[u8]> {
+        let outside = || Error::Memory(format!("{address:#x}+{len:#x} is outside"));
+        let len32 = u32::try_from(len).map_err(|_| outside())?;
+        let range = self.range(GuestAddress(address), len32).ok_or_else(outside)?;
+        let at = self.host_base().wrapping_add(range.address as usize);
+        // SAFETY: the range lies in the mapping, which lives as long as `self`, and is always readable.
+        Ok(unsafe { std::slice::from_raw_parts(at, len) })
+    }
+
     /// The kernel has filled the first `n` bytes of the range.
     pub fn mark_dirty(&self, range: GuestRange, n: u32) {
         if let Some(region) = self.ram.iter().next() {

@@ -11,6 +11,7 @@ mod engine;
 pub mod frames;
 mod guest;
 pub mod job;
+mod residue;
 pub mod source;
 pub mod stamp;
 pub mod transfer;

@@ -22,6 +22,7 @@ use super::connection::{Connection, ConnectionError, Incoming};
 use super::frames::Forwarder;
 use super::guest;
 use super::job::{Breakdown, Job, JobState, RoundReport};
+use super::residue::Residue;
 use super::stamp;
 use super::transfer::{PageWriter, Pending, SendError, Sent};
 use super::urgent::Urgent;
@@ -37,6 +38,8 @@ const ROUND_MAX: Duration = Duration::from_secs(20);
 const LOADED_MAX: Duration = Duration::from_secs(1);
 /// Longest time from COMMIT to RUNNING before the source competes (arbiter).
 const RUNNING_MAX: Duration = Duration::from_secs(1);
+/// A round of at most so many pages is urgent: the quicker it is, the less is dirty behind it.
+const URGENT_PAGES: u64 = 1024;
 /// How long late network frames are forwarded.
 pub const LINGER: Duration = Duration::from_millis(500);
 /// Part of the blackout that does not depend on the residue, for the decision when to pause.
@@ -45,8 +48,6 @@ const FIXED_NS: u64 = 800_000;
 const SPIN: Duration = Duration::from_millis(1);
 /// Longest sleep, so that work due by time is done.
 const TICK: Duration = Duration::from_millis(20);
-/// Room made beforehand for the residue and the state, in bytes; more is allocated when needed.
-const FINAL_ROOM: usize = 4 << 20;
 
 /// What a port is started with.
 #[derive(Debug, Clone)]
@@ -95,7 +96,8 @@ struct Driver<'a> {
     last_round: Sent,
     round_bytes: u64,
     round_started: Instant,
-    output: Vec<u8>,
+    residue: Residue,
+    residue_bytes: u64,
     logging: bool,
     paused: bool,
     cancelled: bool,
@@ -131,7 +133,8 @@ impl<'a> Driver<'a> {
             last_round: Sent::default(),
             round_bytes: 0,
             round_started: Instant::now(),
-            output: Vec::with_capacity(FINAL_ROOM),
+            residue: Residue::new(),
+            residue_bytes: 0,
             logging: false,
             paused: false,
             cancelled: false,
@@ -262,6 +265,7 @@ impl<'a> Driver<'a> {
             self.pending.add_own(vm.memory());
             self.pending.add_guest(vm.memory(), vm.fd(), true).map_err(|e| Event::Failed(internal(&e)))?;
         }
+        let _urgent = (self.pending.count() <= URGENT_PAGES).then(|| Urgent::begin(0));
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let before = connection.sent;
         let stop = || job.cancelled();
@@ -360,8 +364,8 @@ impl<'a> Driver<'a> {
         }
         self.pause.breakdown.bitmap_us = lap();
         let Some(connection) = &mut self.connection else { return Event::Failed(gone()) };
-        self.output.clear();
-        let result = self.writer.append(&mut self.pending, vm.memory(), connection, &mut self.output);
+        self.residue.clear();
+        let result = self.residue.collect(&mut self.pending, vm.memory(), connection);
         match result {
             Ok(sent) => self.last_round = sent,
             Err(e) => return Event::Failed(Reason::new(ReasonCode::State, e.to_string())),
@@ -384,13 +388,14 @@ impl<'a> Driver<'a> {
             self.events.push_back(Event::FinalNotSent(Reason::new(ReasonCode::State, text)));
             return;
         }
-        let header = connection.seal(FrameType::State, &[&payload]);
-        self.output.extend_from_slice(&header);
-        self.output.extend_from_slice(&payload);
+        let mut rest = connection.seal(FrameType::State, &[&payload]).to_vec();
+        rest.append(&mut payload);
         if let Some(epoch) = commit {
-            connection.seal_message(&commit_message(epoch, self.pause.exit), &mut self.output);
+            connection.seal_message(&commit_message(epoch, self.pause.exit), &mut rest);
         }
-        let result = connection.write(&[&self.output], &|| false);
+        let before = connection.sent;
+        let result = self.residue.write(self.vm.memory(), connection, &rest);
+        self.residue_bytes = connection.sent - before;
         self.pause.breakdown.send_us = micros(started.elapsed());
         self.spin_until = commit.is_none().then(|| Instant::now() + SPIN);
         self.sent_final(result);
@@ -498,7 +503,7 @@ impl<'a> Driver<'a> {
         [b.apply_us, b.load_us, b.cas_us, b.run_us] = steps.map(|ns| ns / 1000);
         let known = b.pause_us + b.quiesce_us + b.state_us + b.bitmap_us + b.pages_us + b.send_us;
         b.transfer_us = blackout.saturating_sub(known + b.apply_us + b.load_us + b.cas_us + b.run_us);
-        let (breakdown, pages, bytes) = (b.clone(), self.last_round.pages(), self.output.len() as u64);
+        let (breakdown, pages, bytes) = (b.clone(), self.last_round.pages(), self.residue_bytes);
         self.job.update(|s| {
             s.blackout_us = Some(blackout);
             s.breakdown = Some(breakdown);

@@ -10,7 +10,7 @@ use std::os::unix::fs::FileExt;
 
 use kvm_ioctls::VmFd;
 use migration::pages::{Pages, RunKind, TABLE_MAX, Table};
-use migration::wire::{FrameType, HEADER_LEN, PAGES_MAX};
+use migration::wire::{FrameType, PAGES_MAX};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::connection::{Connection, ConnectionError};
@@ -89,7 +89,7 @@ impl Pending {
     }
 
     /// Takes the pages out, lowest first.
-    fn drain(&mut self) -> impl Iterator<Item = u64> + '_ {
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = u64> + '_ {
         self.words.iter_mut().enumerate().flat_map(|(index, word)| {
             let mut bits = std::mem::take(word);
             std::iter::from_fn(move || {
@@ -181,25 +181,6 @@ impl PageWriter {
         })
     }
 
-    /// Appends pending pages to what is sent in one write, while the guest stands still.
-    pub fn append(
-        &mut self,
-        pending: &mut Pending,
-        memory: &Memory,
-        connection: &mut Connection,
-        out: &mut Vec<u8>,
-    ) -> std::result::Result<Sent, SendError> {
-        self.frames(pending, memory, &mut |table, data| {
-            let at = out.len();
-            out.extend_from_slice(&[0; HEADER_LEN]);
-            table.encode(out);
-            out.extend_from_slice(data);
-            let (header, payload) = out[at..].split_at_mut(HEADER_LEN);
-            header.copy_from_slice(&connection.seal(FrameType::Pages, &[payload]));
-            Ok(())
-        })
-    }
-
     fn frames(
         &mut self,
         pending: &mut Pending,
@@ -252,7 +233,7 @@ pub enum SendError {
     Connection(#[from] ConnectionError),
 }
 
-fn is_zero(page: &[u8; PAGE_SIZE]) -> bool {
+pub(super) fn is_zero(page: &[u8]) -> bool {
     // Most pages with content show it in their first words; comparing the rest in blocks lets it be vectorised.
     page[..64].iter().all(|b| *b == 0) && page.chunks_exact(256).all(|c| c.iter().fold(0, |a, b| a | b) == 0)
 }

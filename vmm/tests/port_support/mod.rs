@@ -23,7 +23,7 @@ pub const PATIENCE: Duration = Duration::from_secs(30);
 /// The guest's address in every lab.
 pub const GUEST: &str = "10.77.0.2";
 /// The guest's MAC, which moves with it.
-const MAC: &str = "02:00:00:00:77:02";
+pub const MAC: &str = "02:00:00:00:77:02";
 
 /// A network namespace with a bridge that has an address (the client's) and a tap for each `vmm`.
 pub struct Lab {
@@ -72,9 +72,19 @@ impl Lab {
         Vmm::spawn(self, name, args)
     }
 
+    /// What a guest has printed.
+    pub fn console(&self, name: &str) -> String {
+        std::fs::read_to_string(self.dir.path().join(format!("{name}.console"))).unwrap_or_default()
+    }
+
     /// Connects to a port of the guest, which may not be up yet.
     pub fn connect(&self, port: u16) -> TcpStream {
-        let address: SocketAddr = format!("{GUEST}:{port}").parse().unwrap();
+        self.connect_to(GUEST, port)
+    }
+
+    /// Connects to a port of another guest.
+    pub fn connect_to(&self, ip: &str, port: u16) -> TcpStream {
+        let address: SocketAddr = format!("{ip}:{port}").parse().unwrap();
         eventually("the guest answers", || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok())
     }
 }

@@ -1,4 +1,6 @@
+use super::super::residue::Residue;
 use super::*;
+use migration::message::Message;
 use std::net::{TcpListener, TcpStream};
 
 const SIZE: usize = 4 << 20;
@@ -56,11 +58,35 @@ fn memory_arrives_over_a_connection() {
     let mut pending = Pending::none(&from);
     pending.add_own(&from);
     assert_eq!(pending.count(), 2);
-    let mut out = Vec::new();
-    let sent = writer.append(&mut pending, &from, &mut a, &mut out).unwrap();
+    let mut residue = Residue::new();
+    let sent = residue.collect(&mut pending, &from, &mut a).unwrap();
     assert_eq!((sent.raw, sent.zero, pending.count()), (1, 1, 0));
-    a.write(&[&out], &|| false).unwrap();
+    residue.write(&from, &mut a, &[]).unwrap();
     receive(&mut b, &to, &mut touched, 2);
+    assert_eq!(content(&from), content(&to));
+
+    // The last: more than one frame takes, in more runs than one system call takes.
+    for page in (0..1024).step_by(2) {
+        fill(&from, page, (page / 7) as u8);
+    }
+    pending.add_own(&from);
+    residue.clear();
+    let sent = residue.collect(&mut pending, &from, &mut a).unwrap();
+    assert_eq!(sent.pages(), 512);
+    let target = to.clone();
+    let receiver = std::thread::spawn(move || {
+        receive(&mut b, &target, &mut touched, 512);
+        let incoming = loop {
+            if let Some(incoming) = b.poll().unwrap() {
+                break incoming;
+            }
+        };
+        assert_eq!(b.message(incoming).unwrap(), Message::Pausing);
+    });
+    let mut rest = Vec::new();
+    a.seal_message(&Message::Pausing, &mut rest);
+    residue.write(&from, &mut a, &rest).unwrap();
+    receiver.join().unwrap();
     assert_eq!(content(&from), content(&to));
 }
 
