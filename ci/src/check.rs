@@ -31,38 +31,30 @@ pub fn run(which: Which, filter: Option<&str>) -> Result<()> {
     if which == Which::All {
         eprintln!("format and lints");
         step(&root, &["fmt", "--all", "--check"])?;
-        let (hosts, guests) = selections();
-        for selection in [hosts, guests] {
-            let clippy = ["clippy", "--all-targets", "--locked"].into_iter();
-            let arguments: Vec<&str> = clippy.chain(selection).chain(["--", "-D", "warnings"]).collect();
-            step(&root, &arguments)?;
-        }
+        step(
+            &root,
+            &[
+                "clippy",
+                "--workspace",
+                "--all-targets",
+                "--features",
+                "xtask/system",
+                "--locked",
+                "--",
+                "-D",
+                "warnings",
+            ],
+        )?;
     }
     Artifacts::build()?;
-    let test = |selection: &[&str]| {
-        let mut cargo = images::cargo(&root);
-        cargo.args(["test", "--locked", "--no-fail-fast"]).args(selection);
-        cargo.arg("--").args(filter);
-        finish(&mut cargo)
-    };
+    let mut cargo = images::cargo(&root);
+    cargo.args(["test", "--locked", "--no-fail-fast", "--features", "xtask/system"]);
     match which {
-        Which::All => {
-            let (hosts, guests) = selections();
-            let results = [test(&hosts), test(&guests)];
-            results.into_iter().collect()
-        }
-        Which::System => test(&["--features", "xtask/system", "--package", "xtask", "--test", "system"]),
-    }
-}
-
-/// What to select the crates that run on the host by, and those that are or stand on the run time of the images. They are
-/// built apart: cargo would give both the same features of their dependencies, but the run time, which brings its own panic
-/// handler, must not meet one that uses std (`log/std`, which env_logger asks for).
-fn selections() -> (Vec<&'static str>, Vec<&'static str>) {
-    const GUESTS: [&str; 4] = ["guest-rt", "guest-nmodule", "guest-dmodule", "testguest"];
-    let hosts = ["--workspace", "--features", "xtask/system"].into_iter();
-    let hosts = hosts.chain(GUESTS.iter().flat_map(|guest| ["--exclude", guest])).collect();
-    (hosts, GUESTS.iter().flat_map(|guest| ["--package", guest]).collect())
+        Which::All => cargo.arg("--workspace"),
+        Which::System => cargo.args(["--package", "xtask", "--test", "system"]),
+    };
+    cargo.arg("--").args(filter);
+    finish(&mut cargo)
 }
 
 fn step(root: &Path, arguments: &[&str]) -> Result<()> {
