@@ -1,4 +1,5 @@
 //! Not tests: figures of porting, for whoever works on it. `cargo xtask bench port` is what is published.
+#![allow(clippy::unwrap_used)]
 
 mod port_support;
 

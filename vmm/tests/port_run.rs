@@ -1,4 +1,5 @@
 //! Porting between real `vmm` processes on /dev/kvm: there and back, with clients that do not notice.
+#![allow(clippy::unwrap_used)]
 
 mod port_support;
 
