@@ -1,7 +1,9 @@
 //! System tests: real processes in the lab. `cargo xtask test` runs them.
 #![allow(clippy::unwrap_used, reason = "all of this crate is tests; clippy.toml only knows functions marked as such")]
 
+mod command;
 mod crash;
+mod hostile;
 mod lab;
 mod nested;
 mod port;
