@@ -128,7 +128,7 @@ fn streams_go_on() {
     println!("{sent} bytes to the guest, {} from it", reader.join().unwrap());
 }
 
-/// Not a test: prints figures. `cargo test -p vmm --test port_run -- --ignored --nocapture`
+/// Not a test: prints figures. `[PORTS=N] [VERIFY=1] cargo test -p vmm --test port_run -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn measure() {
@@ -138,22 +138,25 @@ fn measure() {
     let mut here = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
     let mut echo = Echo::new(&lab);
     let mut blackouts = Vec::new();
-    for turn in 0..30u16 {
+    let ports: u16 = std::env::var("PORTS").map_or(30, |n| n.parse().unwrap());
+    let verify = std::env::var_os("VERIFY").is_some();
+    for turn in 0..ports {
         let there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         let quiet = (0..50).map(|_| echo.turn()).max().unwrap();
-        let id = here.port_unverified(4000 + turn);
+        let id = if verify { here.port_to(4000 + turn) } else { here.port_unverified(4000 + turn) };
         let (status, longest, at) = follow(&mut here, id, &mut echo);
         println!(
-            "blackout {} us, port {} us, longest turn {longest:?} at {at:?} ({quiet:?} before), {}",
-            status["blackout_us"], status["total_us"], status["breakdown"]
+            "blackout {} us, port {} us, longest turn {longest:?} at {at:?} ({quiet:?} before), {} KiB besides, {}",
+            status["blackout_us"],
+            status["total_us"],
+            there.api("GET", "/v1/vm", None)["memory"]["overhead_bytes"].as_u64().unwrap() >> 10,
+            status["breakdown"]
         );
         blackouts.push(status["blackout_us"].as_u64().unwrap());
         here = there;
     }
     blackouts.sort_unstable();
-    println!(
-        "blackout us: least {}, median {}, p90 {}, most {}",
-        blackouts[0], blackouts[15], blackouts[27], blackouts[29]
-    );
+    let at = |percent: usize| blackouts[(blackouts.len() - 1) * percent / 100];
+    println!("blackout us: least {}, median {}, p90 {}, p99 {}, most {}", at(0), at(50), at(90), at(99), at(100));
     println!("retransmits {}", echo.retransmits());
 }
