@@ -7,11 +7,24 @@
 use anyhow::{Context, Result};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
+/// Says something on standard error, if that is still there: `eprintln!` panics when it is not.
+macro_rules! say {
+    ($($message:tt)*) => {{
+        let _ = writeln!(std::io::stderr(), $($message)*);
+    }};
+}
+
+/// Exit status after a panic, as Rust has it.
+const PANICKED: i32 = 101;
+/// How often a panic tries to get hold of the list.
+const PANIC_TRIES: usize = 200;
 /// Exit status after an interrupt, as a shell reports it for SIGINT.
 const INTERRUPTED: i32 = 130;
 /// Rounds of killing what runs in a namespace: a process may fork while it is being killed.
@@ -31,18 +44,34 @@ fn things() -> MutexGuard<'static, Vec<Thing>> {
     THINGS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Makes an interrupt undo everything registered and end the process.
+/// Makes an interrupt, and a panic, undo everything registered and end the process.
 pub fn install_handler() -> Result<()> {
+    let say = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        say(info);
+        // The thread that panics may be the one that holds the lock.
+        for _ in 0..PANIC_TRIES {
+            if let Ok(mut things) = THINGS.try_lock() {
+                undo_all(&mut things);
+                std::process::exit(PANICKED);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }));
     ctrlc::set_handler(|| {
         let mut things = things();
-        eprintln!("\ninterrupted: cleaning up");
-        // Newest first: processes before the namespaces and directories they use.
-        for thing in things.drain(..).rev() {
-            undo(&thing);
-        }
+        say!("\ninterrupted: cleaning up");
+        undo_all(&mut things);
         std::process::exit(INTERRUPTED);
     })
     .context("cannot install the Ctrl-C handler")
+}
+
+/// Newest first: processes before the namespaces and directories they use.
+fn undo_all(things: &mut Vec<Thing>) {
+    for thing in things.drain(..).rev() {
+        undo(&thing);
+    }
 }
 
 fn undo(thing: &Thing) {
@@ -59,7 +88,7 @@ fn undo(thing: &Thing) {
             if let Err(e) = removed
                 && e.kind() != std::io::ErrorKind::NotFound
             {
-                eprintln!("cannot remove {}: {e}", path.display());
+                say!("cannot remove {}: {e}", path.display());
             }
         }
     }
@@ -79,12 +108,12 @@ pub fn delete_namespace(name: &str) {
         for pid in pids {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     match Command::new("ip").args(["netns", "delete", name]).output() {
         Ok(out) if out.status.success() => {}
-        Ok(out) => eprintln!("cannot delete namespace {name}: {}", String::from_utf8_lossy(&out.stderr).trim()),
-        Err(e) => eprintln!("cannot run ip: {e}"),
+        Ok(out) => say!("cannot delete namespace {name}: {}", String::from_utf8_lossy(&out.stderr).trim()),
+        Err(e) => say!("cannot run ip: {e}"),
     }
 }
 

@@ -48,10 +48,13 @@ fn parse(line: &str) -> Connection {
 
 /// Segments that all connections of a host have sent again so far.
 pub fn retransmits(host: &Host) -> Result<u64> {
-    host.enter(|| {
-        let snmp = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
-        counter(&snmp, "Tcp:", "RetransSegs").context("/proc/net/snmp has no RetransSegs")
-    })
+    host.enter(retransmits_here)
+}
+
+/// The same in the network the calling thread is in.
+pub fn retransmits_here() -> Result<u64> {
+    let snmp = std::fs::read_to_string("/proc/thread-self/net/snmp")?;
+    counter(&snmp, "Tcp:", "RetransSegs").context("/proc/net/snmp has no RetransSegs")
 }
 
 /// Why segments were sent again, of all connections of a host so far.

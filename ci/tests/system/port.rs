@@ -77,6 +77,29 @@ fn a_cancelled_port_leaves_the_source_running() {
 }
 
 #[test]
+fn the_death_of_the_destination_leaves_the_source_running() {
+    let _one = one_at_a_time();
+    let mut cluster = cluster();
+    let mut writer = writer(&cluster, "file", FILE);
+    let mut receiver = modules::receive(&cluster.lab, &cluster.artifacts, &cluster.lab.client1).unwrap();
+    slow_down(&cluster.lab.node1);
+    let body = modules::port_request(&cluster.lab.client1);
+    let (state_now, ported) = std::thread::scope(|scope| {
+        let port = scope.spawn(|| modules::try_port(&mut cluster.nmodule, &body).unwrap());
+        std::thread::sleep(Duration::from_millis(500));
+        receiver.daemon.kill().unwrap();
+        port.join().unwrap()
+    });
+    assert_eq!(state_now, "failed", "{}", ported.job);
+    full_speed(&cluster.lab.node1);
+    assert_eq!(state(&cluster), "running");
+    let pieces = writer.acknowledged().len();
+    writer.wait_for(pieces + 50).unwrap();
+    let acknowledged = writer.finish().unwrap();
+    verify(&cluster.lab, "file", &acknowledged);
+}
+
+#[test]
 fn a_port_to_a_host_that_refuses_fails_and_the_source_runs_on() {
     let _one = one_at_a_time();
     let mut cluster = cluster();
