@@ -19,8 +19,8 @@ use std::path::PathBuf;
 
 /// Disk of the D-module.
 const DISK_BYTES: u64 = 1 << 30;
-/// Memory of the D-module.
-const DMODULE_MEMORY_MIB: u64 = 512;
+/// Memory of the D-module: its cache holds the file of the NFS benchmark, as the peer's page cache does.
+const DMODULE_MEMORY_MIB: u64 = 1024;
 const NMODULE_MEMORY_MIB: u64 = 32;
 
 /// A benchmark.

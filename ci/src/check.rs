@@ -1,7 +1,7 @@
 //! `cargo xtask test`: everything that must hold, cheap things first; cargo's own closing lines come last.
 use crate::artifacts::{self, Artifacts};
 use crate::setup::{self, Need};
-use crate::{lab, process};
+use crate::{lab, nested, process};
 use anyhow::{Context, Result};
 use std::path::Path;
 use std::process::Command;
@@ -46,7 +46,8 @@ pub fn run(which: Which, filter: Option<&str>) -> Result<()> {
             ],
         )?;
     }
-    Artifacts::build()?;
+    let artifacts = Artifacts::build()?;
+    nested::kernel(&artifacts.target)?;
     let mut cargo = images::cargo(&root);
     cargo.args(["test", "--locked", "--no-fail-fast", "--features", "xtask/system"]);
     match which {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use xtask::bench::{self, Bench};
 use xtask::check::Which;
-use xtask::{artifacts, check, cleanup, demo, lab, setup};
+use xtask::{artifacts, check, cleanup, demo, lab, nested, setup};
 
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", about = "Set-up, lab, demo, tests and benchmarks of Outrigger")]
@@ -82,7 +82,8 @@ fn run(task: Task) -> Result<()> {
             let data = artifacts::data_dir()?;
             setup::prepare(setup::Need::Test, &data, 0)?;
             setup::load_generator(&artifacts::workspace_root(), &data)?;
-            artifacts::Artifacts::build()?;
+            let built = artifacts::Artifacts::build()?;
+            nested::kernel(&built.target)?;
             println!("all is set up");
             Ok(())
         }

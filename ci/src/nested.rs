@@ -10,7 +10,7 @@ use crate::process::{self, Daemon};
 use crate::{copy, lab};
 use anyhow::{Context, Result, bail};
 use images::linux::{self, Contents};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -22,10 +22,15 @@ const FILE_MIB: u32 = 4;
 const DISK_MIB: u32 = 256;
 const VERDICT: &str = "NESTED VERDICT: ";
 
+/// The kernel of the emulated machine: downloaded the first time.
+pub fn kernel(target: &Path) -> Result<linux::Kernel> {
+    linux::kernel(&target.join("nested")).context("the Linux kernel of the nested test")
+}
+
 /// Runs it; the console as evidence, or why it failed.
 pub fn run(artifacts: &Artifacts) -> Result<String> {
     let cache = artifacts.target.join("nested");
-    let kernel = linux::kernel(&cache).context("the Linux kernel of the nested test")?;
+    let kernel = kernel(&artifacts.target)?;
     let work = Temporary::directory(cache.join(format!("run-{}", std::process::id())))?;
     let initrd = work.path().join("initrd");
     linux::initrd(&kernel, &contents(artifacts), &work.path().join("root"), &initrd)?;

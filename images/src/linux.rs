@@ -40,17 +40,15 @@ pub fn kernel(cache: &Path) -> Result<Kernel, Error> {
     if let Some(found) = unpacked(cache)? {
         return Ok(found);
     }
-    let depends = run(Command::new("apt-cache").args(["depends", META_PACKAGE]))?;
-    let package = depends
-        .lines()
-        .filter_map(|l| l.trim().strip_prefix("Depends: "))
-        .find(|p| p.starts_with("linux-image-"))
-        .ok_or_else(|| Error::Missing(format!("package {META_PACKAGE}")))?
-        .to_owned();
     let download = cache.join("download");
-    create_dir(&download)?;
-    run(Command::new("apt-get").args(["download", &package]).current_dir(&download))?;
-    let deb = find(&download, &|name| name.ends_with(".deb"))?.ok_or(Error::Missing(package))?;
+    let deb = match fetch(&download) {
+        Ok(deb) => deb,
+        Err(_) => {
+            // No package lists, or old ones.
+            run(Command::new("apt-get").args(["-q", "update"]))?;
+            fetch(&download)?
+        }
+    };
     // Unpacked beside and renamed, so that an interrupt leaves no half of a kernel.
     let partial = cache.join("partial");
     if partial.exists() {
@@ -61,6 +59,22 @@ pub fn kernel(cache: &Path) -> Result<Kernel, Error> {
     std::fs::rename(&partial, &done).map_err(|source| Error::File { path: done, source })?;
     remove_dir(&download)?;
     unpacked(cache)?.ok_or_else(|| Error::Missing("vmlinuz in the kernel package".into()))
+}
+
+/// Downloads the kernel's package into an empty directory.
+fn fetch(download: &Path) -> Result<PathBuf, Error> {
+    if download.exists() {
+        remove_dir(download)?;
+    }
+    create_dir(download)?;
+    let depends = run(Command::new("apt-cache").args(["depends", META_PACKAGE]))?;
+    let package = depends
+        .lines()
+        .filter_map(|l| l.trim().strip_prefix("Depends: "))
+        .find(|p| p.starts_with("linux-image-"))
+        .ok_or_else(|| Error::Missing(format!("package {META_PACKAGE}")))?;
+    run(Command::new("apt-get").args(["-q", "download", package]).current_dir(download))?;
+    find(download, &|name| name.ends_with(".deb"))?.ok_or_else(|| Error::Missing(package.to_owned()))
 }
 
 fn unpacked(cache: &Path) -> Result<Option<Kernel>, Error> {
