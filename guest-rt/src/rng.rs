@@ -135,5 +135,11 @@ pub fn fill(bytes: &mut [u8]) {
     }
 }
 
+/// Makes a test's random numbers its own.
+#[cfg(test)]
+pub(crate) fn seed_for_test(seed: &[u8]) {
+    RNG.with(|r| *r.borrow_mut() = Rng::from_seed(seed));
+}
+
 #[cfg(test)]
 mod tests;

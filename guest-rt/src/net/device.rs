@@ -1,4 +1,5 @@
 //! The network device as smoltcp wants it.
+use super::ack::NextNumbers;
 use crate::virtio::net::{ETHERNET, Frame, MAX_FRAME, NetDevice, Receiver, Sender};
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -19,6 +20,7 @@ pub(super) struct SmolDevice {
     full_ports: Vec<u16>,
     /// A frame that waits until smoltcp knows its sender.
     held: Option<Frame>,
+    pub(super) numbers: NextNumbers,
 }
 
 /// Most frames dropped in one look for a frame.
@@ -26,7 +28,14 @@ const MAX_DROPS: usize = 64;
 
 impl SmolDevice {
     pub(super) fn new(net: NetDevice) -> Self {
-        SmolDevice { net, blocked: Cell::new(false), waiting_for_room: false, full_ports: Vec::new(), held: None }
+        SmolDevice {
+            net,
+            blocked: Cell::new(false),
+            waiting_for_room: false,
+            full_ports: Vec::new(),
+            held: None,
+            numbers: NextNumbers::default(),
+        }
     }
 
     /// Whether the last poll was cut short for want of room; remembered for [`SmolDevice::is_unblocked`].
@@ -73,6 +82,9 @@ enum Content {
 pub(super) struct TxToken<'a> {
     sender: &'a mut Sender,
     segment: Option<u16>,
+    numbers: &'a mut NextNumbers,
+    /// smoltcp fills in the TCP checksum.
+    has_checksum: bool,
 }
 
 impl phy::RxToken for RxToken<'_> {
@@ -90,7 +102,12 @@ impl phy::RxToken for RxToken<'_> {
 
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        self.sender.send(length, self.segment, f)
+        let TxToken { sender, segment, numbers, has_checksum } = self;
+        sender.send(length, segment, |frame| {
+            let result = f(frame);
+            numbers.outgoing(frame, has_checksum);
+            result
+        })
     }
 
     fn set_meta(&mut self, meta: PacketMeta) {
@@ -131,17 +148,20 @@ impl phy::Device for SmolDevice {
                 }
             }
         };
+        let has_checksum = !self.net.offloads().checksum;
         let NetDevice { rx, tx, .. } = &mut self.net;
-        Some((RxToken { receiver: rx, content }, TxToken { sender: tx, segment: None }))
+        let answer = TxToken { sender: tx, segment: None, numbers: &mut self.numbers, has_checksum };
+        Some((RxToken { receiver: rx, content }, answer))
     }
 
     fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
-        let tx = &mut self.net.tx;
-        if !tx.has_room() {
+        let has_checksum = !self.net.offloads().checksum;
+        let sender = &mut self.net.tx;
+        if !sender.has_room() {
             self.blocked.set(true);
             return None;
         }
-        Some(TxToken { sender: tx, segment: None })
+        Some(TxToken { sender, segment: None, numbers: &mut self.numbers, has_checksum })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -6,6 +6,7 @@
 //! Always true: smoltcp is polled whenever a frame has come, a socket was touched or its timer is due, at most
 //! [`INGRESS_BATCH`] frames at a time; there is a listening socket for each [`Listener`] whose backlog is not full.
 //! Survives: peers that vanish (keep-alive and time-outs free their sockets), floods of SYN (bounded backlog).
+mod ack;
 mod config;
 mod device;
 mod listener;
@@ -44,6 +45,8 @@ pub const PEER_TIMEOUT: Duration = Duration::from_secs(75);
 pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// When the device has no room the stack looks again after this time.
 const BLOCKED_RETRY: Duration = Duration::from_millis(1);
+/// When something is due that cannot be done, the stack tries again after this time.
+const STUCK_RETRY: Duration = Duration::from_millis(5);
 /// Smallest socket buffer.
 const MIN_BUFFER: usize = 1024;
 /// A new connection is only taken if a block of so many bytes is still free afterwards.
@@ -246,7 +249,7 @@ impl Net {
     }
 
     fn bury_orphans(&mut self, now: Instant) {
-        let Net { orphans, sockets, .. } = self;
+        let Net { orphans, sockets, device, .. } = self;
         orphans.retain(|&(handle, deadline)| {
             let socket = sockets.get_mut::<tcp::Socket<'static>>(handle);
             match socket.state() {
@@ -261,6 +264,11 @@ impl Net {
                     }
                     return true;
                 }
+            }
+            if let Some((local, remote)) = socket.local_endpoint().zip(socket.remote_endpoint())
+                && let IpAddress::Ipv4(address) = remote.addr
+            {
+                device.numbers.forget(local.port, remote.port, address.octets());
             }
             sockets.remove(handle);
             false
@@ -289,11 +297,12 @@ impl Device for StackInner {
         let next = match next {
             // The device has no room: wait for it, but do not trust it to say so.
             Some(at) if blocked => Some(at.max(now + BLOCKED_RETRY)),
-            // Never in the past, or the executor would not rest (a neighbour that does not answer, say).
-            Some(at) if !any => Some(at.max(now + Duration::from_micros(100))),
+            // Due and yet nothing came of it (a reset to a neighbour that does not answer, say): not at once again.
+            Some(at) if !any && at <= now => Some(now + STUCK_RETRY),
             next => next,
         };
-        let linger = orphans.iter().map(|(_, at)| *at).min();
+        // First to be aborted, then to be given up.
+        let linger = orphans.iter().map(|(_, at)| if *at > now { *at } else { *at + RESET_PATIENCE }).min();
         self.deadline.set([next, linger].into_iter().flatten().min());
         any
     }

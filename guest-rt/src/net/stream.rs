@@ -1,5 +1,5 @@
 //! A TCP connection, whole or in two halves.
-use super::{Buffers, CONNECT_TIMEOUT, EPHEMERAL, SocketAddrV4, StackInner, new_socket, settle};
+use super::{Buffers, CONNECT_TIMEOUT, EPHEMERAL, SocketAddrV4, StackInner, new_socket, settle, smol_duration};
 use crate::rng;
 use crate::time::timeout;
 use alloc::rc::Rc;
@@ -249,6 +249,8 @@ impl TcpStream {
             socket
                 .connect(net.interface.context(), (*to.ip(), to.port()), port)
                 .map_err(|_| ConnectError::Unreachable)?;
+            // Time is over when we say so, not when smoltcp does: then it looks as if refused.
+            socket.set_timeout(Some(smol_duration(2 * CONNECT_TIMEOUT)));
             net.sockets.add(socket)
         };
         stack.touched.set(true);

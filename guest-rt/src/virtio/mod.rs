@@ -4,7 +4,7 @@
 //! the rules is given up, and its users get errors.
 pub mod blk;
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 pub mod mmio;
 pub mod net;
 pub mod queue;
