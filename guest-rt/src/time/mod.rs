@@ -134,6 +134,9 @@ mod source {
     }
 }
 
+#[cfg(test)]
+pub(crate) use source::generation;
+
 /// In host tests time is a number that the tests and [`crate::exec`]'s park move.
 #[cfg(test)]
 pub(crate) mod source {
@@ -155,5 +158,3 @@ pub(crate) mod source {
         GENERATION.get()
     }
 }
-#[cfg(test)]
-pub(crate) use source::generation;

@@ -79,7 +79,7 @@ proptest! {
     fn days_count_up(days in 0u64..60_000) {
         // Walk the calendar the plain way.
         let (mut y, mut left) = (1970, days);
-        let leap = |y: u64| (y % 4 == 0 && y % 100 != 0) || y % 400 == 0;
+        let leap = |y: u64| (y.is_multiple_of(4) && !y.is_multiple_of(100)) || y.is_multiple_of(400);
         while left >= 365 + u64::from(leap(y)) {
             left -= 365 + u64::from(leap(y));
             y += 1;
