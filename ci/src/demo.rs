@@ -32,6 +32,8 @@ const PORT_AFTER: f64 = 0.35;
 const RAMP_UP: Duration = Duration::from_millis(300);
 /// What is sent again because of a port is sent again within this time.
 const AFTER_EFFECTS: Duration = Duration::from_millis(500);
+/// Disk of a lab that is kept.
+const LAB_DISK: u64 = 2 << 30;
 const MIB: u64 = 1 << 20;
 
 /// What the user asked for.
@@ -129,6 +131,32 @@ pub fn run(options: &Options) -> Result<()> {
         bail!("the client had to make a new connection");
     }
     Ok(())
+}
+
+/// Starts a lab with both modules, says how to get at them, and waits for an interrupt.
+pub fn keep_lab() -> Result<()> {
+    let data = artifacts::data_dir()?;
+    setup::prepare(Need::Demo, &data, LAB_DISK)?;
+    lab::clean()?;
+    let mut cluster = modules::Cluster::start(&data, Artifacts::build()?, LAB_DISK, DMODULE_MEMORY)?;
+    let (client, node) = (cluster.lab.client1.namespace(), cluster.lab.node1.namespace());
+    println!("NFS from client1:   ip netns exec {client} nfs-ls {}", copy::url(""));
+    println!("a shell on node1:   ip netns exec {node} bash");
+    for module in [&cluster.dmodule, &cluster.nmodule] {
+        println!("{}:", module.daemon.name());
+        println!("  control socket:   {}", module.api.curl("GET", "/v1/vm", None));
+        println!("  console:          {}", module.console.display());
+        println!("  process:          {}", module.daemon.pid());
+    }
+    println!("Ctrl-C ends it");
+    loop {
+        for module in [&mut cluster.dmodule, &mut cluster.nmodule] {
+            if let Some(status) = module.daemon.ended()? {
+                bail!("{} has ended with {status}{}", module.daemon.name(), module.quote());
+            }
+        }
+        std::thread::sleep(Duration::from_millis(200));
+    }
 }
 
 /// Room for both files, the data layout's own blocks, and free space to write to, since nothing live is overwritten.

@@ -49,6 +49,8 @@ enum Task {
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
+    /// Start both modules in a lab and keep them until Ctrl-C, to look at by hand.
+    Lab,
     /// Remove what runs that were killed have left behind.
     Clean,
 }
@@ -100,6 +102,7 @@ fn run(task: Task) -> Result<()> {
             let which = if which.is_some() { Which::System } else { Which::All };
             check::run(which, filter.as_deref())
         }
+        Task::Lab => demo::keep_lab(),
         Task::Clean => {
             for thing in lab::clean()? {
                 println!("removed {thing}");
