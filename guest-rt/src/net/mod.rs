@@ -7,6 +7,7 @@
 //! [`INGRESS_BATCH`] frames at a time; there is a listening socket for each [`Listener`] whose backlog is not full.
 //! Survives: peers that vanish (keep-alive and time-outs free their sockets), floods of SYN (bounded backlog).
 mod ack;
+mod announce;
 mod config;
 mod device;
 mod listener;
@@ -105,10 +106,11 @@ fn smol_duration(d: Duration) -> smoltcp::time::Duration {
 }
 
 impl Stack {
-    /// Puts a stack on a device.
+    /// Puts a stack on a device, and tells the neighbours whose address it is.
     pub fn new(mut device: NetDevice, config: Config) -> Stack {
         device.start(config.rx_buffers);
         let mac = device.mac();
+        announce::announce(&mut device, config.address.address);
         let mut device = SmolDevice::new(device);
         let mut smol_config = smoltcp::iface::Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
         smol_config.random_seed = rng::random_u64();
