@@ -228,7 +228,7 @@ fn random_requests_never_panic() {
     let path = image(&dir, 64 << 10);
     let mut random = Random(7);
     for _ in 0..200 {
-        let mut d = Disk::new(&path, random.next() % 2 == 0);
+        let mut d = Disk::new(&path, random.next().is_multiple_of(2));
         for _ in 0..8 {
             d.0.write(HEADER, &random.next().to_le_bytes());
             d.0.write(HEADER, &((random.next() % 12) as u32).to_le_bytes());

@@ -92,7 +92,7 @@ fn random_accesses_never_panic() {
             };
             let len = [1, 2, 4, 8][(random.next() % 4) as usize];
             let value = random.next() >> (random.next() % 64);
-            if random.next() % 3 == 0 {
+            if random.next().is_multiple_of(3) {
                 b.transport.read(offset, &mut [0; 8][..len]);
             } else {
                 b.transport.write(offset, &value.to_le_bytes()[..len]);

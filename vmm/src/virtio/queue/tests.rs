@@ -153,7 +153,7 @@ fn random_rings_never_panic() {
         let mut q = queue(&m);
         for _ in 0..64 {
             // mostly small numbers, so that some of it makes sense
-            let narrow = if random.next() % 3 == 0 { u64::MAX } else { 0x1f_ffff };
+            let narrow = if random.next().is_multiple_of(3) { u64::MAX } else { 0x1f_ffff };
             desc(
                 &m,
                 DESC,
