@@ -86,6 +86,8 @@ pub enum Event {
     ArbiterSilent,
     /// The first vCPU has entered the guest; the message to tell the source with.
     Entered(Message),
+    /// The guest gets frames from the taps here; the message to tell the source with. To be reported when it runs.
+    Opened(Message),
     /// The connection is gone.
     Disconnected(Reason),
     /// The peer broke the protocol: handled as if the connection were gone.
@@ -153,6 +155,11 @@ impl Destination {
             epoch: Epoch(0),
             reason: None,
         }
+    }
+
+    /// Features both sides use, once agreed on.
+    pub fn features(&self) -> u64 {
+        self.hello.as_ref().map_or(0, |h| (h.offered | h.required) & feature::KNOWN)
     }
 
     /// How far it is.
@@ -242,6 +249,10 @@ impl Destination {
                 vec![Action::Send(running)]
             }
             (P::Starting | P::Running, Event::Bulk(FrameType::Frames)) => vec![],
+            // The driver holds the frames back; this side's answer is for the source's figures.
+            (P::Running, Event::Opened(opened)) if self.features() & feature::ORDER != 0 => {
+                vec![Action::Send(opened)]
+            }
             (P::Running, Event::Message(Message::Done { .. }) | Event::Disconnected(_) | Event::Broken(_)) => {
                 self.phase = P::Ended;
                 vec![Action::Close]
@@ -296,9 +307,9 @@ impl Destination {
             );
             return self.refuse(Reason::new(ReasonCode::Memory, text));
         }
-        let features = (hello.offered | hello.required) & feature::KNOWN;
         self.epoch = hello.epoch;
         self.hello = Some(hello);
+        let features = self.features();
         self.phase = Phase::Describe;
         vec![Action::Send(Message::Welcome { version, features })]
     }

@@ -21,10 +21,12 @@ pub const NET_FRAME_MAX: usize = 65_536 + 64;
 /// Most network frames in one FRAMES frame.
 pub const NET_FRAMES_MAX: usize = 512;
 
-/// Feature bits of HELLO. None is defined in version 1; a bit unknown to the destination in `required` is refused.
+/// Feature bits of HELLO; a bit unknown to the destination in `required` is refused.
 pub mod feature {
+    /// SWITCHED and OPENED are understood: the guest's frames keep their order.
+    pub const ORDER: u64 = 1 << 0;
     /// Features this build has.
-    pub const KNOWN: u64 = 0;
+    pub const KNOWN: u64 = ORDER;
 }
 
 /// One instant on the clocks of one host.
@@ -261,6 +263,21 @@ pub enum Message {
         /// Network frames forwarded in all.
         frames: u64,
     },
+    /// The destination's announcement has reached this device's tap at the source: all that came before it has been
+    /// forwarded, and what comes now goes to the destination. Only with [`feature::ORDER`].
+    Switched {
+        /// Index of the network device.
+        device: u32,
+    },
+    /// The guest gets frames from the destination's taps. Only with [`feature::ORDER`].
+    Opened {
+        /// Devices opened because SWITCHED came.
+        switched: u32,
+        /// Devices opened because it did not come in time.
+        late: u32,
+        /// Nanoseconds from the announcement until the last was opened.
+        waited_ns: u64,
+    },
 }
 
 impl Message {
@@ -281,6 +298,8 @@ impl Message {
             Message::Aborted { .. } => FrameType::Aborted,
             Message::Cancel(_) => FrameType::Cancel,
             Message::Done { .. } => FrameType::Done,
+            Message::Switched { .. } => FrameType::Switched,
+            Message::Opened { .. } => FrameType::Opened,
         }
     }
 
@@ -327,6 +346,11 @@ impl Message {
                 put_reason(out, reason);
             }
             Message::Done { frames } => put_u64s(out, &[*frames]),
+            Message::Switched { device } => put_u32s(out, &[*device, 0]),
+            Message::Opened { switched, late, waited_ns } => {
+                put_u32s(out, &[*switched, *late]);
+                put_u64s(out, &[*waited_ns]);
+            }
         }
     }
 
@@ -399,6 +423,12 @@ impl Message {
             FrameType::Aborted => Message::Aborted { epoch: Epoch(r.u64()?), reason: reason(&mut r)? },
             FrameType::Cancel => Message::Cancel(reason(&mut r)?),
             FrameType::Done => Message::Done { frames: r.u64()? },
+            FrameType::Switched => {
+                let device = r.u32()?;
+                zero(&r.array::<4>()?, "SWITCHED")?;
+                Message::Switched { device }
+            }
+            FrameType::Opened => Message::Opened { switched: r.u32()?, late: r.u32()?, waited_ns: r.u64()? },
             FrameType::Pages | FrameType::State | FrameType::Frames => {
                 return Err(Error::Value { what: "type of a control frame", value: frame_type as u64 });
             }

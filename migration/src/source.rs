@@ -166,6 +166,8 @@ pub struct Source {
     /// What to compete with; known once COMMIT is out.
     epoch: Epoch,
     connected: bool,
+    /// Agreed on in WELCOME.
+    features: u64,
     /// RUNNING came: the destination cannot give the VM back any more.
     runs_there: bool,
     reason: Option<Reason>,
@@ -184,6 +186,7 @@ impl Source {
             least_dirty: u64::MAX,
             stuck: 0,
             connected: false,
+            features: 0,
             runs_there: false,
             reason: None,
         }
@@ -202,6 +205,11 @@ impl Source {
     /// Current pre-copy round.
     pub fn round(&self) -> u32 {
         self.round
+    }
+
+    /// Features both sides use, once agreed on.
+    pub fn features(&self) -> u64 {
+        self.features
     }
 
     /// Whether the destination may run already, so that this side must not resume of its own accord.
@@ -226,6 +234,7 @@ impl Source {
                     let text = format!("destination chose version {version} with features {features:#x}");
                     return self.abort(Reason::new(ReasonCode::Version, text));
                 }
+                self.features = features;
                 self.phase = P::Describe;
                 vec![Action::Send(Message::Describe(self.description.clone()))]
             }
@@ -270,6 +279,8 @@ impl Source {
                 // This side had lost to a destination that then failed and gives the VM back.
                 self.aborted(reason, epoch)
             }
+            // Figures only; the driver has taken them.
+            (P::Forwarding, Event::Message(Message::Opened { .. })) => vec![],
             (P::Handing, Event::Message(Message::Aborted { reason, .. })) => self.abort(reason),
             (P::Competing, Event::Verdict { expected, verdict }) if expected == self.epoch => self.decided(verdict),
             (P::Competing, Event::ArbiterSilent) => vec![],

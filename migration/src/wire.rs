@@ -70,11 +70,15 @@ pub enum FrameType {
     Cancel = 16,
     /// Source: nothing more will be forwarded.
     Done = 17,
+    /// Source: the destination's announcement has reached a tap here; all that came before it has been forwarded.
+    Switched = 18,
+    /// Destination: the guest gets frames from the taps here.
+    Opened = 19,
 }
 
 impl FrameType {
     /// All types, in numerical order from 1.
-    pub const ALL: [FrameType; 17] = [
+    pub const ALL: [FrameType; 19] = [
         FrameType::Hello,
         FrameType::Welcome,
         FrameType::Refuse,
@@ -92,6 +96,8 @@ impl FrameType {
         FrameType::Frames,
         FrameType::Cancel,
         FrameType::Done,
+        FrameType::Switched,
+        FrameType::Opened,
     ];
 
     /// The type with this number.
@@ -130,6 +136,8 @@ impl FrameType {
             FrameType::Frames => "FRAMES",
             FrameType::Cancel => "CANCEL",
             FrameType::Done => "DONE",
+            FrameType::Switched => "SWITCHED",
+            FrameType::Opened => "OPENED",
         }
     }
 }

@@ -7,7 +7,9 @@
 //! end, it gets decided.
 use migration::convergence::{Policy, RoundStats};
 use migration::destination::{self, Destination};
-use migration::message::{Description, Hello, Message, Ownership, Reason, ReasonCode, Stamp, VERSION_MAX, VERSION_MIN};
+use migration::message::{
+    Description, Hello, Message, Ownership, Reason, ReasonCode, Stamp, VERSION_MAX, VERSION_MIN, feature,
+};
 use migration::ownership::{Epoch, OwnerId, Record, Verdict};
 use migration::source::{self, Source};
 use migration::wire::FrameType;
@@ -36,10 +38,13 @@ enum Task {
     Collect,
     SendFinal(Option<Epoch>),
     SendCommit(Epoch),
+    /// Late frames, and among them the announcement: it may reach the source's tap at any time from COMMIT on.
+    Forward,
     Linger,
     Prepare,
     Load,
     Start,
+    Open,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -83,7 +88,7 @@ fn start(ownership: Ownership) -> State {
         min_version: VERSION_MIN,
         max_version: VERSION_MAX,
         required: 0,
-        offered: 0,
+        offered: feature::KNOWN,
         port: [3, 4],
         vm_id: 1,
         owner: SOURCE,
@@ -262,9 +267,21 @@ impl State {
                 self.send_to_destination(Wire::Bulk(FrameType::State));
                 if let Some(epoch) = commit {
                     self.send_to_destination(Wire::Control(commit_message(epoch)));
+                    self.task(Side::Source, Task::Forward);
                 }
             }
-            (Task::SendCommit(epoch), _) => self.send_to_destination(Wire::Control(commit_message(epoch))),
+            (Task::SendCommit(epoch), _) => {
+                self.send_to_destination(Wire::Control(commit_message(epoch)));
+                self.task(Side::Source, Task::Forward);
+            }
+            (Task::Forward, _) => {
+                // The driver forwards only in these phases, and only while it has the connection.
+                if self.source.past_no_return() && !self.source_told {
+                    assert_eq!(self.source.features(), feature::ORDER);
+                    self.send_to_destination(Wire::Bulk(FrameType::Frames));
+                    self.send_to_destination(Wire::Control(Message::Switched { device: 0 }));
+                }
+            }
             (Task::Linger, _) => self.source_event(S::LingerOver),
             (Task::Prepare, Outcome::Good) => {
                 self.destination_event(destination::Event::Prepared { owner: DESTINATION, epoch: self.record.epoch })
@@ -274,6 +291,11 @@ impl State {
                 let epoch = self.destination_runs.unwrap_or_default();
                 let running = Message::Running { epoch, entered: Stamp::default(), steps: [0; 4] };
                 self.destination_event(destination::Event::Entered(running));
+                self.task(Side::Destination, Task::Open);
+            }
+            (Task::Open, _) => {
+                let opened = Message::Opened { switched: 1, late: 0, waited_ns: 0 };
+                self.destination_event(destination::Event::Opened(opened));
             }
             (_, _) if side == Side::Source => self.source_event(S::Failed(failed)),
             _ => self.destination_event(destination::Event::Failed(failed)),
@@ -524,7 +546,7 @@ enum Outcome {
 
 fn outcomes(task: Task) -> &'static [Outcome] {
     match task {
-        Task::Connect | Task::Linger | Task::Start => &[Outcome::Good],
+        Task::Connect | Task::Forward | Task::Linger | Task::Start | Task::Open => &[Outcome::Good],
         Task::Measure => &[Outcome::Good, Outcome::Busy, Outcome::Bad],
         _ => &[Outcome::Good, Outcome::Bad],
     }

@@ -12,11 +12,41 @@ const DMODULE: &str = "10.77.0.3";
 const CF_PORT: u16 = 7100;
 const NFS_PORT: u16 = 2049;
 
-/// Ports the N-module while a client writes. Needs the images and the load generator:
+/// What the client's TCP counts when something got lost or came out of order, or seemed to.
+const COUNTERS: [&str; 10] = [
+    "RetransSegs",
+    "TCPFastRetrans",
+    "TCPSackRecovery",
+    "TCPTimeouts",
+    "TCPLossProbes",
+    "TCPDSACKRecv",
+    "TCPDSACKUndo",
+    "TCPSACKReorder",
+    "TCPOFOQueue",
+    "TCPDSACKOldSent",
+];
+
+/// The counters of this thread's network namespace.
+fn counters() -> Vec<u64> {
+    let mut found = std::collections::HashMap::new();
+    for file in ["snmp", "netstat"] {
+        let text = std::fs::read_to_string(format!("/proc/thread-self/net/{file}")).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        for pair in lines.chunks_exact(2) {
+            let names = pair[0].split(' ').skip(1).map(str::to_owned);
+            found.extend(names.zip(pair[1].split(' ').skip(1).map(|n| n.parse::<i64>().unwrap_or(0) as u64)));
+        }
+    }
+    COUNTERS.iter().map(|name| found.get(*name).copied().unwrap_or(0)).collect()
+}
+
+/// Ports the N-module while a client writes (`MODE=randread`: reads) `PORTS` times. Needs the images and the load generator:
 /// `NMODULE=… DMODULE=… NFS_LOAD=… cargo test -p vmm --test port_measure -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn modules_under_load() {
+    let ports: u16 = std::env::var("PORTS").map_or(30, |n| n.parse().unwrap());
+    let mode = std::env::var("MODE").unwrap_or("write".into());
     let path = |name: &str| std::env::var(name).unwrap_or_else(|_| panic!("{name}=PATH is needed"));
     let (nmodule, dmodule, load) = (path("NMODULE"), path("DMODULE"), path("NFS_LOAD"));
     let lab = Lab::new(3);
@@ -35,21 +65,34 @@ fn modules_under_load() {
     args.extend(["--vm-id", "1", "--arbiter", &arbiter]);
     let mut here = lab.spawn("nmodule", &args);
     lab.connect_to(GUEST, NFS_PORT);
+    let file = format!("nfs://{GUEST}/vol0/load");
+    if mode != "write" {
+        let filled = Command::new(&load).args([&file, "fill", "32768", "8", "600", "67108864"]).output().unwrap();
+        assert!(filled.status.success());
+    }
     let mut client = Command::new(&load)
-        .arg(format!("nfs://{GUEST}/vol0/load"))
-        .args(["write", "32768", "8", "600", "67108864"])
+        .args([&file, &mode, "32768", "8", "600", "67108864"])
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
     std::thread::sleep(Duration::from_millis(500));
     let mut blackouts = Vec::new();
-    for turn in 0..30u16 {
+    let mut around = vec![0; COUNTERS.len()];
+    let first = counters();
+    for turn in 0..ports {
         let consoles = || ["nmodule", "dmodule"].map(|n| lab.console(n)).join("\n");
         assert!(client.try_wait().unwrap().is_none(), "the load goes on: {}", consoles());
         let there: Vmm = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         std::thread::sleep(Duration::from_millis(200));
-        let status = here.wait_port(here.port_unverified(4000 + turn));
+        let before = counters();
+        let id = here.port_unverified(4000 + turn);
+        let mut status = here.wait_port(id);
         assert_eq!(status["state"], "completed", "{status}");
+        // The figures of the time after the hand-over come later.
+        while let Some((200, later)) = here.try_api("GET", &format!("/v1/migrations/{id}"), None) {
+            status = later;
+            std::thread::sleep(Duration::from_millis(20));
+        }
         println!(
             "blackout {}, port {}, {} rounds, residue {} pages, {}",
             status["blackout_us"],
@@ -58,17 +101,27 @@ fn modules_under_load() {
             status["residue_pages"],
             status["breakdown"]
         );
-        println!("    {}", status["rounds"]);
+        println!("    {}; forwarded {}, order {}", status["rounds"], status["forwarded_frames"], status["order"]);
         blackouts.push(status["blackout_us"].as_u64().unwrap());
         assert!(eventually("the source ends", || (!here.is_alive()).then_some(true)));
         here = there;
+        for (sum, (before, after)) in around.iter_mut().zip(before.iter().zip(counters())) {
+            *sum += after - before;
+        }
         std::thread::sleep(Duration::from_millis(200));
+    }
+    let all: Vec<u64> = first.iter().zip(counters()).map(|(before, after)| after - before).collect();
+    for (name, (around, all)) in COUNTERS.iter().zip(around.iter().zip(all)) {
+        println!("{name}: {around} in {ports} ports, {all} in all");
     }
     client.kill().unwrap();
     client.wait().unwrap();
     blackouts.sort_unstable();
     println!(
         "blackout us: least {}, median {}, p90 {}, most {}",
-        blackouts[0], blackouts[15], blackouts[27], blackouts[29]
+        blackouts[0],
+        blackouts[blackouts.len() / 2],
+        blackouts[blackouts.len() * 9 / 10],
+        blackouts[blackouts.len() - 1]
     );
 }

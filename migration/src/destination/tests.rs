@@ -149,3 +149,31 @@ fn a_vm_that_runs_here_outlives_the_source() {
     assert_eq!(d.on_event(Event::Entered(running)), [Action::Close]);
     assert_eq!(d.phase(), Phase::Ended);
 }
+
+#[test]
+fn opened_is_told_when_agreed_on_and_running() {
+    let opened = Message::Opened { switched: 1, late: 0, waited_ns: 5 };
+    for offered in [0, feature::KNOWN | 1 << 40] {
+        let mut d = Destination::new(MEMORY);
+        let hello = Hello { offered, ..hello(Ownership::Stream) };
+        let features = offered & feature::KNOWN;
+        let welcome = Message::Welcome { version: VERSION_MAX, features };
+        assert_eq!(d.on_event(Event::Message(Message::Hello(hello))), [Action::Send(welcome)]);
+        assert_eq!(d.features(), features);
+        for (event, _) in &script(Ownership::Stream)[1..] {
+            d.on_event(event.clone());
+        }
+        d.on_event(commit());
+        // SWITCHED is the driver's; it may come before the first entry.
+        assert_eq!(d.on_event(Event::Message(Message::Switched { device: 0 })), []);
+        assert_eq!(d.on_event(Event::Opened(opened.clone())), [], "before RUNNING");
+        d.on_event(Event::Entered(Message::Loaded));
+        assert_eq!(d.phase(), Phase::Running);
+        let told = d.on_event(Event::Opened(opened.clone()));
+        assert_eq!(told, if features == 0 { vec![] } else { vec![Action::Send(opened.clone())] });
+    }
+    // Before COMMIT it is a violation.
+    let mut d = at(Ownership::Arbiter, 7);
+    d.on_event(Event::Message(Message::Switched { device: 0 }));
+    assert_eq!(d.phase(), Phase::Destroyed);
+}

@@ -27,6 +27,8 @@ fn golden() {
         (Message::Aborted { reason: Reason::new(ReasonCode::State, "bad"), epoch: Epoch(4) }, 0x04ce_9bc4_1864_458e),
         (Message::Cancel(Reason::new(ReasonCode::Cancelled, "stop")), 0x0336_9d70_d538_63e4),
         (Message::Done { frames: 3 }, 0x4d92_2029_c1f4_2e7d),
+        (Message::Switched { device: 1 }, 0x2fbc_5935_64db_792e),
+        (Message::Opened { switched: 1, late: 2, waited_ns: 3 }, 0x9b15_0fb2_dc29_0547),
     ];
     let got: Vec<u64> = all.iter().map(|(m, _)| xxhash_rust::xxh3::xxh3_64(&bytes(m))).collect();
     let expected: Vec<u64> = all.iter().map(|(_, sum)| *sum).collect();
@@ -152,6 +154,12 @@ fn any_message() -> impl Strategy<Value = Message> {
         }),
         (any_reason(), any::<u64>()).prop_map(|(reason, e)| Message::Aborted { reason, epoch: Epoch(e) }),
         any::<u64>().prop_map(|frames| Message::Done { frames }),
+        any::<u32>().prop_map(|device| Message::Switched { device }),
+        (any::<u32>(), any::<u32>(), any::<u64>()).prop_map(|(switched, late, waited_ns)| Message::Opened {
+            switched,
+            late,
+            waited_ns
+        }),
     ]
 }
 
@@ -170,7 +178,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes(number in 1u16..18, b in prop::collection::vec(any::<u8>(), 0..200)) {
+    fn any_bytes(number in 1u16..=FrameType::ALL.len() as u16, b in prop::collection::vec(any::<u8>(), 0..200)) {
         let frame_type = FrameType::from_number(number).unwrap();
         if let Ok(message) = Message::parse(frame_type, &b) {
             prop_assert_eq!(bytes(&message), b);

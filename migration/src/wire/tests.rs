@@ -69,5 +69,5 @@ fn types_have_their_numbers() {
         assert_eq!(FrameType::from_number(frame_type as u16), Ok(frame_type));
     }
     assert_eq!(FrameType::from_number(0), Err(Error::Type(0)));
-    assert_eq!(FrameType::from_number(18), Err(Error::Type(18)));
+    assert_eq!(FrameType::from_number(20), Err(Error::Type(20)));
 }

@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use migration::destination::{Action, Destination, Event, Phase};
-use migration::message::{Description, Frames, Message, Ownership, Reason, ReasonCode, Stamp};
+use migration::message::{Description, Frames, Message, Ownership, Reason, ReasonCode, Stamp, feature};
 use migration::ownership::{Epoch, OwnerId};
 use migration::pages::Pages;
 use migration::section::Sections;
@@ -23,6 +23,7 @@ use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
 use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
+use super::order::Gate;
 use super::stamp;
 use super::transfer;
 use super::urgent::Urgent;
@@ -155,6 +156,9 @@ struct Driver<'a> {
     touched: Vec<u64>,
     sections: Option<Sections>,
     frames: Vec<NetFrame>,
+    /// From the announcement on.
+    gate: Option<Gate>,
+    told: bool,
     applied: Duration,
     loaded_at: Option<Instant>,
     load_took: Duration,
@@ -195,6 +199,8 @@ impl<'a> Driver<'a> {
             touched: Vec::new(),
             sections: None,
             frames: Vec::new(),
+            gate: None,
+            told: false,
             applied: Duration::ZERO,
             loaded_at: None,
             load_took: Duration::ZERO,
@@ -364,7 +370,12 @@ impl<'a> Driver<'a> {
         let Some(shell) = &self.shell else { return };
         let vm = shell.vm.clone();
         self.run_at = Some(Instant::now());
+        // What is in the taps now came by flooding, and to the source before the announcement can.
         guest::discard_frames(&shell.vm);
+        let ordered = self.machine.features() & feature::ORDER != 0;
+        if ordered {
+            guest::hold_taps(&shell.vm);
+        }
         for frame in self.frames.drain(..) {
             guest::inject(&shell.vm, &frame);
         }
@@ -374,7 +385,36 @@ impl<'a> Driver<'a> {
             shell.vm.stop();
         }
         self.announce();
+        self.gate = Some(Gate::new(guest::nets(&vm), Instant::now(), ordered));
         self.arrival.runs(&vm);
+    }
+
+    /// Opens the taps that have waited long enough; tells the source when all are open.
+    fn gate(&mut self) {
+        let (Some(shell), Some(gate)) = (&self.shell, &mut self.gate) else { return };
+        for device in gate.overdue(Instant::now(), self.connection.is_none()) {
+            guest::open_tap(&shell.vm, device, |frame| gate.is_new(device, frame));
+        }
+        if self.machine.phase() == Phase::Running
+            && !self.told
+            && let Some(opened) = gate.result()
+        {
+            self.told = true;
+            log::debug!("{opened:?}");
+            self.events.push_back(Event::Opened(Message::Opened {
+                switched: opened.switched,
+                late: opened.late,
+                waited_ns: opened.waited.as_nanos() as u64,
+            }));
+        }
+    }
+
+    /// All that came to the source before the announcement has been injected.
+    fn switched(&mut self, device: u32) {
+        let (Some(shell), Some(gate)) = (&self.shell, &mut self.gate) else { return };
+        if gate.switch(device, Instant::now()) {
+            guest::open_tap(&shell.vm, device, |frame| gate.is_new(device, frame));
+        }
     }
 
     /// Sends the announcements that are due.
@@ -415,6 +455,7 @@ impl<'a> Driver<'a> {
         }
         if self.run_at.is_some() {
             self.announce();
+            self.gate();
         }
         if self.heard.elapsed() > self.limit() {
             self.heard = Instant::now();
@@ -478,7 +519,12 @@ impl<'a> Driver<'a> {
                 let device = frames.device;
                 let frames = frames.frames.into_iter().map(|f| NetFrame { device, bytes: f.to_vec() });
                 match (&self.shell, self.run_at) {
-                    (Some(shell), Some(_)) => frames.for_each(|f| guest::inject(&shell.vm, &f)),
+                    (Some(shell), Some(_)) => frames.for_each(|f| {
+                        if let Some(gate) = &mut self.gate {
+                            gate.forwarded(f.device, &f.bytes);
+                        }
+                        guest::inject(&shell.vm, &f);
+                    }),
                     _ => {
                         let room = KEPT_MAX.saturating_sub(self.frames.len());
                         self.frames.extend(frames.take(room));
@@ -490,6 +536,9 @@ impl<'a> Driver<'a> {
                 let message = connection.message(incoming)?;
                 if let Message::Commit { paused, .. } = &message {
                     self.paused = Some(*paused);
+                }
+                if let Message::Switched { device } = message {
+                    self.switched(device);
                 }
                 Event::Message(message)
             }
@@ -530,6 +579,7 @@ impl<'a> Driver<'a> {
             _ if self.machine.phase() == Phase::Starting => Duration::from_micros(50),
             _ => TICK,
         };
+        let tick = self.gate.as_ref().and_then(|g| g.left(Instant::now())).map_or(tick, |left| left.min(tick));
         let _ = wait(&fds, Some(tick));
     }
 }

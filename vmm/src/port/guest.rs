@@ -175,6 +175,32 @@ pub(super) fn inject(vm: &Vm, frame: &NetFrame) {
     }
 }
 
+/// Holds all taps back: the guest gets injected frames only.
+pub(super) fn hold_taps(vm: &Vm) {
+    vm.devices().nets().for_each(|net| net.hold_tap(true));
+}
+
+/// Ends [`hold_taps`] for a device, with the frames `is_new` accepts of those that are in the tap.
+pub(super) fn open_tap(vm: &Vm, device: u32, mut is_new: impl FnMut(&[u8]) -> bool) {
+    let mut devices = vm.devices();
+    let Some(net) = devices.nets().nth(device as usize) else { return };
+    // What finds no room waits in the tap; it came last, so the source has not forwarded it.
+    let opened = net.take_frames(net.room()).and_then(|mut frames| {
+        frames.retain(|frame| is_new(frame));
+        net.inject_frames(frames)
+    });
+    if let Err(e) = opened {
+        log::warn!("frames are lost: {e}");
+    }
+    net.hold_tap(false);
+    while devices.process_all() == Progress::More {}
+}
+
+/// MACs of the guest, by device.
+pub(super) fn macs(vm: &Vm) -> Vec<[u8; 6]> {
+    vm.devices().nets().map(|n| n.mac().0).collect()
+}
+
 /// Throws away what is in the taps: it came by flooding, and went to the source as well.
 pub(super) fn discard_frames(vm: &Vm) {
     for net in vm.devices().nets() {

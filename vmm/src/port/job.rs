@@ -72,6 +72,17 @@ pub struct RoundReport {
     pub dirty_pages: u64,
 }
 
+/// How long the destination held its own taps back, so that the guest got what the source forwarded first.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct OrderReport {
+    /// Devices opened in order: the announcement had reached the source's tap.
+    pub switched: u32,
+    /// Devices opened because that took too long.
+    pub late: u32,
+    /// From the announcement until the last was opened.
+    pub waited_us: u64,
+}
+
 /// Everything about a port.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct JobStatus {
@@ -103,6 +114,10 @@ pub struct JobStatus {
     pub breakdown: Option<Breakdown>,
     /// Network frames forwarded to the destination.
     pub forwarded_frames: u64,
+    /// Those of them that came after the announcement of the destination.
+    pub stragglers: u64,
+    /// How the frames' order was kept, once the destination has told.
+    pub order: Option<OrderReport>,
     /// Why it failed.
     pub error: Option<String>,
 }

@@ -11,6 +11,7 @@ mod engine;
 pub mod frames;
 mod guest;
 pub mod job;
+mod order;
 mod residue;
 pub mod source;
 pub mod stamp;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migration::convergence::{Policy, RoundStats};
-use migration::message::{Message, Ownership, Reason, ReasonCode, Stamp};
+use migration::message::{Message, Ownership, Reason, ReasonCode, Stamp, feature};
 use migration::ownership::{Epoch, OwnerId};
 use migration::section::Sections;
 use migration::source::{Action, Event, Phase, Source};
@@ -21,7 +21,7 @@ use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
 use super::frames::Forwarder;
 use super::guest;
-use super::job::{Breakdown, Job, JobState, RoundReport};
+use super::job::{Breakdown, Job, JobState, OrderReport, RoundReport};
 use super::residue::Residue;
 use super::stamp;
 use super::transfer::{PageWriter, Pending, SendError, Sent};
@@ -126,7 +126,7 @@ impl<'a> Driver<'a> {
             arbiter: None,
             arbiter_address: order.arbiter,
             verify: order.verify,
-            forwarder: Forwarder::new(),
+            forwarder: Forwarder::new(&guest::macs(vm)),
             writer: PageWriter::new(),
             pending: Pending::none(vm.memory()),
             sections: None,
@@ -489,6 +489,10 @@ impl<'a> Driver<'a> {
                     self.measured(entered, steps);
                     self.report_ported();
                 }
+                if let Message::Opened { switched, late, waited_ns } = message {
+                    let order = OrderReport { switched, late, waited_us: waited_ns / 1000 };
+                    self.job.update(|s| s.order = Some(order));
+                }
                 self.events.push_back(Event::Message(message));
             }
             Err(e) => self.lost(&e),
@@ -515,6 +519,7 @@ impl<'a> Driver<'a> {
     /// Frames that reach this side although the VM may already be elsewhere.
     fn forward(&mut self) {
         let keep = !matches!(self.machine.phase(), Phase::Forwarding);
+        self.forwarder.ordered = self.machine.features() & feature::ORDER != 0;
         let result = self.forwarder.turn(self.vm, self.connection.as_mut(), keep);
         if let Err(e) = result {
             self.lost(&e);
@@ -550,10 +555,12 @@ impl<'a> Driver<'a> {
     /// The VM is the destination's.
     fn report_ported(&mut self) {
         self.urgent.clear();
-        let (forwarded, total) = (self.forwarder.forwarded(), micros(self.started.elapsed()));
+        let (forwarded, stragglers) = (self.forwarder.forwarded(), self.forwarder.stragglers());
+        let total = micros(self.started.elapsed());
         self.job.update(|s| {
             s.state = JobState::Completed;
             s.forwarded_frames = forwarded;
+            s.stragglers = stragglers;
             s.total_us = total;
         });
     }

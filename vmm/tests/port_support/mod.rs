@@ -142,7 +142,9 @@ impl Vmm {
         let sock = lab.dir.path().join(format!("{name}.sock"));
         let console = lab.dir.path().join(format!("{name}.console"));
         let log = std::fs::File::create(lab.dir.path().join(format!("{name}.log"))).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_vmm"));
+        // To measure another build beside this one.
+        let vmm = std::env::var_os("VMM").unwrap_or(env!("CARGO_BIN_EXE_vmm").into());
+        let mut command = Command::new(vmm);
         command
             .args(args)
             .arg("--api-sock")

@@ -166,18 +166,21 @@ impl Net {
         self.tap.as_raw_fd()
     }
 
+    /// While `held`, the guest gets injected frames only; those in the tap wait there.
+    pub fn hold_tap(&mut self, held: bool) {
+        self.receiver.held = held;
+        self.receiver.tap_may_have_frames();
+    }
+
+    /// How many frames [`Net::inject_frames`] takes at present.
+    pub fn room(&self) -> usize {
+        PENDING_MAX.saturating_sub(self.receiver.pending.len())
+    }
+
     /// Tells the network where the guest's MAC is now: sends a RARP request from it (broadcast), as QEMU and Linux do.
     pub fn announce(&self) -> Result<()> {
-        let mut frame = [0u8; HEADER_SIZE + 60];
-        let f = &mut frame[HEADER_SIZE..];
-        f[..6].fill(0xff);
-        f[6..12].copy_from_slice(&self.mac.0);
-        f[12..14].copy_from_slice(&[0x80, 0x35]); // RARP
-        f[14..22].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 3]); // Ethernet, IPv4, request reverse
-        f[22..28].copy_from_slice(&self.mac.0);
-        f[32..38].copy_from_slice(&self.mac.0);
         self.tap
-            .write_frame(&frame)
+            .write_frame(&announcement(self.mac.0))
             .map_err(|e| Error::Host { what: format!("{}: announce {}", self.id, self.mac), source: e })
     }
 
@@ -216,6 +219,26 @@ impl Net {
             }
         }
     }
+}
+
+/// A RARP request of this MAC, with its virtio-net header.
+fn announcement(mac: [u8; 6]) -> [u8; HEADER_SIZE + 60] {
+    let mut frame = [0u8; HEADER_SIZE + 60];
+    let f = &mut frame[HEADER_SIZE..];
+    f[..6].fill(0xff);
+    f[6..12].copy_from_slice(&mac);
+    f[12..14].copy_from_slice(&[0x80, 0x35]); // RARP
+    f[14..22].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 3]); // Ethernet, IPv4, request reverse
+    f[22..28].copy_from_slice(&mac);
+    f[32..38].copy_from_slice(&mac);
+    frame
+}
+
+/// Whether a frame, with its virtio-net header, is what [`Net::announce`] sends for this MAC.
+pub fn is_announcement(frame: &[u8], mac: [u8; 6]) -> bool {
+    // Up to the end of the RARP packet: what pads it may change on the way.
+    const END: usize = HEADER_SIZE + 42;
+    frame.get(HEADER_SIZE..END) == announcement(mac).get(HEADER_SIZE..END)
 }
 
 impl Device for Net {

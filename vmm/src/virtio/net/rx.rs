@@ -43,6 +43,8 @@ pub(super) struct Receiver {
     pub pending: VecDeque<Frame>,
     /// Nothing is taken from the tap.
     pub stopped: bool,
+    /// Only what is pending is delivered.
+    pub held: bool,
     buffers: VecDeque<Buffer>,
     /// Room in `buffers`.
     room: u64,
@@ -66,8 +68,8 @@ impl Receiver {
     }
 
     pub fn reset(&mut self) {
-        let stopped = self.stopped;
-        *self = Receiver { stopped, ..Receiver::default() };
+        let (stopped, held) = (self.stopped, self.held);
+        *self = Receiver { stopped, held, ..Receiver::default() };
     }
 
     pub fn tap_may_have_frames(&mut self) {
@@ -100,7 +102,7 @@ impl Receiver {
                 }
                 continue;
             }
-            if !self.tap_ready {
+            if self.held || !self.tap_ready {
                 return Ok(Progress::Done);
             }
             self.collect(queue, memory, self.frame_max)?;

@@ -214,3 +214,30 @@ fn a_tap_has_one_user() {
     let config = NetConfig { tap: None, fd: Some(w.socket.as_raw_fd()), ..config };
     assert!(Net::open(&config).err().unwrap().to_string().contains("not a tap"));
 }
+
+#[test]
+fn a_held_tap_waits_while_injected_frames_are_delivered() {
+    let mut w = Wire::new(0);
+    w.offer(0..4, 2048);
+    w.net().hold_tap(true);
+    w.send(&frame(1, 60));
+    w.serve();
+    assert_eq!(w.bench.used(0), []);
+    w.net().inject_frames(vec![[vec![0; HEADER_SIZE], frame(2, 60)].concat()]).unwrap();
+    assert_eq!(w.net().room(), PENDING_MAX - 1);
+    w.serve();
+    assert_eq!(w.bench.used(0), [(0, 72)]);
+    assert_eq!(w.bench.read(DATA + 12, 60), frame(2, 60));
+    w.net().hold_tap(false);
+    w.serve();
+    assert_eq!(w.bench.read(DATA + 0x1000 + 12, 60), frame(1, 60));
+}
+
+#[test]
+fn an_announcement_is_recognised() {
+    let mut w = Wire::new(0);
+    w.net().announce().unwrap();
+    let sent = [vec![7; HEADER_SIZE], w.receive()].concat();
+    assert!(is_announcement(&sent, [2, 0, 0, 0, 0, 1]) && !is_announcement(&sent, [2, 0, 0, 0, 0, 2]));
+    assert!(!is_announcement(&sent[..HEADER_SIZE + 41], [2, 0, 0, 0, 0, 1]));
+}
