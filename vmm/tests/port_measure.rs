@@ -13,12 +13,13 @@ const CF_PORT: u16 = 7100;
 const NFS_PORT: u16 = 2049;
 
 /// What the client's TCP counts when something got lost or came out of order, or seemed to.
-const COUNTERS: [&str; 10] = [
+const COUNTERS: [&str; 11] = [
     "RetransSegs",
     "TCPFastRetrans",
     "TCPSackRecovery",
     "TCPTimeouts",
     "TCPLossProbes",
+    "TCPLossProbeRecovery",
     "TCPDSACKRecv",
     "TCPDSACKUndo",
     "TCPSACKReorder",
@@ -114,6 +115,7 @@ fn modules_under_load() {
     for (name, (around, all)) in COUNTERS.iter().zip(around.iter().zip(all)) {
         println!("{name}: {around} in {ports} ports, {all} in all");
     }
+    println!("{}", std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
     client.kill().unwrap();
     client.wait().unwrap();
     blackouts.sort_unstable();

@@ -390,9 +390,9 @@ impl<'a> Driver<'a> {
     }
 
     /// Opens the taps that have waited long enough; tells the source when all are open.
-    fn gate(&mut self) {
+    fn gate(&mut self, quiet: bool) {
         let (Some(shell), Some(gate)) = (&self.shell, &mut self.gate) else { return };
-        for device in gate.overdue(Instant::now(), self.connection.is_none()) {
+        for device in gate.overdue(Instant::now(), self.connection.is_none(), quiet) {
             guest::open_tap(&shell.vm, device, |frame| gate.is_new(device, frame));
         }
         if self.machine.phase() == Phase::Running
@@ -434,6 +434,7 @@ impl<'a> Driver<'a> {
         }
         // One frame at a time: the machine decides between two.
         let polled = self.connection.as_mut().map(Connection::poll);
+        let quiet = matches!(polled, None | Some(Ok(None)));
         match polled {
             None | Some(Ok(None)) => {}
             Some(Ok(Some(incoming))) => {
@@ -455,7 +456,7 @@ impl<'a> Driver<'a> {
         }
         if self.run_at.is_some() {
             self.announce();
-            self.gate();
+            self.gate(quiet);
         }
         if self.heard.elapsed() > self.limit() {
             self.heard = Instant::now();

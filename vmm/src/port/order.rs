@@ -17,6 +17,8 @@ use crate::virtio::net::{HEADER_SIZE, is_announcement};
 
 /// Longest time the destination's tap is held back after the announcement.
 pub const OPEN_MAX: Duration = Duration::from_millis(3);
+/// Longest time it is held back while forwarded frames keep coming.
+const BUSY_MAX: Duration = Duration::from_millis(20);
 /// Most forwarded frames remembered while a tap is held back; of what comes beyond, copies may be delivered.
 const SEEN_MAX: usize = 4096;
 
@@ -109,9 +111,11 @@ impl Gate {
         opens
     }
 
-    /// The devices to be opened because time is over, or because nothing more can come (`alone`).
-    pub fn overdue(&mut self, now: Instant, alone: bool) -> Vec<u32> {
-        if !alone && self.left(now).is_none_or(|left| !left.is_zero()) {
+    /// The devices to be opened because time is over, or because nothing more can come (`alone`). Call it when all that
+    /// has come from the source has been dealt with (`quiet`): a thread that got no processor has not waited in vain.
+    pub fn overdue(&mut self, now: Instant, alone: bool, quiet: bool) -> Vec<u32> {
+        let limit = if quiet { OPEN_MAX } else { BUSY_MAX };
+        if !alone && now.saturating_duration_since(self.since) < limit {
             return Vec::new();
         }
         let overdue: Vec<u32> = (0..self.held.len() as u32).filter(|d| self.holds(*d)).collect();

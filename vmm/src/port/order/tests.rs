@@ -54,18 +54,20 @@ fn each_device_opens_once() {
     assert_eq!((gate.left(t), gate.result()), (Some(OPEN_MAX), None));
     assert!(!gate.switch(2, t) && !gate.switch(u32::MAX, t));
     assert!(gate.switch(1, t + OPEN_MAX / 3) && !gate.switch(1, t));
-    assert_eq!(gate.overdue(t + OPEN_MAX / 2, false).len(), 0, "not yet");
-    assert_eq!(gate.overdue(t + OPEN_MAX, false), [0]);
-    assert_eq!(gate.overdue(t + OPEN_MAX, false).len(), 0);
+    assert_eq!(gate.overdue(t + OPEN_MAX / 2, false, true).len(), 0, "not yet");
+    assert_eq!(gate.overdue(t + OPEN_MAX, false, false).len(), 0, "there may be SWITCHED in what has come");
+    assert_eq!(gate.overdue(t + OPEN_MAX, false, true), [0]);
+    assert_eq!(gate.overdue(t + OPEN_MAX, false, true).len(), 0);
     assert!(!gate.switch(0, t), "too late");
     assert_eq!(gate.result(), Some(Opened { switched: 1, late: 1, waited: OPEN_MAX }));
     assert_eq!(gate.left(t), None);
     // Nothing more comes when the connection has gone.
-    assert_eq!(Gate::new(2, t, true).overdue(t, true), [0, 1]);
+    assert_eq!(Gate::new(2, t, true).overdue(t, true, true), [0, 1]);
+    assert_eq!(Gate::new(1, t, true).overdue(t + BUSY_MAX, false, false), [0]);
     // A source that does not say SWITCHED is not waited for.
     let mut gate = Gate::new(2, t, false);
     assert!(!gate.holds(0) && !gate.switch(0, t));
-    assert_eq!((gate.left(t), gate.result(), gate.overdue(t, true).len()), (None, None, 0));
+    assert_eq!((gate.left(t), gate.result(), gate.overdue(t, true, true).len()), (None, None, 0));
 }
 
 #[test]
