@@ -6,7 +6,8 @@ use xtask::lab::{Host, NMODULE_IP};
 use xtask::modules::{self, Cluster, MIGRATIONS};
 use xtask::tcp;
 
-const FILE: u64 = 128 << 20;
+/// Written with FILE_SYNC, it takes far longer than a port.
+const FILE: u64 = 384 << 20;
 
 /// Makes a port last some seconds.
 fn slow_down(host: &Host) {
@@ -30,7 +31,7 @@ fn there_and_back_under_load_on_one_connection() {
     let mut writer = writer(&cluster, "file", FILE);
     writer.wait_for(50).unwrap();
     let connection = tcp::connections(&cluster.lab.client1, writer.pid(), NMODULE_IP).unwrap();
-    for (i, to_client) in [true, false].into_iter().enumerate() {
+    for to_client in [true, false] {
         let to = if to_client { &cluster.lab.client1 } else { &cluster.lab.node1 };
         let receiver = modules::receive(&cluster.lab, &cluster.artifacts, to).unwrap();
         let ported = modules::port(&mut cluster.nmodule, to).unwrap();
@@ -39,10 +40,12 @@ fn there_and_back_under_load_on_one_connection() {
         assert!(status.success(), "the source's vmm ended with {status}");
         cluster.nmodule = receiver;
         assert_eq!(state(&cluster), "running");
-        writer.wait_for(100 * (i + 2)).unwrap();
+        let again = tcp::connections(&cluster.lab.client1, writer.pid(), NMODULE_IP).unwrap();
+        assert_eq!(again.len(), 1, "the writer has ended: {again:?}");
+        assert!(again[0].is_same(&connection[0]), "{connection:?} {again:?}");
+        let pieces = writer.acknowledged().len();
+        writer.wait_for(pieces + 50).unwrap();
     }
-    let again = tcp::connections(&cluster.lab.client1, writer.pid(), NMODULE_IP).unwrap();
-    assert!(again[0].is_same(&connection[0]), "{connection:?} {again:?}");
     let acknowledged = writer.finish().unwrap();
     verify(&cluster.lab, "file", &acknowledged);
 }
