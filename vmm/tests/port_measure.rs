@@ -102,7 +102,11 @@ fn modules_under_load() {
             status["residue_pages"],
             status["breakdown"]
         );
-        println!("    {}; forwarded {}, order {}", status["rounds"], status["forwarded_frames"], status["order"]);
+        let late = &status["stragglers"];
+        println!(
+            "    {}; forwarded {}, stragglers {late}, order {}",
+            status["rounds"], status["forwarded_frames"], status["order"]
+        );
         blackouts.push(status["blackout_us"].as_u64().unwrap());
         assert!(eventually("the source ends", || (!here.is_alive()).then_some(true)));
         here = there;
