@@ -19,6 +19,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 
 /// Address of the storage node.
 pub const NODE1_IP: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
@@ -37,6 +38,8 @@ pub const CABLE: &str = "cable";
 
 /// First letters of everything a lab creates that has a name outside it.
 const NAME_PREFIX: &str = "or";
+/// How long a bridge may take until its ports forward.
+const PORTS_PATIENCE: Duration = Duration::from_secs(10);
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A host: a network namespace with an address on its bridge.
@@ -77,6 +80,9 @@ impl Lab {
         configure(switch.name(), &bridge_lines())?;
         let node1 = host(&id, "node1", NODE1_IP, switch.name())?;
         let client1 = host(&id, "client1", CLIENT1_IP, switch.name())?;
+        for namespace in [switch.name(), node1.namespace(), client1.namespace()] {
+            until_ports_forward(namespace)?;
+        }
         Ok(Lab { node1, client1, switch, state, data, _lock: lock })
     }
 
@@ -124,6 +130,22 @@ fn host(id: &str, name: &'static str, ip: Ipv4Addr, switch: &str) -> Result<Host
     )?;
     configure(switch, &format!("link set {name} master {BRIDGE} addrgenmode none up\n"))?;
     Ok(Host { namespace, name, ip })
+}
+
+/// Waits until all ports of a namespace's bridge forward. The kernel looks at a new port's carrier up to a second after it came
+/// up, and drops frames until then: who measures a boot must not begin earlier.
+fn until_ports_forward(namespace: &str) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        let ports = process::output(Command::new("bridge").args(["-n", namespace, "link"]))?;
+        if ports.lines().all(|port| port.contains("state forwarding")) {
+            return Ok(());
+        }
+        if begin.elapsed() > PORTS_PATIENCE {
+            bail!("the bridge in {namespace} does not forward on all ports:\n{ports}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
 }
 
 /// Runs `ip` commands, one a line, in a namespace.

@@ -54,7 +54,7 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<
         row("longest silence for a client in the same time before it, median", "ms", median(&seen.quiet)),
         row("client retransmits, all ports together", "segments", seen.retransmits.iter().sum()),
         row(
-            "of these tail loss probes (sent after a short silence, nothing lost)",
+            "tail loss probes sent (after a short silence, whether or not anything was lost)",
             "segments",
             seen.probes.iter().sum(),
         ),
@@ -83,10 +83,22 @@ fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
     cluster.nmodule.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
     cluster.nmodule = receiver;
     let resent = tcp::retransmits(&lab.client1)? - retransmits;
-    let probes = tcp::causes(&lab.client1)?.loss_probes - causes.loss_probes;
+    let now = tcp::causes(&lab.client1)?;
+    let probes = now.loss_probes - causes.loss_probes;
     let log = prober.finish()?;
     let silence = log.longest_silence(ported.asked, ported.ended).context("the prober got no replies")?;
     let whole = ported.ended - ported.asked;
+    if resent > 0 {
+        let (fast, timeouts) = (now.fast - causes.fast, now.timeouts - causes.timeouts);
+        let forwarded = &ported.job["forwarded_frames"];
+        eprintln!(
+            "\na port to {}: {resent} segments sent again, {probes} loss probes, {fast} fast retransmits, {timeouts} timeouts; \
+             blackout {:.2} ms, silence {:.2} ms, {forwarded} frames forwarded",
+            to.name,
+            ms(ported.blackout()?),
+            ms(silence),
+        );
+    }
     // As long before the port as the port took, as far as the prober goes back.
     let quiet_from = ported.asked.checked_sub(whole).unwrap_or(began).max(began);
     seen.quiet.push(log.longest_silence(quiet_from, ported.asked).map_or(0.0, ms));
