@@ -31,6 +31,14 @@ pub fn connections(host: &Host, pid: u32, server: Ipv4Addr) -> Result<Vec<Connec
     Ok(list.lines().filter(|l| l.contains(&owner)).map(parse).collect())
 }
 
+/// Segments that the connections of a host to `server` that are open now have sent again so far. Other connections of the
+/// host (a port's, say) do not count.
+pub fn retransmits_to(host: &Host, server: Ipv4Addr) -> Result<u64> {
+    let mut ss = Command::new("ss");
+    ss.args(["-tinepOH", "state", "established", "dst", &server.to_string()]);
+    Ok(host.output(&mut ss)?.lines().map(|line| parse(line).retransmits).sum())
+}
+
 fn parse(line: &str) -> Connection {
     // Recv-Q Send-Q Local Peer …, then name:value words.
     let mut connection =

@@ -1,6 +1,5 @@
-//! How many bytes a host sends and receives, and how many TCP segments it sends again, over time.
+//! How many bytes a host sends and receives over time.
 use crate::lab::{BRIDGE, Host};
-use crate::tcp;
 use anyhow::{Context, Result, anyhow, bail};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,8 +20,6 @@ pub struct Sample {
     pub received: u64,
     /// Bytes sent so far.
     pub sent: u64,
-    /// TCP segments that all connections of the host have sent again so far.
-    pub retransmits: u64,
 }
 
 impl Sample {
@@ -66,7 +63,7 @@ fn sample() -> Result<Sample> {
     let dev = std::fs::read_to_string("/proc/thread-self/net/dev")?;
     let at = Instant::now();
     let (received, sent) = counters(&dev, BRIDGE).with_context(|| format!("no interface {BRIDGE}"))?;
-    Ok(Sample { at, received, sent, retransmits: tcp::retransmits_here()? })
+    Ok(Sample { at, received, sent })
 }
 
 pub(crate) fn counters(dev: &str, interface: &str) -> Option<(u64, u64)> {
@@ -88,16 +85,6 @@ impl Series {
         match (inside.first(), inside.last()) {
             (Some(a), Some(b)) if b.at > a.at => Ok((b.total() - a.total()) as f64 / 1e6 / (b.at - a.at).as_secs_f64()),
             _ => bail!("the copy was too short to measure its throughput: ask for more with --size"),
-        }
-    }
-
-    /// Segments sent again between two times, as closely as the samples lie.
-    pub fn retransmits(&self, from: Instant, to: Instant) -> u64 {
-        let at = |t: Instant| self.samples.iter().rev().find(|s| s.at <= t).or(self.samples.first());
-        let after = self.samples.iter().find(|s| s.at >= to).or(self.samples.last());
-        match (at(from), after) {
-            (Some(a), Some(b)) => b.retransmits.saturating_sub(a.retransmits),
-            _ => 0,
         }
     }
 
@@ -130,13 +117,10 @@ mod tests {
     #[test]
     fn rates_are_bytes_over_time() {
         let zero = Instant::now();
-        let at =
-            |ms, received| Sample { at: zero + Duration::from_millis(ms), received, sent: 0, retransmits: ms / 50 };
+        let at = |ms, received| Sample { at: zero + Duration::from_millis(ms), received, sent: 0 };
         let series = Series { samples: vec![at(0, 0), at(100, 10_000_000), at(200, 10_000_000)] };
         assert_eq!(series.mb_s(zero, zero + Duration::from_secs(1)).unwrap(), 50.0);
         assert_eq!(series.points(zero), [(0.05, 100.0), (0.15, 0.0)]);
-        assert_eq!(series.retransmits(zero + Duration::from_millis(110), zero + Duration::from_millis(120)), 2);
-        assert_eq!(series.retransmits(zero, zero + Duration::from_secs(9)), 4);
         assert!(series.mb_s(zero + Duration::from_secs(1), zero + Duration::from_secs(2)).is_err());
     }
 }

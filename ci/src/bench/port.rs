@@ -75,14 +75,15 @@ fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
     let to = if from_node { &lab.client1 } else { &lab.node1 };
     let receiver = modules::receive(lab, &cluster.artifacts, to)?;
     let prober = Prober::start(&lab.client1, NFS.into())?;
-    let (retransmits, causes) = (tcp::retransmits(&lab.client1)?, tcp::causes(&lab.client1)?);
+    let client = &lab.client1;
+    let (retransmits, causes) = (tcp::retransmits_to(client, *NFS.ip())?, tcp::causes(client)?);
     let began = Instant::now();
     std::thread::sleep(PAUSE);
     let ported = modules::port(&mut cluster.nmodule, to)?;
     std::thread::sleep(PAUSE);
     cluster.nmodule.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
     cluster.nmodule = receiver;
-    let resent = tcp::retransmits(&lab.client1)? - retransmits;
+    let resent = tcp::retransmits_to(&lab.client1, *NFS.ip())?.saturating_sub(retransmits);
     let now = tcp::causes(&lab.client1)?;
     let probes = now.loss_probes - causes.loss_probes;
     let log = prober.finish()?;
