@@ -65,5 +65,47 @@ fn step(root: &Path, arguments: &[&str]) -> Result<()> {
 }
 
 fn finish(cargo: &mut Command) -> Result<()> {
-    process::run(cargo).context("tests failed")
+    let mut totals = Totals::default();
+    let outcome = process::run_and_see(cargo, |line| totals.add(line));
+    println!("{} passed, {} failed, {} skipped", totals.passed, totals.failed, totals.ignored);
+    outcome.context("tests failed")
+}
+
+/// Sum of the closing lines of all test programs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    passed: u64,
+    failed: u64,
+    ignored: u64,
+}
+
+impl Totals {
+    /// Adds a line like `test result: ok. 5 passed; 0 failed; 1 ignored; …`; any other adds nothing.
+    fn add(&mut self, line: &str) {
+        let Some(counts) = line.strip_prefix("test result: ").and_then(|l| l.split_once(". ")) else { return };
+        for count in counts.1.split("; ") {
+            let Some((number, what)) = count.split_once(' ') else { continue };
+            let Ok(number) = number.parse::<u64>() else { continue };
+            match what {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "ignored" => self.ignored += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn closing_lines_are_added_up() {
+        let mut totals = Totals::default();
+        totals.add("test result: ok. 5 passed; 0 failed; 1 ignored; 0 measured; 0 filtered out; finished in 0.12s");
+        totals.add("test result: FAILED. 2 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 1.00s");
+        totals.add("test blocks_are_ignored ... ok");
+        assert_eq!(totals, Totals { passed: 7, failed: 3, ignored: 1 });
+    }
 }

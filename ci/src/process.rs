@@ -4,7 +4,7 @@
 use crate::cleanup;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -34,6 +34,25 @@ pub fn succeed(command: &mut Command) -> Result<String> {
 /// Runs a tool to its end with its output on the terminal.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = Guard(spawn(command)?).wait()?;
+    if !status.success() {
+        bail!("{} ended with {status}", describe(command));
+    }
+    Ok(())
+}
+
+/// As [`run`], and shows each line of the standard output to `seen` as well as to the terminal.
+pub fn run_and_see(command: &mut Command, mut seen: impl FnMut(&str)) -> Result<()> {
+    let mut child = Guard(spawn(command.stdout(Stdio::piped()))?);
+    if let Some(stdout) = child.0.stdout.take() {
+        let mut lines = BufReader::new(stdout);
+        let mut line = Vec::new();
+        while lines.read_until(b'\n', &mut line)? > 0 {
+            std::io::stdout().write_all(&line)?;
+            seen(String::from_utf8_lossy(&line).trim_end());
+            line.clear();
+        }
+    }
+    let status = child.wait()?;
     if !status.success() {
         bail!("{} ended with {status}", describe(command));
     }
