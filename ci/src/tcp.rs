@@ -24,9 +24,7 @@ impl Connection {
 
 /// The established connections of process `pid` on a host to `server`.
 pub fn connections(host: &Host, pid: u32, server: Ipv4Addr) -> Result<Vec<Connection>> {
-    let mut ss = Command::new("ss");
-    ss.args(["-tinepOH", "state", "established", "dst", &server.to_string()]);
-    let list = host.output(&mut ss)?;
+    let list = established(host, server)?;
     let owner = format!("pid={pid},");
     Ok(list.lines().filter(|l| l.contains(&owner)).map(parse).collect())
 }
@@ -34,9 +32,14 @@ pub fn connections(host: &Host, pid: u32, server: Ipv4Addr) -> Result<Vec<Connec
 /// Segments that the connections of a host to `server` that are open now have sent again so far. Other connections of the
 /// host (a port's, say) do not count.
 pub fn retransmits_to(host: &Host, server: Ipv4Addr) -> Result<u64> {
+    Ok(established(host, server)?.lines().map(|line| parse(line).retransmits).sum())
+}
+
+/// What `ss` says of the connections of a host to `server`, a line each.
+fn established(host: &Host, server: Ipv4Addr) -> Result<String> {
     let mut ss = Command::new("ss");
     ss.args(["-tinepOH", "state", "established", "dst", &server.to_string()]);
-    Ok(host.output(&mut ss)?.lines().map(|line| parse(line).retransmits).sum())
+    host.output(&mut ss)
 }
 
 fn parse(line: &str) -> Connection {
