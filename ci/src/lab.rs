@@ -8,7 +8,8 @@
 //!
 //! Always true: names are unique to the run (`or<pid>n<count>-…`), nothing is created outside these namespaces, and all of
 //! it goes with the value, on an interrupt, or by [`clean`] when the run was killed. A run holds a lock on its
-//! state directory for its life, so `clean` never touches a live one. Offloads stay on everywhere.
+//! state directory for its life, so `clean` never touches a live one. Offloads stay on everywhere. A cable keeps the order
+//! of its frames.
 use crate::cleanup::{self, Namespace, Temporary};
 use crate::process::{self, Daemon};
 use anyhow::{Context, Result, anyhow, bail};
@@ -38,6 +39,8 @@ pub const CABLE: &str = "cable";
 
 /// First letters of everything a lab creates that has a name outside it.
 const NAME_PREFIX: &str = "or";
+/// The processors (a mask) that take frames off a cable: one.
+const CABLE_CPUS: &str = "1";
 /// How long a bridge may take until its ports forward.
 const PORTS_PATIENCE: Duration = Duration::from_secs(10);
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -129,7 +132,22 @@ fn host(id: &str, name: &'static str, ip: Ipv4Addr, switch: &str) -> Result<Host
         ),
     )?;
     configure(switch, &format!("link set {name} master {BRIDGE} addrgenmode none up\n"))?;
+    keep_order(ns, CABLE)?;
+    keep_order(switch, name)?;
     Ok(Host { namespace, name, ip })
+}
+
+/// Makes one end of a cable deliver frames in the order they were sent, as a real cable and network card do. A veth pair by
+/// itself puts a frame on the backlog of whatever processor its sender runs on, so that the frames of a sender that moves
+/// to another processor overtake each other, and TCP sends again what was not lost.
+fn keep_order(namespace: &str, device: &str) -> Result<()> {
+    let mask = format!("/sys/class/net/{device}/queues/rx-0/rps_cpus");
+    // The namespace's own /sys is there only for what `ip netns exec` starts.
+    let mut ip = Command::new("ip");
+    ip.args(["netns", "exec", namespace, "sh", "-c", &format!("echo {CABLE_CPUS} > {mask}")]);
+    process::succeed(&mut ip)
+        .map(drop)
+        .with_context(|| format!("cannot give {device} in {namespace} a processor of its own"))
 }
 
 /// Waits until all ports of a namespace's bridge forward. The kernel looks at a new port's carrier up to a second after it came

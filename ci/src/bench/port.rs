@@ -20,6 +20,7 @@ struct Seen {
     quiet: Vec<f64>,
     whole: Vec<f64>,
     retransmits: Vec<f64>,
+    retransmits_before: Vec<f64>,
     probes: Vec<f64>,
 }
 
@@ -53,6 +54,7 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<
         row("longest silence for a client during a port, worst", "ms", percentile(&seen.silence, 100)),
         row("longest silence for a client in the same time before it, median", "ms", median(&seen.quiet)),
         row("client retransmits, all ports together", "segments", seen.retransmits.iter().sum()),
+        row("client retransmits in the 0.4 s before each port", "segments", seen.retransmits_before.iter().sum()),
         row(
             "tail loss probes sent (after a short silence, whether or not anything was lost)",
             "segments",
@@ -79,11 +81,12 @@ fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
     let (retransmits, causes) = (tcp::retransmits_to(client, *NFS.ip())?, tcp::causes(client)?);
     let began = Instant::now();
     std::thread::sleep(PAUSE);
+    let so_far = tcp::retransmits_to(client, *NFS.ip())?;
     let ported = modules::port(&mut cluster.nmodule, to)?;
     std::thread::sleep(PAUSE);
     cluster.nmodule.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
     cluster.nmodule = receiver;
-    let resent = tcp::retransmits_to(&lab.client1, *NFS.ip())?.saturating_sub(retransmits);
+    let resent = tcp::retransmits_to(&lab.client1, *NFS.ip())?.saturating_sub(so_far);
     let now = tcp::causes(&lab.client1)?;
     let probes = now.loss_probes - causes.loss_probes;
     let log = prober.finish()?;
@@ -107,6 +110,7 @@ fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
     seen.silence.push(ms(silence));
     seen.whole.push(ms(whole));
     seen.retransmits.push(resent as f64);
+    seen.retransmits_before.push(so_far.saturating_sub(retransmits) as f64);
     seen.probes.push(probes as f64);
     Ok(())
 }
