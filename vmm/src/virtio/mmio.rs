@@ -89,6 +89,8 @@ pub struct TransportState {
     pub queue_sel: u32,
     /// Interrupt status register.
     pub interrupt_status: u32,
+    /// Configuration generation register.
+    pub config_generation: u32,
     /// Queues.
     pub queues: Vec<QueueState>,
     /// The device.
@@ -109,6 +111,8 @@ pub struct Transport {
     driver_features: u64,
     queue_sel: u32,
     interrupt_status: u32,
+    /// Changes whenever the configuration space has changed by itself.
+    config_generation: u32,
     /// Nothing is served until this ends: the VM is being saved.
     quiesced: bool,
 }
@@ -160,6 +164,7 @@ impl Transport {
             driver_features: 0,
             queue_sel: 0,
             interrupt_status: 0,
+            config_generation: 0,
             quiesced: false,
         })
     }
@@ -205,7 +210,7 @@ impl Transport {
             reg::STATUS => u32::from(self.status),
             // There is no shared memory: length and base read as all ones.
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
-            reg::CONFIG_GENERATION => 0,
+            reg::CONFIG_GENERATION => self.config_generation,
             _ => 0,
         };
         match data.len() {
@@ -350,6 +355,7 @@ impl Transport {
         }
         let result = self.device.process(&mut Work { queues: &mut self.queues, memory: &self.memory });
         self.tell_used();
+        self.tell_config();
         result.unwrap_or_else(|e| {
             self.needs_reset(&e.0);
             Progress::Done
@@ -360,6 +366,14 @@ impl Transport {
         let used = self.queues.iter_mut().filter_map(|q| q.take_used(&self.memory)).reduce(|a, b| a | b);
         if let Some(wanted) = used {
             self.interrupt(INTERRUPT_USED, wanted);
+        }
+    }
+
+    /// Tells the driver that the configuration space has changed, if it has.
+    fn tell_config(&mut self) {
+        if self.device.take_config_change() {
+            self.config_generation = self.config_generation.wrapping_add(1);
+            self.interrupt(INTERRUPT_CONFIG, true);
         }
     }
 
@@ -402,6 +416,7 @@ impl Transport {
             driver_features: self.driver_features,
             queue_sel: self.queue_sel,
             interrupt_status: self.interrupt_status,
+            config_generation: self.config_generation,
             queues: self.queues.iter().map(VirtQueue::save).collect(),
             device: self.device.save(),
         }
@@ -438,6 +453,7 @@ impl Transport {
         self.driver_features = state.driver_features;
         self.queue_sel = state.queue_sel;
         self.interrupt_status = state.interrupt_status;
+        self.config_generation = state.config_generation;
         if self.status & status::DRIVER_OK != 0 {
             self.device.restore(&state.device, self.driver_features)?;
         }

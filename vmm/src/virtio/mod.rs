@@ -60,8 +60,8 @@ pub trait Device: Send {
     fn kind(&self) -> u32;
     /// Features offered, besides those of ring and transport.
     fn features(&self) -> u64;
-    /// Size of each queue.
-    fn queue_sizes(&self) -> &'static [u16];
+    /// Size of each queue; their number does not change.
+    fn queue_sizes(&self) -> &[u16];
     /// Reads the device's configuration space.
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// The driver is ready and has accepted `features`.
@@ -84,6 +84,10 @@ pub trait Device: Send {
     fn save(&self) -> DeviceState;
     /// Takes over a state of the same kind.
     fn restore(&mut self, state: &DeviceState, features: u64) -> Result<()>;
+    /// Whether the configuration space has changed by itself since the last call: the driver is told then.
+    fn take_config_change(&mut self) -> bool {
+        false
+    }
     /// Adds its counters in Prometheus' text form.
     fn metrics(&self, out: &mut String);
     /// The network device this is, if it is one.

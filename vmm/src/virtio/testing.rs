@@ -30,9 +30,9 @@ pub struct Bench {
     pub gate: Arc<Gate>,
     pub events: Arc<Events>,
     _vm: VmFd,
-    avail: [u16; 2],
-    seen: [u16; 2],
-    next_desc: [u16; 2],
+    avail: Vec<u16>,
+    seen: Vec<u16>,
+    next_desc: Vec<u16>,
 }
 
 pub fn memory() -> Memory {
@@ -48,8 +48,10 @@ impl Bench {
         let vm = crate::vm::create_vm(&Kvm::new().unwrap()).unwrap();
         let gate = Arc::new(Gate::new().unwrap());
         let events = Arc::new(Events::new().unwrap());
+        let queues = device.queue_sizes().len();
         let transport = Transport::new(device, 0, &vm, false, memory.clone(), gate.clone(), &events).unwrap();
-        Bench { transport, memory, gate, events, _vm: vm, avail: [0; 2], seen: [0; 2], next_desc: [0; 2] }
+        let zeros = || vec![0; queues];
+        Bench { transport, memory, gate, events, _vm: vm, avail: zeros(), seen: zeros(), next_desc: zeros() }
     }
 
     pub fn reg(&self, offset: u64) -> u32 {
@@ -122,7 +124,7 @@ impl Bench {
     }
 
     fn queue_size(&self) -> u16 {
-        self.transport.device().queue_sizes()[0]
+        self.transport.device().queue_sizes().first().copied().unwrap()
     }
 
     /// Offers a chain of (address, length, flags without NEXT); returns its head.

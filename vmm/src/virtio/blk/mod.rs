@@ -335,7 +335,7 @@ impl Device for Blk {
         F_SEG_MAX | F_BLK_SIZE | F_FLUSH | if self.image.is_readonly() { F_RO } else { 0 }
     }
 
-    fn queue_sizes(&self) -> &'static [u16] {
+    fn queue_sizes(&self) -> &[u16] {
         &[QUEUE_SIZE]
     }
 
