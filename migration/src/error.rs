@@ -56,6 +56,23 @@ pub enum Error {
         /// Length.
         pages: u64,
     },
+    /// Not a state file of a checkpoint.
+    #[error("not a checkpoint of a VM")]
+    Foreign,
+    /// The file's format is another.
+    #[error("checkpoint format {got}, this build knows {known}")]
+    Format {
+        /// Format found.
+        got: u32,
+        /// Format known.
+        known: u32,
+    },
+    /// The file was written by a build that can do more.
+    #[error("the checkpoint needs features this build does not know: {0:#x}")]
+    Features(u32),
+    /// A checksum in a file does not match.
+    #[error("the {0} is damaged: its checksum does not match")]
+    Damaged(&'static str),
     /// Text is not UTF-8.
     #[error("{0} is not UTF-8")]
     Text(&'static str),

@@ -3,7 +3,7 @@
 //! Owns: the frame and message formats ([`wire`], [`message`], [`pages`], [`section`]), the rules of the
 //! source ([`source`]) and of the destination ([`destination`]), the record that decides who runs
 //! ([`ownership`]) and the decision when to pause ([`convergence`]). docs/migration-protocol.md describes
-//! it for readers; the formats here are the truth.
+//! it for readers; the formats here are the truth. A checkpoint ([`checkpoint`]) is the same state in a file.
 //!
 //! Always true: nothing in this crate opens a socket, reads a clock or starts a thread. Everything a peer
 //! sends is checked against a named bound before memory is allocated for it. At most one of source and
@@ -11,6 +11,7 @@
 //! searches all interleavings of messages, cuts and crashes for a counter-example.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod convergence;
 pub mod destination;
 mod error;
