@@ -15,7 +15,8 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::{Phase, Vm, serial_irq};
+use super::build::serial_irq;
+use super::{Phase, Vm};
 use crate::boot::info::{ClockState, InfoPage, OwnerId};
 use crate::config::Config;
 use crate::devices::DevicesState;

@@ -1,0 +1,236 @@
+//! Building a VM: for a first start, or empty for one that will arrive.
+//!
+//! Owns the order in which KVM's VM, its vCPU, the devices and the state of the first start come about. Always true: whatever
+//! can fail has been done when a [`Vm`] is returned; what was made before an error goes with the error.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, OnceLock};
+
+use guest_abi::Identity;
+use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
+use kvm_ioctls::{Kvm, VmFd};
+use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+
+use super::life::Life;
+use super::{Vm, VmDescription};
+use crate::boot::info::{InfoPage, OwnerId, random};
+use crate::boot::{Entry, Image, direct, pvh};
+use crate::config::Config;
+use crate::config::cli::ReceiveConfig;
+use crate::console::Console;
+use crate::devices::{Devices, SERIAL_GSI};
+use crate::error::{Error, FieldError, Result, host};
+use crate::event::Events;
+use crate::gate::Gate;
+use crate::memory::{Memory, enable_manual_protect};
+use crate::platform::PLATFORM_BASE;
+use crate::stats::{BootTimes, Stats};
+use crate::vcpu::state::missing_features;
+use crate::vcpu::{Context, Kicker, Vcpu};
+use crate::virtio::Device;
+use crate::virtio::blk::Blk;
+use crate::virtio::mmio::Transport;
+use crate::virtio::net::Net;
+
+/// Where KVM may put its TSS and identity map (needed on VT-x): three pages and one below 4 GiB.
+const TSS_ADDRESS: usize = 0xfffb_d000;
+/// How often making a VM is tried again after an interruption.
+const CREATE_ATTEMPTS: u32 = 100;
+
+/// KVM's side of a VM before its vCPU thread exists.
+struct Shell {
+    fd: VmFd,
+    vcpu: kvm_ioctls::VcpuFd,
+    cpuid: CpuId,
+    irqchip: bool,
+}
+
+impl Shell {
+    fn new(kvm: &Kvm, memory: &Memory, irqchip: bool) -> Result<Shell> {
+        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;
+        Shell::with_cpuid(kvm, memory, irqchip, cpuid)
+    }
+
+    fn with_cpuid(kvm: &Kvm, memory: &Memory, irqchip: bool, cpuid: CpuId) -> Result<Shell> {
+        let fd = create_vm(kvm)?;
+        enable_manual_protect(&fd)?;
+        fd.set_tss_address(TSS_ADDRESS).map_err(crate::error::kvm("set TSS address"))?;
+        if irqchip {
+            fd.create_irq_chip().map_err(crate::error::kvm("create irqchip"))?;
+            let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
+            fd.create_pit2(pit).map_err(crate::error::kvm("create PIT"))?;
+        }
+        memory.register(&fd)?;
+        let vcpu = fd.create_vcpu(0).map_err(crate::error::kvm("create vCPU"))?;
+        vcpu.set_cpuid2(&cpuid).map_err(crate::error::kvm("set CPUID"))?;
+        Ok(Shell { fd, vcpu, cpuid, irqchip })
+    }
+}
+
+/// Opens taps and images and puts the devices at their places: network devices first.
+fn open_devices(
+    config: &Config,
+    shell: &Shell,
+    memory: &Memory,
+    gate: &Arc<Gate>,
+    events: &Events,
+) -> Result<Vec<Transport>> {
+    let mut devices: Vec<Box<dyn Device>> = Vec::new();
+    for net in &config.nets {
+        devices.push(Box::new(Net::open(net)?));
+    }
+    for disk in &config.disks {
+        devices.push(Box::new(Blk::open(disk)?));
+    }
+    let place = |(index, device)| {
+        Transport::new(device, index as u16, &shell.fd, shell.irqchip, memory.clone(), gate.clone(), events)
+    };
+    devices.into_iter().enumerate().map(place).collect()
+}
+
+/// A new irqfd for the serial port, where there is an interrupt controller.
+pub(super) fn serial_irq(fd: &VmFd, irqchip: bool) -> Result<Option<EventFd>> {
+    if !irqchip {
+        return Ok(None);
+    }
+    let irq = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
+    fd.register_irqfd(&irq, SERIAL_GSI).map_err(crate::error::kvm("register irqfd"))?;
+    Ok(Some(irq))
+}
+
+impl Vm {
+    /// Builds a VM from its image, ready to start.
+    pub fn boot(config: Config, owner: OwnerId, stats: Arc<Stats>) -> Result<Vm> {
+        let kvm = open_kvm()?;
+        let memory = Memory::new(usize::try_from(config.memory.bytes()).unwrap_or(usize::MAX))?;
+        let image = Image::load(&config.image, &memory, config.boot)?;
+        let irqchip = matches!(image.entry, Entry::Pvh(_));
+        let info = match image.entry {
+            Entry::Direct(start) => Some(InfoPage { address: start.boot_info }),
+            Entry::Pvh(_) => None,
+        };
+        let shell = Shell::new(&kvm, &memory, irqchip)?;
+        let vm = Vm::assemble(config, owner, info, shell, memory, stats)?;
+        vm.prepare_start(&image)?;
+        Ok(vm)
+    }
+
+    /// Registers and pages of the first start.
+    fn prepare_start(&self, image: &Image) -> Result<()> {
+        let mut cmdline = self.config.cmdline.clone();
+        for index in 0..self.devices().virtio().len() {
+            if !cmdline.is_empty() {
+                cmdline.push(' ');
+            }
+            cmdline += &Devices::announcement(index as u16);
+        }
+        let vcpu = self.vcpu();
+        match image.entry {
+            Entry::Direct(start) => {
+                direct::set_registers(vcpu.fd(), &start)?;
+                let identity = Identity { vm_id: self.config.vm_id, epoch: 0, owner: self.owner.0, entropy: random()? };
+                let info = InfoPage { address: start.boot_info };
+                info.write(&self.memory, vcpu.fd(), &cmdline, PLATFORM_BASE, identity, &self.cpuid)
+            }
+            Entry::Pvh(entry) => {
+                pvh::write_start_info(&self.memory, &cmdline)?;
+                pvh::set_registers(vcpu.fd(), entry)
+            }
+        }
+    }
+
+    /// Builds an empty VM for one that will be ported here: everything but its state. The taps are this host's, joined by
+    /// the devices' ids.
+    pub fn receive(description: &VmDescription, host: &ReceiveConfig, owner: OwnerId, stats: Arc<Stats>) -> Result<Vm> {
+        let mut config = description.config.clone();
+        let mut errors = Vec::new();
+        for (i, net) in config.nets.iter_mut().enumerate() {
+            match host.nets.iter().find(|h| h.id == net.id) {
+                Some(here) => {
+                    net.tap.clone_from(&here.tap);
+                    net.fd = here.fd;
+                }
+                None => errors.push(FieldError::new(format!("nets[{i}].id"), format!("no tap for {} here", net.id))),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(Error::Config(errors));
+        }
+        config.serial.clone_from(&host.serial);
+        config.arbiter = host.arbiter.or(config.arbiter);
+        let kvm = open_kvm()?;
+        let told = CpuId::from_entries(&description.cpuid).map_err(|e| Error::State(format!("CPUID: {e:?}")))?;
+        let here = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;
+        if let Some(missing) = missing_features(&told, &here) {
+            return Err(Error::State(format!("this host's processor lacks what the guest was told of: {missing}")));
+        }
+        let memory = Memory::new(usize::try_from(config.memory.bytes()).unwrap_or(usize::MAX))?;
+        let shell = Shell::with_cpuid(&kvm, &memory, description.irqchip, told)?;
+        Vm::assemble(config, owner, description.info, shell, memory, stats)
+    }
+
+    fn assemble(
+        config: Config,
+        owner: OwnerId,
+        info: Option<InfoPage>,
+        shell: Shell,
+        memory: Memory,
+        stats: Arc<Stats>,
+    ) -> Result<Vm> {
+        let console = Console::open(&config.serial)?;
+        let gate = Arc::new(Gate::new()?);
+        let events = Arc::new(Events::new()?);
+        let io_stop = (AtomicBool::new(false), EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?);
+        events.add_vcpu_wake(gate.as_raw_fd())?;
+        events.add_io_wake(io_stop.1.as_raw_fd())?;
+        let virtio = open_devices(&config, &shell, &memory, &gate, &events)?;
+        let serial_irq = serial_irq(&shell.fd, shell.irqchip)?;
+        let context = Context {
+            devices: Arc::new(Mutex::new(Devices::new(console.clone(), serial_irq, virtio))),
+            gate,
+            events,
+            ram: memory.ram().clone(),
+            console,
+            stats,
+        };
+        let tsc_khz = shell.vcpu.get_tsc_khz().map_err(crate::error::kvm("get TSC frequency"))?;
+        BootTimes::reach(&context.stats.boot.built);
+        Ok(Vm {
+            config,
+            owner,
+            info,
+            irqchip: shell.irqchip,
+            cpuid: shell.cpuid,
+            tsc_khz,
+            msrs: OnceLock::new(),
+            threads: Mutex::new(Vec::new()),
+            life: Arc::new(Life::new()),
+            kicker: Arc::new(Kicker::default()),
+            io_stop: Arc::new(io_stop),
+            context: Arc::new(context),
+            vcpu: Arc::new(Mutex::new(Vcpu::new(shell.vcpu))),
+            fd: shell.fd,
+            memory,
+        })
+    }
+}
+
+/// KVM gives up making a VM when a signal (or a completion of io_uring, which comes in the same way) arrives meanwhile.
+pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
+    let mut attempts = 0..CREATE_ATTEMPTS;
+    loop {
+        match kvm.create_vm() {
+            Err(e) if e.errno() == libc::EINTR && attempts.next().is_some() => {}
+            result => return result.map_err(crate::error::kvm("create VM")),
+        }
+    }
+}
+
+fn open_kvm() -> Result<Kvm> {
+    Kvm::new().map_err(|e| Error::Host {
+        what: "/dev/kvm (the VMM needs KVM and the right to use it)".into(),
+        source: io::Error::from_raw_os_error(e.errno()),
+    })
+}
