@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
+use crate::metrics::Exposition;
 use crate::stats::Stats;
 use crate::vcpu::End;
 use crate::vm::Vm;
@@ -60,8 +61,8 @@ pub trait Porting: Send + Sync {
     fn arrival(&self) -> Option<serde_json::Value> {
         None
     }
-    /// Adds its counters in Prometheus' text form.
-    fn metrics(&self, _out: &mut String) {}
+    /// Adds its counters.
+    fn metrics(&self, _out: &mut Exposition) {}
 }
 
 /// See the module.

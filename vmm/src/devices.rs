@@ -11,6 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 use crate::console::Console;
 use crate::error::{Error, Result};
 use crate::event::Token;
+use crate::metrics::Exposition;
 use crate::stats::Stats;
 use crate::virtio::Progress;
 use crate::virtio::mmio::{GSI_BASE, MMIO_BASE, MMIO_SIZE, Transport, TransportState};
@@ -224,10 +225,10 @@ impl Devices {
         Ok(())
     }
 
-    /// Counters of all devices in Prometheus' text form.
-    pub fn metrics(&self, out: &mut String) {
+    /// Counters of all devices.
+    pub fn metrics(&self, out: &mut Exposition) {
         for device in &self.virtio {
-            device.device().metrics(out);
+            device.metrics(out);
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod error;
 pub mod event;
 pub mod gate;
 pub mod memory;
+pub mod metrics;
 pub mod platform;
 pub mod port;
 pub mod stats;

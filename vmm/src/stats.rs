@@ -1,8 +1,13 @@
 //! Counters of the whole process, read by the control interface while everything runs.
 
+mod histogram;
+
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
+
+use crate::metrics::Exposition;
+pub use histogram::{Histogram, Reading};
 
 /// A counter that only grows.
 #[derive(Debug, Default)]
@@ -48,6 +53,31 @@ pub struct VcpuStats {
     pub unclaimed: Counter,
 }
 
+impl VcpuStats {
+    /// Adds them for the vCPU with this number.
+    pub fn metrics(&self, vcpu: usize, out: &mut Exposition) {
+        let vcpu = vcpu.to_string();
+        for (reason, counter) in [
+            ("platform", &self.platform),
+            ("mmio", &self.mmio),
+            ("pio", &self.pio),
+            ("halt", &self.halt),
+            ("interrupted", &self.interrupted),
+            ("other", &self.other),
+        ] {
+            let labels = [("vcpu", vcpu.as_str()), ("reason", reason)];
+            out.counter("vmm_vcpu_exits_total", "Exits from the guest to this process.", &labels, counter);
+        }
+        for (name, help, counter) in [
+            ("vmm_vcpu_parks_total", "Times the guest had nothing to do.", &self.parks),
+            ("vmm_vcpu_sleeps_total", "Parks in which the vCPU thread slept.", &self.slept),
+            ("vmm_vcpu_unclaimed_total", "Accesses of the guest to addresses where nothing is.", &self.unclaimed),
+        ] {
+            out.counter(name, help, &[("vcpu", &vcpu)], counter);
+        }
+    }
+}
+
 /// Milestones, in microseconds since the process began; 0: not reached.
 #[derive(Debug, Default)]
 pub struct BootTimes {
@@ -60,6 +90,23 @@ pub struct BootTimes {
 }
 
 impl BootTimes {
+    /// Adds those that were reached.
+    pub fn metrics(&self, out: &mut Exposition) {
+        for (milestone, us) in [
+            ("built", &self.built),
+            ("run", &self.run),
+            ("first_instruction", &self.marks[0]),
+            ("serving", &self.marks[1]),
+        ] {
+            let us = us.load(Ordering::Relaxed);
+            if us != 0 {
+                let labels = [("milestone", milestone)];
+                let help = "From the start of the process to a milestone of the guest's boot.";
+                out.gauge("vmm_boot_seconds", help, &labels, us as f64 / 1e6);
+            }
+        }
+    }
+
     /// Sets a milestone to now, if it was not reached before.
     pub fn reach(milestone: &AtomicU64) {
         let _ = milestone.compare_exchange(0, since_start_us().max(1), Ordering::Relaxed, Ordering::Relaxed);

@@ -141,7 +141,7 @@ fn control_interface() {
     }
     let (status, metrics) = p.ask("GET", "/v1/metrics", "");
     assert_eq!(status, 200);
-    assert!(metrics.lines().any(|l| l.starts_with("vmm_vcpu_parks_total ")), "{metrics}");
+    assert!(metrics.lines().any(|l| l.starts_with("vmm_vcpu_parks_total{vcpu=\"0\"} ")), "{metrics}");
     for line in metrics.lines().filter(|l| !l.starts_with('#')) {
         let (_, value) = line.rsplit_once(' ').unwrap();
         value.parse::<f64>().unwrap_or_else(|e| panic!("{line}: {e}"));

@@ -1,12 +1,12 @@
 //! What `GET /v1/vm` and `GET /v1/metrics` say.
 
-use std::fmt::Write;
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::{Value, json};
 
 use crate::control::Control;
+use crate::metrics::Exposition;
 use crate::stats::Stats;
 use crate::vm::Vm;
 
@@ -109,49 +109,28 @@ pub fn vm(control: &Control) -> Value {
 
 /// `GET /v1/metrics`, in Prometheus' text form.
 pub fn metrics(control: &Control) -> String {
-    let mut out = String::new();
+    let mut out = Exposition::default();
     let stats = control.stats();
-    let v = &stats.vcpu;
-    for (reason, counter) in [
-        ("platform", &v.platform),
-        ("mmio", &v.mmio),
-        ("pio", &v.pio),
-        ("halt", &v.halt),
-        ("interrupted", &v.interrupted),
-        ("other", &v.other),
-    ] {
-        let _ = writeln!(out, "vmm_vcpu_exits_total{{reason=\"{reason}\"}} {}", counter.get());
-    }
-    for (name, counter) in [
-        ("vmm_vcpu_parks_total", &v.parks),
-        ("vmm_vcpu_sleeps_total", &v.slept),
-        ("vmm_unclaimed_accesses_total", &v.unclaimed),
-    ] {
-        let _ = writeln!(out, "{name} {}", counter.get());
-    }
-    for (what, us) in [
-        ("built", &stats.boot.built),
-        ("run", &stats.boot.run),
-        ("first_instruction", &stats.boot.marks[0]),
-        ("serving", &stats.boot.marks[1]),
-    ] {
-        if let Some(ms) = ms(us) {
-            let _ = writeln!(out, "vmm_boot_milliseconds{{milestone=\"{what}\"}} {ms}");
-        }
-    }
+    stats.vcpu.metrics(0, &mut out);
+    stats.boot.metrics(&mut out);
     let vm = control.vm();
     let guest = vm.as_ref().map_or(0, |vm| vm.memory().host_base() as u64);
     let resident = resident(guest);
-    let _ = writeln!(out, "vmm_resident_bytes {}", resident.total);
-    let _ = writeln!(out, "vmm_overhead_bytes {}", resident.total - resident.guest);
+    for (name, help, bytes) in [
+        ("vmm_resident_bytes", "Memory of this process.", resident.total),
+        ("vmm_guest_resident_bytes", "Guest memory that is backed by pages.", resident.guest),
+        ("vmm_overhead_bytes", "Memory of this process besides guest memory.", resident.total - resident.guest),
+    ] {
+        out.gauge(name, help, &[], bytes as f64);
+    }
     if let Some(vm) = vm {
-        let _ = writeln!(out, "vmm_guest_memory_bytes {}", vm.memory().size());
+        out.gauge("vmm_guest_memory_bytes", "Memory the guest was given.", &[], vm.memory().size() as f64);
         vm.devices().metrics(&mut out);
     }
     if let Ok(porting) = control.porting() {
         porting.metrics(&mut out);
     }
-    out
+    out.text()
 }
 
 #[cfg(test)]

@@ -3,7 +3,6 @@
 //! Owns the list of this process's ports and, in a process that waits for a VM, the thread that does. Always true: at most one
 //! port is under way.
 
-use std::fmt::Write;
 use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -17,6 +16,7 @@ use crate::boot::info::OwnerId;
 use crate::config::cli::ReceiveConfig;
 use crate::control::{Control, MigrationId, MigrationRequest, Porting, Resolution};
 use crate::error::{Error, Result, host};
+use crate::metrics::Exposition;
 use crate::vcpu::End;
 use crate::vm::{Phase, Vm};
 
@@ -124,7 +124,7 @@ impl Porting for Engine {
         self.lock().iter().any(|j| j.is_active())
     }
 
-    fn metrics(&self, out: &mut String) {
+    fn metrics(&self, out: &mut Exposition) {
         let all: Vec<_> = self.lock().iter().map(|j| j.status()).collect();
         for (name, state) in [
             ("running", JobState::Running),
@@ -134,17 +134,18 @@ impl Porting for Engine {
             ("unknown", JobState::Unknown),
         ] {
             let count = all.iter().filter(|s| s.state == state).count();
-            let _ = writeln!(out, "vmm_ports{{state=\"{name}\"}} {count}");
+            out.gauge("vmm_migrations", "Ports of this process that are remembered.", &[("state", name)], count as f64);
         }
         if let Some(last) = all.last() {
-            let _ = writeln!(out, "vmm_port_sent_bytes {}", last.bytes);
-            let _ = writeln!(out, "vmm_port_rounds {}", last.rounds.len());
+            out.gauge("vmm_migration_sent_bytes", "Bytes the last port has sent.", &[], last.bytes as f64);
+            out.gauge("vmm_migration_rounds", "Rounds of the last port.", &[], last.rounds.len() as f64);
         }
         let arrival = self.arrival.lock().unwrap_or_else(PoisonError::into_inner).clone().map(|p| p.shown());
         let came = arrival.and_then(|a| a.blackout_us);
         for (side, blackout) in [("source", all.last().and_then(|s| s.blackout_us)), ("destination", came)] {
             if let Some(us) = blackout {
-                let _ = writeln!(out, "vmm_port_blackout_seconds{{side=\"{side}\"}} {}", us as f64 / 1e6);
+                let help = "How long no vCPU ran in the last port that took place.";
+                out.gauge("vmm_migration_blackout_seconds", help, &[("side", side)], us as f64 / 1e6);
             }
         }
     }

@@ -18,6 +18,7 @@ use crate::error::{Error, Result, host, kvm};
 use crate::event::Events;
 use crate::gate::Gate;
 use crate::memory::Memory;
+use crate::metrics::Exposition;
 
 /// Guest-physical address of the first device's registers.
 pub const MMIO_BASE: u64 = 0xd000_0000;
@@ -177,6 +178,21 @@ impl Transport {
     /// The device, to be changed.
     pub fn device_mut(&mut self) -> &mut dyn Device {
         self.device.as_mut()
+    }
+
+    /// Adds the device's counters, and those every device has.
+    pub fn metrics(&self, out: &mut Exposition) {
+        self.device.metrics(out);
+        let device = self.device.id();
+        for (n, queue) in self.queues.iter().enumerate() {
+            let n = n.to_string();
+            out.gauge(
+                "vmm_queue_depth",
+                "Chains the driver has made available and the device has not taken yet.",
+                &[("device", device), ("queue", &n)],
+                f64::from(queue.depth(&self.memory)),
+            );
+        }
     }
 
     fn features(&self) -> u64 {

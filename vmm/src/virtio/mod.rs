@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::memory::Memory;
+use crate::metrics::Exposition;
 use queue::{QueueError, VirtQueue};
 
 /// VIRTIO_F_RING_INDIRECT_DESC.
@@ -88,8 +89,8 @@ pub trait Device: Send {
     fn take_config_change(&mut self) -> bool {
         false
     }
-    /// Adds its counters in Prometheus' text form.
-    fn metrics(&self, out: &mut String);
+    /// Adds its counters, each with the label `device`.
+    fn metrics(&self, out: &mut Exposition);
     /// The network device this is, if it is one.
     fn as_net(&mut self) -> Option<&mut net::Net> {
         None

@@ -3,6 +3,8 @@
 //! Always true: every address comes out as a [`GuestRange`]; a chain has at most [`CHAIN_MAX`] pieces; the used ring and
 //! the notification fields are written only when they change (a write makes a page dirty for a port).
 
+use std::sync::atomic::Ordering;
+
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
 use vm_memory::{Bytes, GuestAddress};
@@ -90,6 +92,18 @@ impl VirtQueue {
     /// Its size.
     pub fn size(&self) -> u16 {
         self.queue.size()
+    }
+
+    /// How many chains the driver has made available that have not been taken; at most the queue's size.
+    pub fn depth(&self, memory: &Memory) -> u16 {
+        if !self.queue.ready() {
+            return 0;
+        }
+        let index = self.queue.avail_idx(memory.ram().as_ref(), Ordering::Relaxed).map_or(0, |i| i.0);
+        match index.wrapping_sub(self.queue.next_avail()) {
+            n if n > self.queue.size() => 0,
+            n => n,
+        }
     }
 
     /// Back to before the driver.

@@ -7,7 +7,6 @@
 mod image;
 mod request;
 
-use std::fmt::Write;
 use std::os::fd::{AsRawFd, RawFd};
 
 use io_uring::{IoUring, opcode, squeue, types};
@@ -19,6 +18,7 @@ use super::{Device, DeviceState, Progress, Work};
 use crate::config::DiskConfig;
 use crate::error::{Error, Result, host};
 use crate::memory::Memory;
+use crate::metrics::Exposition;
 use crate::stats::Counter;
 use image::Image;
 use request::{Operation, Parsed, Request, Status};
@@ -403,20 +403,20 @@ impl Device for Blk {
         }
     }
 
-    fn metrics(&self, out: &mut String) {
-        let s = &self.stats;
-        for (name, counter) in [
-            ("blk_reads_total", &s.reads),
-            ("blk_read_bytes_total", &s.read_bytes),
-            ("blk_writes_total", &s.writes),
-            ("blk_written_bytes_total", &s.written_bytes),
-            ("blk_flushes_total", &s.flushes),
-            ("blk_errors_total", &s.errors),
-            ("blk_bounced_total", &s.bounced),
+    fn metrics(&self, out: &mut Exposition) {
+        let (s, labels) = (&self.stats, &[("device", self.id.as_str())]);
+        for (name, help, counter) in [
+            ("vmm_blk_reads_total", "Reads completed.", &s.reads),
+            ("vmm_blk_read_bytes_total", "Bytes read.", &s.read_bytes),
+            ("vmm_blk_writes_total", "Writes completed.", &s.writes),
+            ("vmm_blk_written_bytes_total", "Bytes written.", &s.written_bytes),
+            ("vmm_blk_flushes_total", "Flushes completed.", &s.flushes),
+            ("vmm_blk_errors_total", "Requests answered with an error.", &s.errors),
+            ("vmm_blk_bounced_total", "Requests that were copied, as the image needs other alignment.", &s.bounced),
         ] {
-            let _ = writeln!(out, "vmm_{name}{{device=\"{}\"}} {}", self.id, counter.get());
+            out.counter(name, help, labels, counter);
         }
-        let _ = writeln!(out, "vmm_blk_in_flight{{device=\"{}\"}} {}", self.id, self.in_flight);
+        out.gauge("vmm_blk_in_flight", "Requests the host works on.", labels, self.in_flight as f64);
     }
 }
 

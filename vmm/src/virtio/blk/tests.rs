@@ -160,8 +160,9 @@ fn host_errors_reach_the_guest_and_only_it() {
     assert_eq!(unsafe { libc::fcntl(fd, libc::F_ADD_SEALS, libc::F_SEAL_WRITE) }, 0);
     assert_eq!(d.request(1, 0, &[(BUFFER, 512)]), (1, 1));
     assert_eq!(d.request(0, 0, &[(BUFFER, 512)]).0, 0);
-    let mut text = String::new();
-    d.0.transport.device().metrics(&mut text);
+    let mut out = crate::metrics::Exposition::default();
+    d.0.transport.metrics(&mut out);
+    let text = out.text();
     assert!(text.contains("vmm_blk_errors_total{device=\"disk7\"} 1"), "{text}");
 }
 

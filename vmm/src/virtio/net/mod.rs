@@ -8,7 +8,6 @@
 mod rx;
 pub mod tap;
 
-use std::fmt::Write;
 use std::os::fd::{AsRawFd, RawFd};
 
 use serde::{Deserialize, Serialize};
@@ -19,6 +18,7 @@ use crate::boot::info::random;
 use crate::config::{MacAddress, NetConfig};
 use crate::error::{Error, Result};
 use crate::memory::IoVec;
+use crate::metrics::Exposition;
 use crate::stats::Counter;
 use rx::Receiver;
 use tap::Tap;
@@ -324,18 +324,18 @@ impl Device for Net {
         self.inject_frames(state.pending.clone())
     }
 
-    fn metrics(&self, out: &mut String) {
-        let s = &self.stats;
-        for (name, counter) in [
-            ("net_rx_frames_total", &s.rx_frames),
-            ("net_rx_bytes_total", &s.rx_bytes),
-            ("net_rx_dropped_total", &s.rx_dropped),
-            ("net_tx_frames_total", &s.tx_frames),
-            ("net_tx_bytes_total", &s.tx_bytes),
-            ("net_tx_errors_total", &s.tx_errors),
-            ("net_injected_frames_total", &s.injected),
+    fn metrics(&self, out: &mut Exposition) {
+        let (s, labels) = (&self.stats, &[("device", self.id.as_str())]);
+        for (name, help, counter) in [
+            ("vmm_net_rx_frames_total", "Frames given to the guest.", &s.rx_frames),
+            ("vmm_net_rx_bytes_total", "Bytes of frames given to the guest.", &s.rx_bytes),
+            ("vmm_net_rx_dropped_total", "Frames that no buffer of the guest could take.", &s.rx_dropped),
+            ("vmm_net_tx_frames_total", "Frames sent for the guest.", &s.tx_frames),
+            ("vmm_net_tx_bytes_total", "Bytes of frames sent for the guest.", &s.tx_bytes),
+            ("vmm_net_tx_errors_total", "Frames of the guest that the host did not take.", &s.tx_errors),
+            ("vmm_net_injected_frames_total", "Frames that came with a port.", &s.injected),
         ] {
-            let _ = writeln!(out, "vmm_{name}{{device=\"{}\"}} {}", self.id, counter.get());
+            out.counter(name, help, labels, counter);
         }
     }
 
