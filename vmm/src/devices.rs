@@ -14,6 +14,7 @@ use crate::event::Token;
 use crate::metrics::Exposition;
 use crate::stats::Stats;
 use crate::virtio::Progress;
+use crate::virtio::blk::Blk;
 use crate::virtio::mmio::{GSI_BASE, MMIO_BASE, MMIO_SIZE, Transport, TransportState};
 use crate::virtio::net::{Frame, Net};
 
@@ -204,6 +205,15 @@ impl Devices {
         self.serial = Serial::from_state(&raw, SerialTrigger(serial_irq), NoEvents, self.console.clone())
             .map_err(|e| Error::State(format!("serial port: {e:?}")))?;
         Ok(())
+    }
+
+    /// The disk with this id. Whoever changes what it may do calls [`Devices::process_all`] afterwards.
+    pub fn disk(&mut self, id: &str) -> Result<&mut Blk> {
+        self.virtio
+            .iter_mut()
+            .filter_map(|t| t.device_mut().as_blk())
+            .find(|d| crate::virtio::Device::id(*d) == id)
+            .ok_or_else(|| Error::Conflict(format!("there is no disk {id}")))
     }
 
     /// The network devices, in their order.

@@ -13,6 +13,7 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod gate;
+pub mod limit;
 pub mod memory;
 pub mod metrics;
 pub mod platform;

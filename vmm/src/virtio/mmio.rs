@@ -237,6 +237,10 @@ impl Transport {
 
     /// A write of the guest at `offset` of the device's registers.
     pub fn write(&mut self, offset: u64, data: &[u8]) {
+        if offset >= CONFIG {
+            self.device.write_config(offset - CONFIG, data);
+            return;
+        }
         let Ok(bytes) = <[u8; 4]>::try_from(data) else { return };
         let value = u32::from_le_bytes(bytes);
         match offset {

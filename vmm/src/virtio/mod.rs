@@ -65,6 +65,8 @@ pub trait Device: Send {
     fn queue_sizes(&self) -> &[u16];
     /// Reads the device's configuration space.
     fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The driver writes to the configuration space; by default there is nothing to write.
+    fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
     /// The driver is ready and has accepted `features`.
     fn activate(&mut self, features: u64) -> Result<()>;
     /// The driver resets the device: nothing of the driver's memory may be touched afterwards.
@@ -91,6 +93,10 @@ pub trait Device: Send {
     }
     /// Adds its counters, each with the label `device`.
     fn metrics(&self, out: &mut Exposition);
+    /// The disk this is, if it is one.
+    fn as_blk(&mut self) -> Option<&mut blk::Blk> {
+        None
+    }
     /// The network device this is, if it is one.
     fn as_net(&mut self) -> Option<&mut net::Net> {
         None

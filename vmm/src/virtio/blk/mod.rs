@@ -418,6 +418,10 @@ impl Device for Blk {
         }
         out.gauge("vmm_blk_in_flight", "Requests the host works on.", labels, self.in_flight as f64);
     }
+
+    fn as_blk(&mut self) -> Option<&mut Blk> {
+        Some(self)
+    }
 }
 
 impl Drop for Blk {
