@@ -24,16 +24,28 @@ pub fn workspace_root() -> PathBuf {
 
 /// Directory for disk images, client files and downloads, below cargo's target directory: on a real disk, and not in the way.
 pub fn data_dir() -> Result<PathBuf> {
-    Ok(images::target_dir(&workspace_root())?.join("lab"))
+    Ok(target_dir()?.join("lab"))
+}
+
+/// Cargo's target directory.
+pub fn target_dir() -> Result<PathBuf> {
+    Ok(images::target_dir(&workspace_root())?)
+}
+
+/// Builds the monitor alone.
+pub fn build_vmm() -> Result<PathBuf> {
+    let root = workspace_root();
+    let mut cargo = images::cargo(&root);
+    cargo.args(["build", "--locked", "--release", "--package", "vmm", "--bin", "vmm"]);
+    process::run(&mut cargo).context("cannot build the vmm")?;
+    Ok(target_dir()?.join("release/vmm"))
 }
 
 impl Artifacts {
     /// Builds everything; cargo shows the progress.
     pub fn build() -> Result<Self> {
         let root = workspace_root();
-        let mut cargo = images::cargo(&root);
-        cargo.args(["build", "--locked", "--release", "--package", "vmm", "--bin", "vmm"]);
-        process::run(&mut cargo).context("cannot build the vmm")?;
+        build_vmm()?;
         images::build(&root, images::PROFILE).context("cannot build the module images")?;
         Self::find()
     }

@@ -2,9 +2,10 @@
 use crate::artifacts::{self, Artifacts};
 use crate::setup::{self, Need};
 use crate::{lab, nested, process};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 /// Room for the disks of the system tests.
 const DISK_BYTES: u64 = 6 << 30;
@@ -52,10 +53,30 @@ pub fn run(which: Which, filter: Option<&str>) -> Result<()> {
     cargo.args(["test", "--locked", "--no-fail-fast", "--features", "xtask/system"]);
     match which {
         Which::All => cargo.arg("--workspace"),
-        Which::System => cargo.args(["--package", "xtask", "--test", "system"]),
+        Which::System => cargo.args(["--package", "xtask", "--test", "system", "--test", "nested"]),
     };
     cargo.arg("--").args(filter);
     finish(&mut cargo)
+}
+
+/// The scenarios of the nested test bed whose name contains `filter`; a single one with everything it prints.
+pub fn nested(filter: Option<&str>, shell: bool) -> Result<()> {
+    let scenarios = nested::matching(filter);
+    if scenarios.is_empty() {
+        let all: Vec<&str> = nested::ALL.iter().map(|s| s.name).collect();
+        bail!("no scenario is called like that; there are: {}", all.join(", "));
+    }
+    let target = artifacts::target_dir()?;
+    setup::prepare(Need::Nested, &target, 0)?;
+    if shell {
+        let chosen = if filter.is_some() { scenarios } else { Vec::new() };
+        return nested::shell(&chosen, &nested::Parts::build(&chosen)?);
+    }
+    let parts = nested::Parts::build(&scenarios)?;
+    let began = Instant::now();
+    let totals = nested::report::run(&scenarios, &parts, scenarios.len() == 1)?;
+    println!("{totals} ({:.0} s)", began.elapsed().as_secs_f64());
+    if totals.failed > 0 { bail!("tests failed") } else { Ok(()) }
 }
 
 fn step(root: &Path, arguments: &[&str]) -> Result<()> {

@@ -43,11 +43,14 @@ enum Task {
     },
     /// Run all tests, or the system tests alone.
     Test {
-        /// `system`: only those that start VMs.
-        #[arg(value_parser = ["system"])]
+        /// `system`: only those that start VMs; `nested`: only those with Linux guests in an emulated machine.
+        #[arg(value_parser = ["system", "nested"])]
         which: Option<String>,
         /// Only tests whose name contains this.
         filter: Option<String>,
+        /// With `nested`: a shell in the emulated machine, after the scenario if one is named.
+        #[arg(long)]
+        shell: bool,
     },
     /// Start both modules in a lab and keep them until Ctrl-C, to look at by hand.
     Lab,
@@ -98,10 +101,12 @@ fn run(task: Task) -> Result<()> {
             let benches = Bench::ALL.into_iter().filter(|b| which == "all" || b.name() == which).collect();
             bench::run(&bench::Options { benches, quick, json })
         }
-        Task::Test { which, filter } => {
-            let which = if which.is_some() { Which::System } else { Which::All };
-            check::run(which, filter.as_deref())
-        }
+        Task::Test { which, filter, shell } => match which.as_deref() {
+            Some("nested") => check::nested(filter.as_deref(), shell),
+            _ if shell => anyhow::bail!("--shell is for `test nested`"),
+            Some(_) => check::run(Which::System, filter.as_deref()),
+            None => check::run(Which::All, filter.as_deref()),
+        },
         Task::Lab => demo::keep_lab(),
         Task::Clean => {
             for thing in lab::clean()? {

@@ -15,13 +15,16 @@ pub enum Need {
     Demo,
     /// `bench`: the load generator and the server compared with, too.
     Bench,
+    /// `test nested`: an emulated machine.
+    Nested,
     /// `test`: everything.
     Test,
 }
 
 const DEMO_PACKAGES: &[&str] = &["iproute2", "libnfs-utils", "curl"];
 const BENCH_PACKAGES: &[&str] = &["gcc", "libc6-dev", "libnfs-dev", "nfs-ganesha", "nfs-ganesha-vfs", "rpcbind"];
-const TEST_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "cpio"];
+/// What the emulated machine is made of; `lz4` unpacks its kernel.
+const NESTED_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "cpio", "lz4", "socat", "e2fsprogs"];
 
 /// While it is there, Debian's packages start no service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
@@ -32,6 +35,9 @@ const BUILD_BYTES: u64 = 3 << 30;
 pub fn prepare(need: Need, data_dir: &Path, disk_bytes: u64) -> Result<()> {
     check_root()?;
     packages(need)?;
+    if need == Need::Nested {
+        return check_space(data_dir, disk_bytes.saturating_add(BUILD_BYTES));
+    }
     check_device(
         "/dev/kvm",
         "this needs KVM: run it on a machine (or a virtual machine with nested virtualisation) whose kernel offers it, \
@@ -75,11 +81,11 @@ pub fn check_space(dir: &Path, bytes: u64) -> Result<()> {
 
 fn packages(need: Need) -> Result<()> {
     let mut wanted = DEMO_PACKAGES.to_vec();
-    if need != Need::Demo {
+    if matches!(need, Need::Bench | Need::Test) {
         wanted.extend(BENCH_PACKAGES);
     }
-    if need == Need::Test {
-        wanted.extend(TEST_PACKAGES);
+    if matches!(need, Need::Nested | Need::Test) {
+        wanted.extend(NESTED_PACKAGES);
     }
     let missing = missing(&wanted)?;
     if missing.is_empty() {

@@ -5,7 +5,6 @@ mod command;
 mod crash;
 mod hostile;
 mod lab;
-mod nested;
 mod port;
 mod probe;
 mod qemu;

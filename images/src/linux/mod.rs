@@ -1,17 +1,21 @@
-//! A small Linux machine for tests: Debian's cloud kernel, and an initial RAM disk with busybox, chosen programs with
-//! the libraries they load, kernel modules, and an init script. Run by QEMU's software emulation of an AMD-V machine, it has a
-//! `/dev/kvm` of its own: see `cargo xtask test` ("nested").
+//! A small Linux machine for tests: Debian's cloud kernel, and an initial RAM disk ([`initrd`]) with busybox, chosen programs
+//! with the libraries they load, kernel modules, and an init script. Run by QEMU's software emulation of an AMD-V machine, it has
+//! a `/dev/kvm` of its own; the same kernel is the guest there: see `cargo xtask test nested`.
 //!
 //! Always true: nothing is installed; the kernel is unpacked below the given directory and kept for the next time.
+mod initrd;
+mod kmod;
+mod vmlinux;
+
+pub use initrd::initrd;
+pub use vmlinux::vmlinux;
+
 use crate::Error;
-use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Debian's package that depends on the current cloud kernel.
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
-/// Where Debian's busybox-static puts it.
-const BUSYBOX: &str = "/bin/busybox";
 
 /// An unpacked kernel.
 #[derive(Clone, Debug)]
@@ -29,7 +33,10 @@ pub struct Contents {
     pub programs: Vec<(PathBuf, String)>,
     /// Other files (host path, path inside).
     pub files: Vec<(PathBuf, String)>,
-    /// Kernel modules by file name without `.ko`; each goes to `/modules/NAME.ko`.
+    /// Files (path inside, what is in them).
+    pub texts: Vec<(String, String)>,
+    /// Kernel modules by file name without `.ko`. Each goes to `/modules/NAME.ko` with those it needs; `/modules/NAME.order`
+    /// says, one a line, what to load for it, itself last.
     pub modules: Vec<String>,
     /// `/init`, a busybox shell script.
     pub init: String,
@@ -87,50 +94,6 @@ fn unpacked(cache: &Path) -> Result<Option<Kernel>, Error> {
     Ok(vmlinuz.zip(modules).map(|(vmlinuz, modules)| Kernel { vmlinuz, modules }))
 }
 
-/// Writes the initial RAM disk to `output`, by way of the directory `work`, which is made anew.
-pub fn initrd(kernel: &Kernel, contents: &Contents, work: &Path, output: &Path) -> Result<(), Error> {
-    if work.exists() {
-        remove_dir(work)?;
-    }
-    for dir in ["bin", "dev", "proc", "sys", "tmp", "modules"] {
-        create_dir(&work.join(dir))?;
-    }
-    copy(Path::new(BUSYBOX), &work.join("bin/busybox"))?;
-    for (from, to) in &contents.programs {
-        copy(from, &work.join(to.trim_start_matches('/')))?;
-    }
-    for library in libraries(contents.programs.iter().map(|(from, _)| from.as_path()))? {
-        copy(&library, &work.join(library.strip_prefix("/").unwrap_or(&library)))?;
-    }
-    for (from, to) in &contents.files {
-        copy(from, &work.join(to.trim_start_matches('/')))?;
-    }
-    for module in &contents.modules {
-        let file = format!("{module}.ko");
-        let from = find_deep(&kernel.modules, &file)?.ok_or_else(|| Error::Missing(format!("kernel module {file}")))?;
-        copy(&from, &work.join("modules").join(&file))?;
-    }
-    let init = work.join("init");
-    std::fs::write(&init, &contents.init).map_err(|source| Error::File { path: init.clone(), source })?;
-    run(Command::new("chmod").arg("0755").arg(&init))?;
-    let file = std::fs::File::create(output).map_err(|source| Error::File { path: output.to_owned(), source })?;
-    let mut pack = Command::new("sh");
-    pack.args(["-c", "find . | cpio --quiet -o -H newc"]).current_dir(work).stdout(file);
-    run(&mut pack)?;
-    Ok(())
-}
-
-/// The shared libraries that programs load, with the dynamic linker.
-fn libraries<'a>(programs: impl Iterator<Item = &'a Path>) -> Result<BTreeSet<PathBuf>, Error> {
-    let mut all = BTreeSet::new();
-    for program in programs {
-        let list = run(Command::new("ldd").arg(program))?;
-        // `name => /path (address)` or `/path (address)`.
-        all.extend(list.split_whitespace().filter(|w| w.starts_with('/')).map(PathBuf::from));
-    }
-    Ok(all)
-}
-
 fn run(command: &mut Command) -> Result<String, Error> {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let tool = words.map(|w| w.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
@@ -155,15 +118,15 @@ fn find(dir: &Path, passes: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>, Er
     Ok(None)
 }
 
-fn find_deep(dir: &Path, name: &str) -> Result<Option<PathBuf>, Error> {
+fn find_deep(dir: &Path, passes: &dyn Fn(&str) -> bool) -> Result<Option<PathBuf>, Error> {
     let at = |source| Error::File { path: dir.to_owned(), source };
     for entry in std::fs::read_dir(dir).map_err(at)? {
         let entry = entry.map_err(at)?;
         if entry.file_type().map_err(at)?.is_dir() {
-            if let Some(found) = find_deep(&entry.path(), name)? {
+            if let Some(found) = find_deep(&entry.path(), passes)? {
                 return Ok(Some(found));
             }
-        } else if entry.file_name() == name {
+        } else if entry.file_name().to_str().is_some_and(passes) {
             return Ok(Some(entry.path()));
         }
     }

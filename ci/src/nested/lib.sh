@@ -1,0 +1,94 @@
+# What scenarios are written with. They run in the emulated machine, in a directory of their own, /run/$SCENARIO.
+# Files there named *.log and *.console are quoted when the scenario fails.
+HOST_IP=10.78.0.1
+GUEST_IP=10.78.0.2
+GUEST_MAC=02:00:00:00:78:02
+# Port of the guest's command server.
+SHELL_PORT=7000
+
+# Ends the scenario: fail REASON…, skip REASON…
+fail() { echo "$*" > verdict; exit 1; }
+skip() { echo "$*" > verdict; exit 77; }
+# note TEXT…: a figure for the report.
+note() { echo "@@ note $SCENARIO $*"; }
+# Seconds with hundredths since the machine was switched on; since BEGIN: those from then to now.
+now() { cut -d ' ' -f 1 /proc/uptime; }
+since() { echo "$(now) $1" | awk '{ printf "%.1f", $1 - $2 }'; }
+# wait_for SECONDS COMMAND…: until the command succeeds; fails after that time.
+wait_for() {
+    left=$(($1 * 5)); shift
+    until "$@" </dev/null >/dev/null 2>&1; do
+        left=$((left - 1)); [ $left -gt 0 ] || return 1
+        usleep 200000
+    done
+}
+# load MODULE: a kernel module with those it needs.
+load() {
+    for m in $(cat /modules/$1.order); do
+        grep -q "^$(echo $m | tr - _) " /proc/modules || insmod /modules/$m.ko || return 1
+    done
+}
+
+# ----- networks -----
+# bridge NAME [ADDRESS/BITS], tap NAME [BRIDGE]: interfaces that are up.
+bridge() {
+    brctl addbr $1; echo 0 > /sys/class/net/$1/bridge/multicast_snooping
+    [ -n "$2" ] && ip addr add $2 dev $1
+    ip link set $1 up
+}
+tap() { tunctl -t $1 >/dev/null; [ -n "$2" ] && brctl addif $2 $1; ip link set $1 up; }
+
+# ----- monitors -----
+# vmm_start NAME FLAGS…: a vmm in the background: NAME.console, NAME.log, REST at NAME.sock, its process in NAME.pid.
+vmm_start() {
+    name=$1; shift
+    rm -f $name.sock $name.ended
+    : > $name.console
+    [ -n "$VERBOSE" ] && { tail -n +1 -f $name.console & tail -n +1 -F $name.log 2>/dev/null & }
+    # Its status is kept by a shell that waits for it.
+    (
+        vmm --name $name --serial $PWD/$name.console --api-sock $PWD/$name.sock "$@" >>$name.log 2>&1 &
+        echo $! > $name.pid
+        wait $!
+        echo $? > $name.ended.new; mv $name.ended.new $name.ended
+    ) &
+    wait_for 20 test -s $name.pid
+}
+# linux_start NAME "GUEST WORDS" FLAGS…: as vmm_start, with Debian's kernel and our init; the words go on its command line.
+linux_start() {
+    name=$1; words=$2; shift 2
+    vmm_start $name --image ${KERNEL:-/guest/vmlinuz} --initrd /guest/initrd --memory ${MEMORY:-256M} \
+        --cmdline "console=ttyS0 $KERNEL_WORDS panic=-1 $words" "$@"
+}
+# said NAME SECONDS TEXT: waits for a line of the console; fails the scenario when it does not come, or the vmm ends first.
+said() {
+    left=$(($2 * 5))
+    until grep -q -- "$3" $1.console; do
+        [ -e $1.ended ] && { grep -q -- "$3" $1.console && return; fail "$1 ended with $(cat $1.ended) before it said \"$3\""; }
+        left=$((left - 1)); [ $left -gt 0 ] || fail "$1 has not said \"$3\" after $2 s"
+        usleep 200000
+    done
+}
+# ended NAME SECONDS STATUS: waits for the end of a vmm, which must have that exit status.
+ended() {
+    wait_for $2 test -e $1.ended || fail "$1 has not ended after $2 s"
+    [ "$(cat $1.ended)" = $3 ] || fail "$1 ended with $(cat $1.ended), not $3"
+}
+# api NAME METHOD PATH [JSON]: a request; its answer on standard output, and what the server said on failure.
+api() {
+    if [ -n "$4" ]; then
+        curl -sS --fail-with-body --unix-socket $1.sock -X $2 -H 'Content-Type: application/json' -d "$4" "http://vmm$3"
+    else
+        curl -sS --fail-with-body --unix-socket $1.sock -X $2 "http://vmm$3"
+    fi
+}
+# state_is NAME STATE
+state_is() { api $1 GET /v1/vm | grep -q "\"state\": *\"$2\""; }
+
+# ----- the guest -----
+# guest COMMANDS…: run in the guest over the network, with their output and their status. GUEST_IP says in which.
+guest() {
+    echo "$*; echo \"@status \$?\"" | timeout ${GUEST_LIMIT:-60} socat -t 3600 - TCP:$GUEST_IP:$SHELL_PORT,connect-timeout=5 > guest.answer 2>>guest.log
+    grep -v '^@status' guest.answer
+    return $(sed -n 's/^@status //p' guest.answer | grep . || echo 255)
+}

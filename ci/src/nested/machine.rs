@@ -1,0 +1,278 @@
+//! The outer machine: what goes into it, how QEMU is started, and how its console is followed.
+//!
+//! Always true: it has one CPU (with two, QEMU's emulation loses wake-ups between them and hangs) and no disk; it is killed when
+//! it says nothing of what is expected within the limits; whatever it ends by, the scenario that was running gets a verdict.
+use super::scenario::{JOBS, Scenario};
+use super::verdict::{Event, Verdict, event};
+use super::{Parts, Report};
+use crate::process::Daemon;
+use crate::{copy, lab, modules};
+use anyhow::{Result, bail};
+use images::linux::{self, Contents};
+use std::io::{Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+const OUTER_MODULES: &[&str] = &["kvm-amd", "tun", "bridge", "vhost_net"];
+const INNER_MODULES: &[&str] = &[
+    "virtio_mmio",
+    "virtio_net",
+    "virtio_blk",
+    "virtio-rng",
+    "virtio_balloon",
+    "vmw_vsock_virtio_transport",
+    "button",
+    "evdev",
+];
+/// Memory of the outer machine in MiB.
+const MEMORY_MIB: u32 = 3072;
+/// Time to boot it on a busy machine; an idle one takes 4 s.
+const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// Beyond a scenario's own limit, which its init watches.
+const GRACE: Duration = Duration::from_secs(60);
+/// How often its console is looked at.
+const POLL: Duration = Duration::from_millis(20);
+/// Lines of each log that a failed scenario quotes.
+const QUOTE: u32 = 40;
+
+/// How scenarios are run.
+#[derive(Clone, Copy, Debug)]
+pub struct Mode {
+    /// Show everything that is printed, with the consoles of the guests.
+    pub live: bool,
+    /// End in a shell.
+    pub shell: bool,
+}
+
+/// What an outer machine is started from.
+pub struct Machine {
+    kernel: linux::Kernel,
+    initrd: PathBuf,
+    work: PathBuf,
+    mode: Mode,
+    started: AtomicU32,
+}
+
+impl Machine {
+    /// Builds the initial RAM disks in `work`; what does not change is kept in `cache`.
+    pub fn build(
+        kernel: linux::Kernel,
+        parts: &Parts,
+        scenarios: &[&Scenario],
+        mode: Mode,
+        cache: &Path,
+        work: &Path,
+    ) -> Result<Self> {
+        let vmlinux = cache.join("vmlinux");
+        linux::vmlinux(&kernel, &vmlinux)?;
+        let (root, inner) = (work.join("root"), work.join("inner"));
+        linux::initrd(&kernel, &inner_contents(), &root, &inner)?;
+        let mut contents = Contents {
+            programs: vec![
+                (parts.vmm.clone(), "/bin/vmm".into()),
+                program("/usr/bin/curl"),
+                program("/usr/bin/nfs-cp"),
+                program("/usr/bin/socat"),
+            ],
+            files: vec![
+                (kernel.vmlinuz.clone(), "/guest/vmlinuz".into()),
+                (vmlinux, "/guest/vmlinux".into()),
+                (inner, "/guest/initrd".into()),
+            ],
+            texts: vec![("/lib.sh".into(), include_str!("lib.sh").into()), ("/env.sh".into(), environment(mode))],
+            modules: OUTER_MODULES.iter().map(|m| m.to_string()).collect(),
+            init: include_str!("outer.sh").into(),
+        };
+        if let Some(images) = &parts.images {
+            contents.files.push((images.nmodule.clone(), "/images/nmodule".into()));
+            contents.files.push((images.dmodule.clone(), "/images/dmodule".into()));
+        }
+        for scenario in scenarios {
+            contents.texts.push((format!("/scenarios/{}.sh", scenario.name), scenario.script.into()));
+            contents.texts.push((format!("/scenarios/{}.limit", scenario.name), scenario.limit_seconds().to_string()));
+        }
+        let initrd = work.join("initrd");
+        linux::initrd(&kernel, &contents, &root, &initrd)?;
+        Ok(Machine { kernel, initrd, work: work.to_owned(), mode, started: AtomicU32::new(0) })
+    }
+
+    /// Runs scenarios in a new machine until it ends. Reports at least one, or fails.
+    pub fn run(&self, scenarios: &[&'static Scenario], mut report: impl FnMut(Report)) -> Result<()> {
+        let log = self.work.join(format!("console{}", self.started.fetch_add(1, Ordering::Relaxed)));
+        let mut machine = Daemon::start("the emulated machine", &mut self.qemu(scenarios), &log)?;
+        let mut follow = Follow::new(scenarios, self.mode.live);
+        let mut file = std::fs::File::open(&log)?;
+        loop {
+            let ended = machine.ended()?;
+            let mut text = Vec::new();
+            file.read_to_end(&mut text)?;
+            follow.feed(&text, &mut report)?;
+            if let Some(status) = ended {
+                return follow.ended(&format!("the emulated machine ended with {status}"), &mut report);
+            }
+            if follow.late() {
+                machine.kill()?;
+                return follow.ended("the emulated machine hangs", &mut report);
+            }
+            std::thread::sleep(POLL);
+        }
+    }
+
+    /// The machine with its console on this terminal.
+    pub fn interactive(&self, scenarios: &[&'static Scenario]) -> Result<Command> {
+        Ok(self.qemu(scenarios))
+    }
+
+    fn qemu(&self, scenarios: &[&Scenario]) -> Command {
+        let names: Vec<&str> = scenarios.iter().map(|s| s.name).collect();
+        let mut qemu = Command::new("setpriv");
+        qemu.args([
+            "--pdeathsig",
+            "KILL",
+            "qemu-system-x86_64",
+            "-M",
+            "q35",
+            "-accel",
+            "tcg",
+            "-cpu",
+            "EPYC,+svm,+npt",
+        ]);
+        qemu.args(["-smp", "1", "-m", &MEMORY_MIB.to_string(), "-nodefaults", "-no-user-config", "-nographic"]);
+        qemu.args(["-no-reboot", "-serial", if self.mode.shell { "mon:stdio" } else { "stdio" }]);
+        // Words with a `=` that the kernel does not know become variables of its init.
+        qemu.args(["-append", &format!("console=ttyS0 quiet panic=-1 SCENARIOS={}", names.join(","))]);
+        qemu.arg("-kernel").arg(&self.kernel.vmlinuz).arg("-initrd").arg(&self.initrd);
+        qemu
+    }
+}
+
+/// The console of a machine that runs scenarios.
+struct Follow<'a> {
+    scenarios: &'a [&'static Scenario],
+    live: bool,
+    /// The beginning of a line.
+    partial: Vec<u8>,
+    running: Option<&'static Scenario>,
+    notes: Vec<String>,
+    /// What was printed since the last verdict.
+    console: String,
+    deadline: Instant,
+    reported: usize,
+}
+
+impl<'a> Follow<'a> {
+    fn new(scenarios: &'a [&'static Scenario], live: bool) -> Self {
+        let deadline = Instant::now() + BOOT_LIMIT;
+        Follow {
+            scenarios,
+            live,
+            partial: Vec::new(),
+            running: None,
+            notes: Vec::new(),
+            console: String::new(),
+            deadline,
+            reported: 0,
+        }
+    }
+
+    fn late(&self) -> bool {
+        Instant::now() > self.deadline
+    }
+
+    fn feed(&mut self, text: &[u8], report: &mut impl FnMut(Report)) -> Result<()> {
+        if self.live {
+            // Nobody may be there to see it.
+            let _ = std::io::stdout().write_all(text).and_then(|()| std::io::stdout().flush());
+        }
+        self.partial.extend_from_slice(text);
+        while let Some(end) = self.partial.iter().position(|b| *b == b'\n') {
+            let line: Vec<u8> = self.partial.drain(..=end).collect();
+            self.line(&String::from_utf8_lossy(&line), report)?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, line: &str, report: &mut impl FnMut(Report)) -> Result<()> {
+        match event(line) {
+            Some(Event::Up) => self.deadline = Instant::now() + GRACE,
+            Some(Event::Broken(why)) => bail!("the emulated machine cannot run scenarios: {why}"),
+            Some(Event::Begin(name)) => {
+                self.running = self.scenarios.iter().copied().find(|s| s.name == name);
+                self.notes.clear();
+                self.console.clear();
+                let limit = self.running.map_or(0, Scenario::limit_seconds);
+                self.deadline = Instant::now() + Duration::from_secs(limit.into()) + GRACE;
+            }
+            Some(Event::Note(note)) => self.notes.push(note),
+            Some(Event::End(name, verdict, took)) if self.running.is_some_and(|s| s.name == name) => {
+                self.verdict(verdict, took, report);
+                self.deadline = Instant::now() + GRACE;
+            }
+            _ => self.console.push_str(line),
+        }
+        Ok(())
+    }
+
+    fn verdict(&mut self, verdict: Verdict, took: Duration, report: &mut impl FnMut(Report)) {
+        if let Some(scenario) = self.running.take() {
+            self.reported += 1;
+            let (notes, console) = (std::mem::take(&mut self.notes), std::mem::take(&mut self.console));
+            report(Report { name: scenario.name, verdict, took, notes, console });
+        }
+    }
+
+    /// The machine is gone: the scenario that was running has failed.
+    fn ended(mut self, why: &str, report: &mut impl FnMut(Report)) -> Result<()> {
+        self.verdict(Verdict::Failed(why.to_owned()), Duration::ZERO, report);
+        if self.reported == 0 {
+            bail!(
+                "{why} before the first verdict; its console:\n{}{}",
+                self.console,
+                String::from_utf8_lossy(&self.partial)
+            );
+        }
+        Ok(())
+    }
+}
+
+fn program(path: &str) -> (PathBuf, String) {
+    let name = Path::new(path).file_name().unwrap_or_default().to_string_lossy();
+    (PathBuf::from(path), format!("/bin/{name}"))
+}
+
+/// The guest's initial RAM disk.
+fn inner_contents() -> Contents {
+    Contents {
+        programs: vec![program("/usr/sbin/mke2fs"), program("/usr/sbin/e2fsck"), program("/usr/bin/socat")],
+        files: Vec::new(),
+        texts: JOBS.iter().map(|(name, script)| (format!("/jobs/{name}"), (*script).into())).collect(),
+        modules: INNER_MODULES.iter().map(|m| m.to_string()).collect(),
+        init: include_str!("inner.sh").into(),
+    }
+}
+
+/// Variables of the outer machine's scripts: what this crate and the kernel's command line know.
+fn environment(mode: Mode) -> String {
+    let variables = [
+        ("SCENARIOS", "$(echo $SCENARIOS | tr , ' ')".to_owned()),
+        ("VERBOSE", if mode.live { "1" } else { "" }.into()),
+        ("SHELL_AT_END", if mode.shell { "1" } else { "" }.into()),
+        ("KERNEL_WORDS", if mode.live { "earlyprintk=ttyS0,115200" } else { "quiet" }.into()),
+        ("QUOTE", QUOTE.to_string()),
+        ("CLIENT_IP", lab::CLIENT1_IP.to_string()),
+        ("DMODULE_CMDLINE", modules::dmodule_cmdline(modules::Disk::New)),
+        ("DMODULE_MAC", modules::DMODULE_MAC.into()),
+        ("FABRIC_IP", modules::FABRIC.ip().to_string()),
+        ("FABRIC_PORT", modules::FABRIC.port().to_string()),
+        ("NMODULE_CMDLINE", modules::nmodule_cmdline()),
+        ("NMODULE_MAC", modules::NMODULE_MAC.into()),
+        ("NMODULE_MEMORY", modules::NMODULE_MEMORY.into()),
+        ("NMODULE_VM_ID", modules::NMODULE_VM_ID.to_string()),
+        ("NFS_IP", modules::NFS.ip().to_string()),
+        ("NFS_PORT", modules::NFS.port().to_string()),
+        ("NFS_URL", copy::url("file")),
+    ];
+    variables.iter().map(|(name, value)| format!("export {name}=\"{value}\"\n")).collect()
+}
