@@ -104,12 +104,16 @@ impl Control {
         self.vm().ok_or_else(|| Error::Conflict("there is no VM yet: it is waited for".into()))
     }
 
-    /// The VM, for those who want to pause or resume it: not while a port does.
+    /// The VM, for those who want to pause or resume it: not while a port or a checkpoint does.
     pub fn need_idle_vm(&self) -> Result<Arc<Vm>> {
         if self.porting.get().is_some_and(|p| p.is_active()) {
             return Err(Error::Conflict("a port of the VM is under way".into()));
         }
-        self.need_vm()
+        let vm = self.need_vm()?;
+        if vm.is_copied() {
+            return Err(Error::Conflict("a checkpoint of the VM is being taken".into()));
+        }
+        Ok(vm)
     }
 
     /// Counters.

@@ -5,7 +5,7 @@
 //! atomic operation and no system call.
 
 use std::os::fd::{AsRawFd, RawFd};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
@@ -23,13 +23,14 @@ const KICKED: u32 = 4;
 pub struct Gate {
     state: AtomicU32,
     wake: EventFd,
+    at_rest: AtomicBool,
 }
 
 impl Gate {
     /// An open gate with nothing signalled.
     pub fn new() -> Result<Gate> {
         let wake = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
-        Ok(Gate { state: AtomicU32::new(0), wake })
+        Ok(Gate { state: AtomicU32::new(0), wake, at_rest: AtomicBool::new(false) })
     }
 
     /// A device has something for the guest.
@@ -81,6 +82,16 @@ impl Gate {
     /// The guest goes on and looks at its rings: forgets what was signalled so far.
     pub fn pass(&self) {
         self.state.fetch_and(!SIGNALLED, Ordering::AcqRel);
+    }
+
+    /// The vCPU thread leaves the guest for a kick; `at_rest`: straight from a park, no instruction after it.
+    pub fn set_at_rest(&self, at_rest: bool) {
+        self.at_rest.store(at_rest, Ordering::Release);
+    }
+
+    /// While the vCPU is stopped: whether the guest stands at the end of a park.
+    pub fn is_at_rest(&self) -> bool {
+        self.at_rest.load(Ordering::Acquire)
     }
 
     /// Empties the wake descriptor.

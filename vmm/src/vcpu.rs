@@ -166,18 +166,24 @@ impl Vcpu {
     /// Runs the guest on this thread until it ends or the gate is kicked.
     pub fn run(&mut self, context: &Context) -> Outcome {
         let _kickable = Kickable::new(&mut self.fd);
+        let mut parked = false;
         loop {
-            if context.gate.kicked() {
+            let leaving = context.gate.kicked();
+            if leaving {
                 // KVM completes an access the guest is in the middle of only when it is entered again.
                 self.fd.set_kvm_immediate_exit(1);
             }
             match self.step(context) {
-                Step::On => {}
+                Step::On => parked = false,
+                Step::Parked => parked = true,
                 Step::Interrupted => {
                     self.fd.set_kvm_immediate_exit(0);
                     if context.gate.kicked() {
+                        // With the flag set before, the guest has executed nothing since its park.
+                        context.gate.set_at_rest(parked && leaving);
                         return Outcome::Kicked;
                     }
+                    parked = false;
                 }
                 Step::End(end) => {
                     if let End::Crash(reason) = &end {
@@ -200,7 +206,7 @@ impl Vcpu {
                         Action::None => Step::On,
                         Action::Park(ns) => {
                             context.park(ns);
-                            Step::On
+                            Step::Parked
                         }
                         Action::Exit(status) => Step::End(End::Exit(status)),
                     }
@@ -267,6 +273,8 @@ impl Vcpu {
 
 enum Step {
     On,
+    /// A park has ended; the guest has not gone on yet.
+    Parked,
     Interrupted,
     End(End),
 }

@@ -4,6 +4,7 @@
 //! then running and paused in turn, ended. Built means that everything that can fail has been done.
 
 mod build;
+mod copy;
 mod life;
 pub mod state;
 
@@ -24,6 +25,7 @@ use crate::vcpu::state::MsrList;
 use crate::vcpu::{Context, Kicker, Vcpu};
 #[cfg(test)]
 pub(crate) use build::create_vm;
+pub use copy::CopyClaim;
 use life::Life;
 pub use life::Phase;
 pub use state::{VmDescription, VmState};
@@ -41,6 +43,7 @@ pub struct Vm {
     life: Arc<Life>,
     kicker: Arc<Kicker>,
     io_stop: Arc<(AtomicBool, EventFd)>,
+    copying: AtomicBool,
     context: Arc<Context>,
     vcpu: Arc<Mutex<Vcpu>>,
     fd: VmFd,

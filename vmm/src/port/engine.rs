@@ -82,12 +82,16 @@ impl Porting for Engine {
             policy.target_ns = u64::from(ms) * 1_000_000;
             policy.limit_ns = policy.limit_ns.max(policy.target_ns);
         }
+        let claim = vm.claim_copy()?;
         let job = Arc::new(Job::new(jobs.last().map_or(1, |j| j.id + 1), request.to)?);
         let (vm, shared, order) = (vm.clone(), job.clone(), source::Order { arbiter, policy, verify: request.verify });
         std::thread::Builder::new()
             .name("port".into())
             .stack_size(THREAD_STACK)
-            .spawn(move || source::run(&vm, &shared, &order))
+            .spawn(move || {
+                let _claim = claim;
+                source::run(&vm, &shared, &order);
+            })
             .map_err(host("thread port"))?;
         if jobs.len() == JOBS_MAX {
             jobs.remove(0);

@@ -1,6 +1,6 @@
 //! What a port does with a VM: the only module of porting that knows how a VM is built.
 //!
-//! Owns the names and versions of the sections a VM's state is sent in. Always true: a section is decoded only when its
+//! Owns the names and versions of the sections a VM's state is sent in, and is kept in in a checkpoint. Always true: a section is decoded only when its
 //! name is expected and its version known; what it says is checked by the part it is for.
 
 use std::os::fd::RawFd;
@@ -62,12 +62,17 @@ pub(super) fn hello(vm: &Vm, ownership: Ownership) -> Result<Hello> {
     })
 }
 
-/// What the VM is made of. Also does beforehand what saving needs.
+/// What the VM to be ported is made of. Also does beforehand what saving needs.
 pub(super) fn describe(vm: &Vm) -> Result<Description> {
-    let description = vm.describe();
-    if !description.config.disks.is_empty() {
+    if !vm.config().disks.is_empty() {
         return Err(Error::Conflict("a VM with disks of its own cannot be ported: they would stay behind".into()));
     }
+    description(vm)
+}
+
+/// What the VM is made of, as it is sent or kept.
+pub(crate) fn description(vm: &Vm) -> Result<Description> {
+    let description = vm.describe();
     vm.prepare_save()?;
     let leaf = |e: &kvm_bindings::kvm_cpuid_entry2| CpuLeaf {
         function: e.function,
@@ -100,7 +105,7 @@ pub(super) fn quiesce(vm: &Vm) -> Result<()> {
 }
 
 /// Everything but memory, and the epoch the guest has.
-pub(super) fn save(vm: &Vm) -> Result<(Sections, Epoch)> {
+pub(crate) fn save(vm: &Vm) -> Result<(Sections, Epoch)> {
     let state = vm.save()?;
     let mut sections = Sections::new();
     put(&mut sections, VCPU, &state.vcpu)?;
@@ -241,17 +246,32 @@ pub(super) fn build(
     owner: VmmId,
     stats: &Arc<Stats>,
 ) -> std::result::Result<Incoming, Reason> {
-    let protocol = |text: String| Reason::new(ReasonCode::Protocol, text);
-    let mut vm: VmDescription =
-        serde_json::from_slice(&description.config).map_err(|e| protocol(format!("machine configuration: {e}")))?;
-    if vm.config.memory.bytes() != description.memory_size || description.vcpus != 1 {
-        return Err(protocol("the configuration is of another VM".into()));
-    }
-    if vm.config.nets.len() > NETS_MAX || vm.config.disks.len() > DISKS_MAX {
-        return Err(protocol("more devices than there can be".into()));
-    }
+    let vm = decode(description).map_err(|e| Reason::new(ReasonCode::Protocol, e.to_string()))?;
     if !vm.config.disks.is_empty() {
         return Err(Reason::new(ReasonCode::Device, "disks cannot be ported"));
+    }
+    let vm = Vm::receive(&vm, config, owner, stats.clone()).map_err(|e| {
+        let code = match e {
+            Error::Memory(_) => ReasonCode::Memory,
+            Error::State(_) => ReasonCode::Cpu,
+            _ => ReasonCode::Device,
+        };
+        Reason::new(code, e.to_string())
+    })?;
+    let vm = Arc::new(vm);
+    vm.prepare_save().map_err(|e| Reason::new(ReasonCode::Internal, e.to_string()))?;
+    Ok(Incoming { vm, state: None })
+}
+
+/// Reads what a VM is made of.
+pub(crate) fn decode(description: &Description) -> Result<VmDescription> {
+    let mut vm: VmDescription =
+        serde_json::from_slice(&description.config).map_err(|e| Error::State(format!("machine configuration: {e}")))?;
+    if vm.config.memory.bytes() != description.memory_size || description.vcpus != 1 {
+        return Err(Error::State("the configuration is of another VM".into()));
+    }
+    if vm.config.nets.len() > NETS_MAX || vm.config.disks.len() > DISKS_MAX {
+        return Err(Error::State("more devices than there can be".into()));
     }
     vm.cpuid = description
         .cpu
@@ -270,17 +290,7 @@ pub(super) fn build(
             }
         })
         .collect();
-    let vm = Vm::receive(&vm, config, owner, stats.clone()).map_err(|e| {
-        let code = match e {
-            Error::Memory(_) => ReasonCode::Memory,
-            Error::State(_) => ReasonCode::Cpu,
-            _ => ReasonCode::Device,
-        };
-        Reason::new(code, e.to_string())
-    })?;
-    let vm = Arc::new(vm);
-    vm.prepare_save().map_err(|e| Reason::new(ReasonCode::Internal, e.to_string()))?;
-    Ok(Incoming { vm, state: None })
+    Ok(vm)
 }
 
 /// Sets the state of vCPU and devices.
@@ -291,19 +301,24 @@ pub(super) fn load(incoming: &mut Incoming, sections: &Sections) -> Result<()> {
             return Err(Error::State(format!("memory differs: digest {here:#018x} here, {there:#018x} at the source")));
         }
     }
+    let state = decode_state(&incoming.vm, sections)?;
+    incoming.vm.load(&state)?;
+    incoming.state = Some(state);
+    Ok(())
+}
+
+/// Reads the state of a VM that is made of what `vm` is.
+pub(crate) fn decode_state(vm: &Vm, sections: &Sections) -> Result<VmState> {
     let mut virtio = Vec::new();
-    for device in incoming.vm.devices().virtio() {
+    for device in vm.devices().virtio() {
         virtio.push(take(sections, &virtio_name(device.device().id()))?);
     }
-    let state = VmState {
+    Ok(VmState {
         vcpu: take(sections, VCPU)?,
         irqchip: has(sections, IRQCHIP).then(|| take(sections, IRQCHIP)).transpose()?,
         clock: has(sections, CLOCK).then(|| take(sections, CLOCK)).transpose()?,
         devices: DevicesState { serial: take(sections, SERIAL)?, virtio },
-    };
-    incoming.vm.load(&state)?;
-    incoming.state = Some(state);
-    Ok(())
+    })
 }
 
 /// Epoch, clock, devices, vCPU: the guest runs here.

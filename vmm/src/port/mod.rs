@@ -9,7 +9,7 @@ pub mod connection;
 pub mod destination;
 mod engine;
 pub mod frames;
-mod guest;
+pub(crate) mod guest;
 pub mod job;
 mod order;
 mod residue;

@@ -89,7 +89,7 @@ impl Pending {
     }
 
     /// Takes the pages out, lowest first.
-    pub(super) fn drain(&mut self) -> impl Iterator<Item = u64> + '_ {
+    pub(crate) fn drain(&mut self) -> impl Iterator<Item = u64> + '_ {
         self.words.iter_mut().enumerate().flat_map(|(index, word)| {
             let mut bits = std::mem::take(word);
             std::iter::from_fn(move || {
@@ -233,7 +233,7 @@ pub enum SendError {
     Connection(#[from] ConnectionError),
 }
 
-pub(super) fn is_zero(page: &[u8]) -> bool {
+pub(crate) fn is_zero(page: &[u8]) -> bool {
     // Most pages with content show it in their first words; comparing the rest in blocks lets it be vectorised.
     page[..64].iter().all(|b| *b == 0) && page.chunks_exact(256).all(|c| c.iter().fold(0, |a, b| a | b) == 0)
 }

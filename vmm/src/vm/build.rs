@@ -117,8 +117,8 @@ impl Vm {
         Ok(vm)
     }
 
-    /// Registers and pages of the first start.
-    fn prepare_start(&self, image: &Image) -> Result<()> {
+    /// The command line as the guest sees it: the user's words, then the devices.
+    pub(crate) fn guest_cmdline(&self) -> String {
         let mut cmdline = self.config.cmdline.clone();
         for index in 0..self.devices().virtio().len() {
             if !cmdline.is_empty() {
@@ -126,6 +126,12 @@ impl Vm {
             }
             cmdline += &Devices::announcement(index as u16);
         }
+        cmdline
+    }
+
+    /// Registers and pages of the first start.
+    fn prepare_start(&self, image: &Image) -> Result<()> {
+        let cmdline = self.guest_cmdline();
         let vcpu = self.vcpu();
         match image.entry {
             Entry::Direct(start) => {
@@ -209,6 +215,7 @@ impl Vm {
             life: Arc::new(Life::new()),
             kicker: Arc::new(Kicker::default()),
             io_stop: Arc::new(io_stop),
+            copying: AtomicBool::new(false),
             context: Arc::new(context),
             vcpu: Arc::new(Mutex::new(Vcpu::new(shell.vcpu))),
             fd: shell.fd,

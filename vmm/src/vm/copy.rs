@@ -1,0 +1,40 @@
+//! The right to copy a VM's memory by the dirty log: one port or one checkpoint at a time.
+//!
+//! Both read and clear the same log and the same bitmap of the monitor's own writes; two at once would each miss what the
+//! other has seen.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Vm;
+use crate::error::{Error, Result};
+
+/// See [`Vm::claim_copy`].
+pub struct CopyClaim(Arc<Vm>);
+
+impl Drop for CopyClaim {
+    fn drop(&mut self) {
+        self.0.copying.store(false, Ordering::Release);
+    }
+}
+
+impl Vm {
+    /// The right to use the dirty log, until the claim is dropped.
+    pub fn claim_copy(self: &Arc<Self>) -> Result<CopyClaim> {
+        if self.copying.swap(true, Ordering::AcqRel) {
+            return Err(Error::Conflict("a port or a checkpoint of the VM is under way".into()));
+        }
+        Ok(CopyClaim(self.clone()))
+    }
+
+    /// Whether somebody has the claim.
+    pub fn is_copied(&self) -> bool {
+        self.copying.load(Ordering::Acquire)
+    }
+
+    /// While the VM is stopped: whether the guest stands at the end of a park, so that it looks at its boot-info page before
+    /// anything else.
+    pub fn is_at_rest(&self) -> bool {
+        self.context.gate.is_at_rest()
+    }
+}
