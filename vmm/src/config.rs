@@ -4,17 +4,19 @@
 //! later only for what the host lacks. All mistakes are reported at once, each by the path of its field.
 
 pub mod cli;
+mod parts;
 mod units;
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, FieldError, Result, host};
 use crate::memory::{HUGE_PAGE, MEMORY_LIMIT};
-pub use units::{MacAddress, MemorySize};
+pub use units::{MacAddress, MemorySize, optional_socket_address_schema, socket_address_schema};
 
 /// Most disks of a VM.
 pub const DISKS_MAX: usize = 8;
@@ -30,7 +32,7 @@ const FILE_MAX: u64 = 1 << 20;
 const CMDLINE_RESERVE: usize = (DISKS_MAX + NETS_MAX) * 48;
 
 /// How the image is started.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BootMode {
     /// Directly in ring 3 where the image has the note for it, else PVH.
@@ -43,7 +45,7 @@ pub enum BootMode {
 }
 
 /// Where the 16550 at 0x3f8 and the guest's console print to.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SerialOutput {
     /// The process's standard output.
@@ -56,7 +58,7 @@ pub enum SerialOutput {
 }
 
 /// A virtio-blk device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DiskConfig {
     /// Name in metrics and what VIRTIO_BLK_T_GET_ID says; `disk0` and so on if not given.
@@ -70,7 +72,7 @@ pub struct DiskConfig {
 }
 
 /// A virtio-net device on a tap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct NetConfig {
     /// Name in metrics and in the orders of a port; `net0` and so on if not given.
@@ -91,7 +93,7 @@ pub struct NetConfig {
 }
 
 /// A whole VM.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
     /// For people.
@@ -101,6 +103,7 @@ pub struct Config {
     #[serde(default)]
     pub vm_id: u64,
     /// ELF image.
+    #[serde(default)]
     pub image: PathBuf,
     /// How it is started.
     #[serde(default)]
@@ -122,6 +125,7 @@ pub struct Config {
     pub serial: SerialOutput,
     /// Where the ownership record lives: a D-module's CF address.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "optional_socket_address_schema")]
     pub arbiter: Option<SocketAddr>,
 }
 
@@ -136,20 +140,6 @@ impl Config {
         Config::from_json(&std::fs::read(path).map_err(host(what()))?)
     }
 
-    /// Parses JSON; the error names the field. Not yet checked: see [`Config::validate`].
-    pub fn from_json(json: &[u8]) -> Result<Config> {
-        let mut de = serde_json::Deserializer::from_slice(json);
-        let config = serde_path_to_error::deserialize(&mut de).map_err(|e| {
-            let path = match e.path().to_string() {
-                p if p == "." => "config".to_owned(),
-                p => p,
-            };
-            Error::Config(vec![FieldError::new(path, e.inner().to_string())])
-        })?;
-        de.end().map_err(|e| Error::Config(vec![FieldError::new("config", e.to_string())]))?;
-        Ok(config)
-    }
-
     /// Gives devices without an id one, then checks everything that can be checked without touching devices.
     pub fn validate(&mut self) -> Result<()> {
         let mut errors = Vec::new();
@@ -158,6 +148,7 @@ impl Config {
             bad("name".into(), format!("longer than {ID_MAX} bytes"));
         }
         match std::fs::metadata(&self.image) {
+            _ if self.image.as_os_str().is_empty() => bad("image".into(), "is missing".into()),
             Err(e) => bad("image".into(), format!("{}: {e}", self.image.display())),
             Ok(m) if !m.is_file() => bad("image".into(), format!("{}: not a file", self.image.display())),
             Ok(_) => {}

@@ -1,17 +1,24 @@
 //! What the control interface can do with this process, whoever does it.
 //!
-//! Owns the VM (or its absence, while one is awaited), the way to end the process, and the place where porting plugs in:
+//! Owns the VM (or its absence, while one is configured or awaited), the way to end the process, and the place where porting plugs in:
 //! the port engine implements [`Porting`], is handed to [`Control::set_porting`], and is then what
 //! `/v1/migrations` speaks to. On a destination it calls [`Control::set_vm`] when the VM has arrived.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, OnceLock, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, RwLock};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use tokio::sync::watch;
 
+use crate::boot::info::OwnerId;
+use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::metrics::Exposition;
+use crate::notice;
+use crate::port::destination::Shown;
+use crate::port::job::JobStatus;
 use crate::stats::Stats;
 use crate::vcpu::End;
 use crate::vm::Vm;
@@ -22,10 +29,11 @@ use crate::vm::Vm;
 pub struct MigrationId(pub u64);
 
 /// Body of `POST /v1/migrations`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct MigrationRequest {
     /// Where a VMM waits (`vmm --receive`).
+    #[schemars(schema_with = "crate::config::socket_address_schema")]
     pub to: SocketAddr,
     /// Pause aimed at in milliseconds: pre-copy goes on until the residue fits. Not given: the engine's default.
     #[serde(default)]
@@ -36,7 +44,7 @@ pub struct MigrationRequest {
 }
 
 /// Body of `PUT /v1/migrations/{id}/resolve`: the operator's word on who runs a VM in doubt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Resolution {
     /// True: the VM runs here, the other side does not have it.
@@ -47,8 +55,8 @@ pub struct Resolution {
 pub trait Porting: Send + Sync {
     /// Begins to port `vm`. [`Error::Conflict`] if a port is under way.
     fn start(&self, vm: &Arc<Vm>, request: &MigrationRequest) -> Result<MigrationId>;
-    /// Everything known about a port as JSON: at least `id`, `to`, `state`, `phase`, `rounds`, `bytes`, `blackout_us`.
-    fn status(&self, id: MigrationId) -> Option<serde_json::Value>;
+    /// Everything known about a port.
+    fn status(&self, id: MigrationId) -> Option<JobStatus>;
     /// All ports of this process, oldest first.
     fn list(&self) -> Vec<MigrationId>;
     /// Asks for a port to be stopped; it may be too late.
@@ -58,16 +66,25 @@ pub trait Porting: Send + Sync {
     /// Whether a port is under way or in doubt: nobody else may then pause or resume the VM.
     fn is_active(&self) -> bool;
     /// While a VM is awaited: how that stands.
-    fn arrival(&self) -> Option<serde_json::Value> {
+    fn arrival(&self) -> Option<Shown> {
         None
     }
     /// Adds its counters.
     fn metrics(&self, _out: &mut Exposition) {}
 }
 
+/// Where the VM of this process comes from.
+enum Origin {
+    /// From a configuration given over the control interface: what there is of it.
+    Configured(Option<Config>),
+    /// From the command line, or from elsewhere: there is nothing to configure.
+    Given,
+}
+
 /// See the module.
 pub struct Control {
     vm: RwLock<Option<Arc<Vm>>>,
+    origin: Mutex<Origin>,
     porting: OnceLock<Arc<dyn Porting>>,
     end: watch::Sender<Option<End>>,
     stats: Arc<Stats>,
@@ -76,7 +93,108 @@ pub struct Control {
 impl Control {
     /// Of a process without a VM yet.
     pub fn new(stats: Arc<Stats>) -> Arc<Control> {
-        Arc::new(Control { vm: RwLock::new(None), porting: OnceLock::new(), end: watch::Sender::new(None), stats })
+        Arc::new(Control {
+            vm: RwLock::new(None),
+            origin: Mutex::new(Origin::Given),
+            porting: OnceLock::new(),
+            end: watch::Sender::new(None),
+            stats,
+        })
+    }
+
+    fn origin(&self) -> MutexGuard<'_, Origin> {
+        self.origin.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The VM will be configured over the control interface.
+    pub fn await_configuration(&self) {
+        *self.origin() = Origin::Configured(None);
+    }
+
+    /// Whether there is no VM because nothing has been booted yet, and if so, whether there is a configuration.
+    pub fn awaits_boot(&self) -> Option<bool> {
+        match &*self.origin() {
+            Origin::Configured(config) if self.vm().is_none() => Some(config.is_some()),
+            _ => None,
+        }
+    }
+
+    /// The configuration of the VM, or of the one to be booted.
+    pub fn config(&self) -> Result<Config> {
+        if let Some(vm) = self.vm() {
+            return Ok(vm.config().clone());
+        }
+        match &*self.origin() {
+            Origin::Configured(Some(config)) => Ok(config.clone()),
+            _ => Err(Error::Conflict("there is no configuration yet: PUT /v1/vm/config".into())),
+        }
+    }
+
+    /// The configuration to be booted, if it may be changed.
+    fn draft<'a>(&self, origin: &'a mut Origin) -> Result<&'a mut Option<Config>> {
+        if self.vm().is_some() {
+            return Err(Error::Conflict("the VM has been started: its configuration is fixed".into()));
+        }
+        match origin {
+            Origin::Configured(config) => Ok(config),
+            Origin::Given => Err(Error::Conflict("this process waits for a VM that is ported here".into())),
+        }
+    }
+
+    /// Sets the configuration to be booted, after it was checked as a whole.
+    pub fn configure(&self, mut config: Config) -> Result<Config> {
+        let mut origin = self.origin();
+        let draft = self.draft(&mut origin)?;
+        config.validate()?;
+        *draft = Some(config.clone());
+        notice::state("configured", None);
+        Ok(config)
+    }
+
+    /// Sets some fields of the configuration to be booted; null gives a field its default. Only these are checked: the rest is
+    /// at boot.
+    pub fn configure_parts(&self, parts: Map<String, Value>) -> Result<Config> {
+        let mut origin = self.origin();
+        let draft = self.draft(&mut origin)?;
+        let before = draft.clone().unwrap_or_else(|| Config::for_image(Default::default()));
+        let config = before.with_parts(parts)?;
+        *draft = Some(config.clone());
+        notice::state("configured", None);
+        Ok(config)
+    }
+
+    /// Checks the configuration, builds the VM and starts it. After a failure it can be configured anew.
+    pub fn boot(self: &Arc<Self>) -> Result<()> {
+        let mut origin = self.origin();
+        let draft = self.draft(&mut origin)?;
+        let mut config = draft.clone().ok_or_else(|| {
+            Error::Conflict("there is no configuration yet: PUT /v1/vm/config before PUT /v1/vm/boot".into())
+        })?;
+        config.validate()?;
+        self.start(config)
+    }
+
+    /// Builds and starts the VM of a configuration that has been checked.
+    pub fn start(self: &Arc<Self>, config: Config) -> Result<()> {
+        let vm = Arc::new(Vm::boot(config, OwnerId::random()?, self.stats.clone())?);
+        vm.start(self.on_end())?;
+        self.set_vm(vm);
+        notice::state("running", None);
+        Ok(())
+    }
+
+    /// Stops the vCPUs; answers when they have stopped.
+    pub fn pause(&self) -> Result<()> {
+        self.need_idle_vm()?.pause()?;
+        notice::state("paused", None);
+        Ok(())
+    }
+
+    /// Lets the vCPUs run again.
+    pub fn resume(&self) -> Result<()> {
+        self.need_idle_vm()?.resume()?;
+        notice::state("running", None);
+        Ok(())
     }
 
     /// Plugs porting in; the first call counts.
@@ -101,7 +219,10 @@ impl Control {
 
     /// The VM, or the error that there is none.
     pub fn need_vm(&self) -> Result<Arc<Vm>> {
-        self.vm().ok_or_else(|| Error::Conflict("there is no VM yet: it is waited for".into()))
+        self.vm().ok_or_else(|| match self.awaits_boot() {
+            None => Error::Conflict("there is no VM yet: it is waited for".into()),
+            Some(_) => Error::Conflict("there is no VM yet: PUT /v1/vm/boot starts it".into()),
+        })
     }
 
     /// The VM, for those who want to pause or resume it: not while a port or a checkpoint does.
@@ -124,17 +245,26 @@ impl Control {
     /// The process is to end like this; the first call counts. Called by the VM's own end ([`Control::on_end`]), by a shutdown,
     /// and by a port when the VM runs elsewhere.
     pub fn finish(&self, end: End) {
-        self.end.send_if_modified(|slot| {
+        let reason = end.to_string();
+        let first = self.end.send_if_modified(|slot| {
             let first = slot.is_none();
             slot.get_or_insert(end);
             first
         });
+        if first {
+            notice::state("ended", Some(reason));
+        }
     }
 
     /// For [`Vm::start`]: the process ends with the VM.
     pub fn on_end(self: &Arc<Self>) -> impl FnOnce(&End) + Send + 'static {
         let control = self.clone();
         move |end| control.finish(end.clone())
+    }
+
+    /// Whether the process is to end.
+    pub fn is_over(&self) -> bool {
+        self.end.borrow().is_some()
     }
 
     /// Becomes `Some` when the process is to end.

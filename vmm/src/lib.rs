@@ -16,6 +16,7 @@ pub mod gate;
 pub mod limit;
 pub mod memory;
 pub mod metrics;
+pub mod notice;
 pub mod platform;
 pub mod port;
 pub mod stats;

@@ -8,6 +8,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 use vmm_sys_util::timerfd::TimerFd;
 
@@ -26,14 +27,16 @@ const WAKE_DIVISOR: u64 = 1000;
 const NANOS: i128 = 1_000_000_000;
 
 /// One limit: `rate` tokens a second, of which `burst` can be saved up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
     /// Tokens a second.
     #[serde(deserialize_with = "amount")]
+    #[schemars(with = "MemorySize")]
     pub rate: u64,
     /// Tokens that can be saved up; what comes in 1/10 s if not given.
     #[serde(default, deserialize_with = "optional_amount")]
+    #[schemars(with = "Option<MemorySize>")]
     pub burst: Option<u64>,
 }
 
@@ -58,7 +61,7 @@ impl std::str::FromStr for Rate {
 }
 
 /// What a device may do; what is not given is not limited.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Limits {
     /// Operations a second: requests of a disk, frames of a network device.

@@ -4,10 +4,12 @@
 //! then the VM is built and runs on its own threads; this thread serves the control interface until the VM ends, a signal comes
 //! or a shutdown is asked for.
 
+use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
 use vmm::api::{self, socket::ControlSocket};
 use vmm::boot::info::OwnerId;
@@ -16,7 +18,6 @@ use vmm::control::Control;
 use vmm::port::Engine;
 use vmm::stats::{self, Stats};
 use vmm::vcpu::End;
-use vmm::vm::Vm;
 
 /// Exit status for a wrong configuration or command line.
 const STATUS_USAGE: u8 = 2;
@@ -25,13 +26,57 @@ const STATUS_FAILED: u8 = 1;
 /// Everything in this process is small; one malloc arena is enough for its three threads.
 const MALLOC_ARENAS: libc::c_int = 1;
 
+/// KVM virtual machine monitor for storage guests.
+#[derive(Debug, Parser)]
+#[command(name = "vmm", version, args_conflicts_with_subcommands = true)]
+struct Cli {
+    #[command(flatten)]
+    args: Args,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Print completions for a shell.
+    Completions {
+        /// Which one.
+        shell: Shell,
+    },
+    /// Print the OpenAPI document of the control interface.
+    Openapi,
+}
+
+impl Command {
+    fn run(self) -> ExitCode {
+        let text = match self {
+            Command::Completions { shell } => {
+                let mut text = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut text);
+                text
+            }
+            Command::Openapi => api::openapi::text().into_bytes(),
+        };
+        match std::io::stdout().write_all(&text) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(e) => {
+                eprintln!("vmm: standard output: {e}");
+                ExitCode::from(STATUS_FAILED)
+            }
+        }
+    }
+}
+
 fn main() -> ExitCode {
     stats::process_starts();
     // SAFETY: before there are other threads; the option and value are valid.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, MALLOC_ARENAS) };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off")).init();
-    let mut args = Args::parse();
-    let api_sock = args.api_sock.take();
+    let Cli { args, command } = Cli::parse();
+    if let Some(command) = command {
+        return command.run();
+    }
+    let api_sock = args.api_sock.clone();
     let result = args.order().and_then(|order| {
         let socket = api_sock.as_deref().map(ControlSocket::bind).transpose()?;
         run(order, socket)
@@ -50,18 +95,20 @@ fn main() -> ExitCode {
 fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
     let stats = Arc::new(Stats::default());
     let control = Control::new(stats.clone());
-    let owner = OwnerId::random()?;
     let engine = Engine::new();
     control.set_porting(engine.clone());
     match order {
-        Order::Boot(config) => {
-            let vm = Arc::new(Vm::boot(config, owner, stats)?);
-            control.set_vm(vm.clone());
-            vm.start(control.on_end())?;
-        }
-        Order::Receive(config) => engine.receive(&control, config, owner)?,
+        Order::Boot(config) => control.start(config)?,
+        Order::Receive(config) => engine.receive(&control, config, OwnerId::random()?)?,
+        Order::Configure => control.await_configuration(),
     }
-    let end = serve(&control, socket)?;
+    let (end, socket) = serve(&control, socket)?;
+    if end == End::Killed {
+        drop(socket);
+        // Nothing is waited for: not the guest, not the devices, not the threads.
+        // SAFETY: ends the process; no memory is involved.
+        unsafe { libc::_exit(end.status()) };
+    }
     if let Some(vm) = control.vm() {
         vm.stop();
     }
@@ -73,7 +120,7 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
 }
 
 /// Serves the control interface until the process is to end.
-fn serve(control: &Arc<Control>, socket: Option<ControlSocket>) -> vmm::Result<End> {
+fn serve(control: &Arc<Control>, socket: Option<ControlSocket>) -> vmm::Result<(End, Option<ControlSocket>)> {
     let failed = |source| vmm::Error::Host { what: "control interface".into(), source };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
@@ -99,10 +146,10 @@ fn serve(control: &Arc<Control>, socket: Option<ControlSocket>) -> vmm::Result<E
             let serving = tokio::spawn(async move { server.await });
             let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| e.clone());
             let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
-            return Ok(end.unwrap_or(End::Stopped));
+            return Ok((end.unwrap_or(End::Stopped), socket));
         }
         let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| e.clone());
-        Ok(end.unwrap_or(End::Stopped))
+        Ok((end.unwrap_or(End::Stopped), socket))
     })
 }
 

@@ -27,6 +27,8 @@ use crate::virtio::Progress;
 /// Keyboard controller command port: a guest resets by writing 0xfe.
 const I8042_COMMAND: u16 = 0x64;
 const I8042_RESET: u8 = 0xfe;
+/// Exit status of a process that was killed over its control interface: as if by SIGKILL.
+const KILLED_STATUS: i32 = 128 + libc::SIGKILL;
 /// KVM_EXIT_INTERNAL_ERROR data is not needed; the registers say where it happened.
 const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 
@@ -41,6 +43,20 @@ pub enum End {
     Crash(String),
     /// Ended from outside.
     Stopped,
+    /// Ended from outside without waiting for anything.
+    Killed,
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            End::Exit(status) => write!(f, "the guest ended with status {status}"),
+            End::Reset => f.write_str("the guest asked for a reset"),
+            End::Crash(reason) => write!(f, "the guest crashed: {reason}"),
+            End::Stopped => f.write_str("stopped"),
+            End::Killed => f.write_str("killed"),
+        }
+    }
 }
 
 impl End {
@@ -49,6 +65,7 @@ impl End {
         match self {
             End::Exit(status) => *status as i32,
             End::Reset | End::Stopped => 0,
+            End::Killed => KILLED_STATUS,
             End::Crash(_) => guest_abi::exit_status::RING0_FAULT as i32,
         }
     }

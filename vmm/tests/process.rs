@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod control;
 mod guest;
 
-use std::io::{Read, Write};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
-use serde_json::Value;
+use control::{Process, vmm};
 
 guest_code!(
     exit_42,
@@ -36,80 +34,8 @@ guest_code!(
 "
 );
 
-struct Process {
-    child: Child,
-    socket: PathBuf,
-}
-
-impl Process {
-    fn start(dir: &Path, code: &[u8], more: &[&str]) -> Process {
-        let (image, socket) = (dir.join("image"), dir.join("api.sock"));
-        std::fs::write(&image, guest::image(code)).unwrap();
-        let child = Command::new(env!("CARGO_BIN_EXE_vmm"))
-            .args(["--memory", "8M", "--serial", "none", "--name", "test", "--vm-id", "9", "--image"])
-            .arg(&image)
-            .arg("--api-sock")
-            .arg(&socket)
-            .args(more)
-            .stdin(Stdio::null())
-            .spawn()
-            .unwrap();
-        Process { child, socket }
-    }
-
-    fn connect(&mut self) -> UnixStream {
-        loop {
-            match UnixStream::connect(&self.socket) {
-                Ok(stream) => return stream,
-                Err(_) => {
-                    assert!(self.child.try_wait().unwrap().is_none(), "it has ended");
-                    std::thread::yield_now();
-                }
-            }
-        }
-    }
-
-    /// Status code and body.
-    fn ask(&mut self, method: &str, path: &str, body: &str) -> (u16, String) {
-        let mut stream = self.connect();
-        let length = body.len();
-        write!(
-            stream,
-            "{method} {path} HTTP/1.1\r\nHost: vmm\r\nConnection: close\r\nContent-Type: application/json\r\n\
-             Content-Length: {length}\r\n\r\n{body}"
-        )
-        .unwrap();
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer).unwrap();
-        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
-        (head.split(' ').nth(1).unwrap().parse().unwrap(), body.to_owned())
-    }
-
-    fn json(&mut self, method: &str, path: &str, body: &str) -> (u16, Value) {
-        let (status, text) = self.ask(method, path, body);
-        (status, serde_json::from_str(&text).unwrap_or_else(|e| panic!("{path}: {e}: {text}")))
-    }
-
-    fn wait(&mut self) -> Option<i32> {
-        self.child.wait().unwrap().code()
-    }
-
-    fn serving(&mut self) {
-        while self.json("GET", "/v1/vm", "").1["boot_ms"]["serving"].is_null() {
-            std::thread::yield_now();
-        }
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
 fn run(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_vmm")).args(args).stdin(Stdio::null()).output().unwrap()
+    vmm().args(args).stdin(Stdio::null()).output().unwrap()
 }
 
 #[test]
@@ -161,6 +87,12 @@ fn control_interface() {
         let (got, error) = p.json(method, path, body);
         assert_eq!(got, status, "{method} {path} {body}: {error}");
         assert!(error["title"].is_string() && error["detail"].is_string(), "{error}");
+        assert_eq!(
+            (error["status"].as_u64(), error["instance"].as_str()),
+            (Some(status.into()), Some(path)),
+            "{error}"
+        );
+        assert!(error["type"].is_string(), "{error}");
         assert_eq!(error["field"].as_str(), field, "{error}");
     }
     let (status, _) = p.json("PUT", "/v1/vm/shutdown", "");

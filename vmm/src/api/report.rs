@@ -3,12 +3,16 @@
 use std::fs;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use serde_json::{Value, json};
+use schemars::JsonSchema;
+use serde::Serialize;
 
+use crate::config::{Config, MacAddress};
 use crate::control::Control;
 use crate::metrics::Exposition;
+use crate::port::destination::Shown;
 use crate::stats::Stats;
-use crate::vm::Vm;
+use crate::virtio::Device;
+use crate::vm::{Phase, Vm};
 
 /// Memory of this process in bytes.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -51,60 +55,160 @@ fn ms(us: &AtomicU64) -> Option<f64> {
     }
 }
 
-fn boot(stats: &Stats) -> Value {
-    let b = &stats.boot;
-    json!({
-        "built": ms(&b.built),
-        "run": ms(&b.run),
-        "first_instruction": ms(&b.marks[0]),
-        "serving": ms(&b.marks[1]),
-    })
+/// State of this process and its VM.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Waits for a configuration.
+    Unconfigured,
+    /// Has a configuration and waits to be booted.
+    Configured,
+    /// Waits for a VM that is ported here.
+    Receiving,
+    /// The VM is built.
+    Created,
+    /// The vCPUs run.
+    Running,
+    /// The vCPUs are stopped and can be continued.
+    Paused,
+    /// Over.
+    Ended,
 }
 
-fn memory(vm: Option<&Vm>) -> Value {
+impl State {
+    /// As in JSON.
+    pub fn name(self) -> &'static str {
+        match self {
+            State::Unconfigured => "unconfigured",
+            State::Configured => "configured",
+            State::Receiving => "receiving",
+            State::Created => "created",
+            State::Running => "running",
+            State::Paused => "paused",
+            State::Ended => "ended",
+        }
+    }
+}
+
+/// State of the process.
+pub fn state(control: &Control) -> State {
+    match (control.vm().map(|vm| vm.phase()), control.awaits_boot()) {
+        (Some(Phase::Created), _) => State::Created,
+        (Some(Phase::Running), _) => State::Running,
+        (Some(Phase::Paused), _) => State::Paused,
+        (Some(Phase::Ended), _) => State::Ended,
+        (None, Some(true)) => State::Configured,
+        (None, Some(false)) => State::Unconfigured,
+        (None, None) => State::Receiving,
+    }
+}
+
+/// Milliseconds from the start of the process.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct BootReport {
+    /// All resources are there.
+    built: Option<f64>,
+    /// A vCPU goes to the guest.
+    run: Option<f64>,
+    /// The guest's first mark.
+    first_instruction: Option<f64>,
+    /// The guest says that it serves.
+    serving: Option<f64>,
+}
+
+/// Memory.
+#[derive(Debug, Default, Serialize, JsonSchema)]
+pub struct MemoryReport {
+    /// What the guest was given.
+    guest_bytes: Option<u64>,
+    /// Of this process.
+    resident_bytes: u64,
+    /// Of it, guest memory.
+    guest_resident_bytes: u64,
+    /// Of it, all else.
+    overhead_bytes: u64,
+}
+
+/// A network device.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NetReport {
+    id: String,
+    mac: MacAddress,
+}
+
+/// `GET /v1/vm`. What only a VM has is missing as long as there is none.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct VmReport {
+    /// State.
+    state: State,
+    /// This process.
+    pid: u32,
+    /// Version of the monitor.
+    version: String,
+    /// Memory.
+    memory: MemoryReport,
+    /// While a VM is awaited, and afterwards: how that stands.
+    arrival: Option<Shown>,
+    /// Name.
+    name: Option<String>,
+    /// Key of the ownership record; 0: none.
+    vm_id: Option<u64>,
+    /// Random id of this process.
+    owner: Option<String>,
+    /// Epoch of the ownership record.
+    epoch: Option<u64>,
+    /// Whether the image was started directly in ring 3.
+    direct_start: Option<bool>,
+    /// Configuration, or what there is of it.
+    config: Option<Config>,
+    /// Network devices.
+    nets: Option<Vec<NetReport>>,
+    /// Boot times.
+    boot_ms: Option<BootReport>,
+    /// How it ended.
+    end: Option<String>,
+}
+
+fn boot(stats: &Stats) -> BootReport {
+    let b = &stats.boot;
+    BootReport { built: ms(&b.built), run: ms(&b.run), first_instruction: ms(&b.marks[0]), serving: ms(&b.marks[1]) }
+}
+
+fn memory(vm: Option<&Vm>) -> MemoryReport {
     let memory = vm.map(Vm::memory);
     let resident = resident(memory.map_or(0, |m| m.host_base() as u64));
-    json!({
-        "guest_bytes": memory.map(|m| m.size()),
-        "resident_bytes": resident.total,
-        "guest_resident_bytes": resident.guest,
-        "overhead_bytes": resident.total - resident.guest,
-    })
+    MemoryReport {
+        guest_bytes: memory.map(|m| m.size() as u64),
+        resident_bytes: resident.total,
+        guest_resident_bytes: resident.guest,
+        overhead_bytes: resident.total - resident.guest,
+    }
 }
 
 /// `GET /v1/vm`.
-pub fn vm(control: &Control) -> Value {
+pub fn vm(control: &Control) -> VmReport {
     let vm = control.vm();
-    let arrival = control.porting().ok().and_then(|p| p.arrival());
-    let Some(vm) = vm else {
-        return json!({
-            "state": "receiving",
-            "pid": std::process::id(),
-            "arrival": arrival,
-            "memory": memory(None),
-        });
-    };
-    let identity = vm.info().and_then(|i| i.identity(vm.memory()).ok());
-    let macs: Vec<Value> = vm
-        .devices()
-        .nets()
-        .map(|n| json!({ "id": crate::virtio::Device::id(n), "mac": n.mac().to_string() }))
-        .collect();
-    json!({
-        "state": vm.phase(),
-        "name": vm.config().name,
-        "vm_id": vm.config().vm_id,
-        "pid": std::process::id(),
-        "owner": format!("{:016x}{:016x}", vm.owner().0[0], vm.owner().0[1]),
-        "epoch": identity.map(|i| i.epoch),
-        "direct_start": vm.info().is_some(),
-        "config": vm.config(),
-        "nets": macs,
-        "boot_ms": boot(vm.stats()),
-        "memory": memory(Some(&vm)),
-        "arrival": arrival,
-        "end": vm.end().map(|e| format!("{e:?}")),
-    })
+    let config = control.config().ok();
+    let of_vm = vm.as_deref();
+    VmReport {
+        state: state(control),
+        pid: std::process::id(),
+        version: env!("CARGO_PKG_VERSION").into(),
+        memory: memory(of_vm),
+        arrival: control.porting().ok().and_then(|p| p.arrival()),
+        name: config.as_ref().map(|c| c.name.clone()),
+        vm_id: config.as_ref().map(|c| c.vm_id),
+        config,
+        owner: of_vm.map(|vm| format!("{:016x}{:016x}", vm.owner().0[0], vm.owner().0[1])),
+        epoch: of_vm.and_then(|vm| Some(vm.info()?.identity(vm.memory()).ok()?.epoch)),
+        direct_start: of_vm.map(|vm| vm.info().is_some()),
+        nets: of_vm.map(|vm| {
+            let mut devices = vm.devices();
+            devices.nets().map(|n| NetReport { id: Device::id(n).to_owned(), mac: n.mac() }).collect()
+        }),
+        boot_ms: of_vm.map(|vm| boot(vm.stats())),
+        end: of_vm.and_then(Vm::end).map(|e| e.to_string()),
+    }
 }
 
 /// `GET /v1/metrics`, in Prometheus' text form.

@@ -9,7 +9,7 @@ use super::{BootMode, Config, DiskConfig, MemorySize, NetConfig, SerialOutput};
 use crate::error::{Error, FieldError, Result};
 
 /// KVM virtual machine monitor for storage guests.
-#[derive(Debug, Parser, Default)]
+#[derive(Debug, Parser, Default, PartialEq)]
 #[command(name = "vmm", version, about)]
 pub struct Args {
     /// Configuration file (JSON); flags override it, --disk and --net add to it.
@@ -60,6 +60,8 @@ pub enum Order {
     Boot(Config),
     /// Wait for one.
     Receive(ReceiveConfig),
+    /// Wait for a configuration over the control interface.
+    Configure,
 }
 
 /// What a VMM that waits for a port has of its own.
@@ -80,6 +82,9 @@ pub struct ReceiveConfig {
 impl Args {
     /// Puts file and flags together; reports every mistake of the flags at once.
     pub fn order(self) -> Result<Order> {
+        if self == (Args { api_sock: self.api_sock.clone(), ..Args::default() }) && self.api_sock.is_some() {
+            return Ok(Order::Configure);
+        }
         let mut errors = Vec::new();
         let nets = collect(&self.net, "--net", parse_net, &mut errors);
         let disks = collect(&self.disk, "--disk", parse_disk, &mut errors);
@@ -110,7 +115,10 @@ impl Args {
             (Some(path), _) => Some(Config::read(path)?),
             (None, Some(image)) => Some(Config::for_image(image.clone())),
             (None, None) => {
-                errors.push(FieldError::new("--image", "an image is needed: give --image or --config"));
+                errors.push(FieldError::new(
+                    "--image",
+                    "an image is needed: give --image or --config (or only --api-sock, and configure over it)",
+                ));
                 None
             }
         };

@@ -21,11 +21,44 @@ fn json_errors_name_the_field() {
         (r#"{"image":"x","disks":[{"path":"d","readonli":true}]}"#, "disks[0].readonli"),
         (r#"{"image":"x","colour":1}"#, "colour"),
         (r#"{"image":"x","boot":"bios"}"#, "boot"),
-        (r#"{"memory":"32M"}"#, "config"),
+        (r#"[]"#, "config"),
         (r#"{"image":"x"} trailing"#, "config"),
         (r#"{"image":"x","arbiter":"nowhere"}"#, "arbiter"),
     ] {
         match Config::from_json(json.as_bytes()) {
+            Err(Error::Config(e)) => assert_eq!(e[0].field, field, "{json}: {}", e[0].message),
+            other => panic!("{json}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn all_mistakes_of_form_are_reported_at_once() {
+    let json = br#"{"colour":1,"memory":"32Q","disks":[{"path":"a"},{"path":"b","readonli":true},7],
+        "nets":[{"tap":"t","mac":"zz"},{"tap":"t","mtu":"x"}],"boot":"bios"}"#;
+    let Err(Error::Config(errors)) = Config::from_json(json) else { panic!() };
+    let mut fields: Vec<_> = errors.iter().map(|e| e.field.as_str()).collect();
+    fields.sort_unstable();
+    assert_eq!(fields, ["boot", "colour", "disks[1].readonli", "disks[2]", "memory", "nets[0].mac", "nets[1].mtu"]);
+}
+
+#[test]
+fn parts_are_checked_for_themselves() {
+    let parts = |json: &str| serde_json::from_str(json).unwrap();
+    let empty = || Config::for_image(PathBuf::new());
+    let config = empty().with_parts(parts(r#"{"memory":"32M","nets":[{"tap":"t0"}]}"#)).unwrap();
+    assert_eq!((config.memory.bytes(), config.nets[0].id.as_str()), (32 << 20, "net0"));
+    let config = config.with_parts(parts(r#"{"memory":null}"#)).unwrap();
+    assert_eq!((config.memory, config.nets.len()), (MemorySize::default(), 1));
+    for (json, field) in [
+        (r#"{"memory":"3M"}"#, "memory"),
+        (r#"{"image":"/nonexistent"}"#, "image"),
+        (r#"{"disks":[{"path":"/nonexistent"}]}"#, "disks[0].path"),
+        (r#"{"nets":[{"tap":"t0"},{"tap":"t0"}]}"#, "nets[1].tap"),
+        (r#"{"nets":7}"#, "nets"),
+        (r#"{"colour":1}"#, "colour"),
+    ] {
+        match empty().with_parts(parts(json)) {
             Err(Error::Config(e)) => assert_eq!(e[0].field, field, "{json}: {}", e[0].message),
             other => panic!("{json}: {other:?}"),
         }

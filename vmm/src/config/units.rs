@@ -1,8 +1,10 @@
 //! Values with a notation of their own: memory sizes and MAC addresses.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// A size in bytes, written as a number or as text with K, M or G (powers of 1024).
@@ -118,3 +120,57 @@ impl<'de> Deserialize<'de> for MacAddress {
         String::deserialize(d)?.parse().map_err(serde::de::Error::custom)
     }
 }
+
+impl JsonSchema for MemorySize {
+    fn schema_name() -> Cow<'static, str> {
+        "MemorySize".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "A size in bytes, as a number or as text with K, M or G (powers of 1024).",
+            "anyOf": [
+                { "type": "integer", "minimum": 0, "maximum": u64::MAX },
+                { "type": "string", "pattern": "^[0-9]{1,10}(K|M|G|KiB|MiB|GiB)?$", "examples": ["64M"] },
+            ],
+        })
+    }
+}
+
+impl JsonSchema for MacAddress {
+    fn schema_name() -> Cow<'static, str> {
+        "MacAddress".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "description": "An Ethernet address.",
+            "type": "string",
+            "pattern": "^[0-9a-fA-F]{2}(:[0-9a-fA-F]{2}){5}$",
+            "examples": ["02:00:00:00:00:01"],
+        })
+    }
+}
+
+/// Schema of a `SocketAddr`.
+pub fn socket_address_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "IP:PORT, an IPv6 address in brackets.",
+        "type": "string",
+        "pattern": SOCKET_ADDRESS,
+        "examples": ["10.77.0.2:7000"],
+    })
+}
+
+/// Schema of an `Option<SocketAddr>`.
+pub fn optional_socket_address_schema(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "description": "IP:PORT, an IPv6 address in brackets.",
+        "type": ["string", "null"],
+        "pattern": SOCKET_ADDRESS,
+        "examples": ["10.77.0.2:7000"],
+    })
+}
+
+/// IPv4 in full, IPv6 as to its letters; ports below 60000.
+const SOCKET_ADDRESS: &str = r"^(((25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])\.){3}(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])|\[::1?\]):[1-5]?[0-9]{1,4}$";

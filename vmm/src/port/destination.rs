@@ -58,7 +58,7 @@ pub struct Progress {
 }
 
 /// See [`Progress::shown`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
 pub struct Shown {
     /// Phase of the protocol; empty while nobody is connected.
     pub phase: String,

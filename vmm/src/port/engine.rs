@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use migration::convergence::Policy;
 
-use super::destination::{self, Arrival, Progress};
-use super::job::{Job, JobState};
+use super::destination::{self, Arrival, Progress, Shown};
+use super::job::{Job, JobState, JobStatus};
 use super::source;
 use crate::boot::info::OwnerId;
 use crate::config::cli::ReceiveConfig;
@@ -101,9 +101,8 @@ impl Porting for Engine {
         Ok(id)
     }
 
-    fn status(&self, id: MigrationId) -> Option<serde_json::Value> {
-        let job = self.job(id).ok()?;
-        serde_json::to_value(job.status()).ok()
+    fn status(&self, id: MigrationId) -> Option<JobStatus> {
+        Some(self.job(id).ok()?.status())
     }
 
     fn list(&self) -> Vec<MigrationId> {
@@ -119,9 +118,8 @@ impl Porting for Engine {
         self.job(id)?.resolve(resolution.here)
     }
 
-    fn arrival(&self) -> Option<serde_json::Value> {
-        let progress = self.arrival.lock().unwrap_or_else(PoisonError::into_inner).clone()?;
-        serde_json::to_value(progress.shown()).ok()
+    fn arrival(&self) -> Option<Shown> {
+        Some(self.arrival.lock().unwrap_or_else(PoisonError::into_inner).clone()?.shown())
     }
 
     fn is_active(&self) -> bool {

@@ -7,13 +7,15 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use schemars::JsonSchema;
 use serde::Serialize;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use crate::error::{Error, Result, host};
+use crate::notice::{self, Notice};
 
 /// How a port stands.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum JobState {
     /// Under way.
@@ -31,7 +33,7 @@ pub enum JobState {
 
 /// Where the blackout went, in microseconds. All but `transfer` are measured by the side that does the step; `transfer` is
 /// what is left of the blackout: the network, and the time until the other side looked.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Breakdown {
     /// Source, before the blackout: from the order to stop until the vCPU's last exit.
     pub stop_us: u64,
@@ -60,7 +62,7 @@ pub struct Breakdown {
 }
 
 /// One pre-copy round.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct RoundReport {
     /// Pages with content.
     pub raw_pages: u64,
@@ -73,7 +75,7 @@ pub struct RoundReport {
 }
 
 /// How long the destination held its own taps back, so that the guest got what the source forwarded first.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct OrderReport {
     /// Devices opened in order: the announcement had reached the source's tap.
     pub switched: u32,
@@ -84,7 +86,7 @@ pub struct OrderReport {
 }
 
 /// Everything about a port.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct JobStatus {
     /// Number of the port in this process.
     pub id: u64,
@@ -185,7 +187,13 @@ impl Job {
     }
 
     pub(super) fn update(&self, change: impl FnOnce(&mut JobStatus)) {
-        change(&mut self.lock());
+        let mut status = self.lock();
+        let before = (status.state, status.round, status.phase.clone());
+        change(&mut status);
+        if before != (status.state, status.round, status.phase.clone()) {
+            let (id, state, phase, round) = (status.id, status.state, status.phase.clone(), status.round);
+            notice::publish(Notice::Migration { id, state, phase, round });
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, JobStatus> {

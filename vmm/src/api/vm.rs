@@ -1,0 +1,68 @@
+//! Handlers of `/v1/vm` and `/v1/metrics`.
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use schemars::JsonSchema;
+use serde_json::{Map, Value};
+
+use super::report::{self, VmReport};
+use super::{Answer, Shared, body};
+use crate::config::Config;
+use crate::vcpu::End;
+
+/// Some fields of a configuration.
+#[derive(Debug, serde::Deserialize, JsonSchema)]
+#[serde(transparent)]
+#[schemars(transparent)]
+pub struct ConfigPatch(Map<String, Value>);
+
+pub(super) async fn show(State(control): Shared) -> Json<VmReport> {
+    Json(report::vm(&control))
+}
+
+pub(super) async fn config(State(control): Shared) -> Answer<Json<Config>> {
+    Ok(Json(control.config()?))
+}
+
+pub(super) async fn put_config(State(control): Shared, bytes: Bytes) -> Answer<Json<Config>> {
+    Ok(Json(control.configure(Config::from_json(&bytes)?)?))
+}
+
+pub(super) async fn patch_config(State(control): Shared, bytes: Bytes) -> Answer<Json<Config>> {
+    let patch: ConfigPatch = body(&bytes)?;
+    Ok(Json(control.configure_parts(patch.0)?))
+}
+
+pub(super) async fn boot(State(control): Shared) -> Answer<Json<VmReport>> {
+    control.boot()?;
+    Ok(Json(report::vm(&control)))
+}
+
+pub(super) async fn pause(State(control): Shared) -> Answer<Json<VmReport>> {
+    control.pause()?;
+    Ok(Json(report::vm(&control)))
+}
+
+pub(super) async fn resume(State(control): Shared) -> Answer<Json<VmReport>> {
+    control.resume()?;
+    Ok(Json(report::vm(&control)))
+}
+
+pub(super) async fn shutdown(State(control): Shared) -> (StatusCode, Json<VmReport>) {
+    let report = report::vm(&control);
+    control.finish(End::Stopped);
+    (StatusCode::ACCEPTED, Json(report))
+}
+
+pub(super) async fn kill(State(control): Shared) -> (StatusCode, Json<VmReport>) {
+    let report = report::vm(&control);
+    control.finish(End::Killed);
+    (StatusCode::ACCEPTED, Json(report))
+}
+
+pub(super) async fn metrics(State(control): Shared) -> Response {
+    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], report::metrics(&control)).into_response()
+}

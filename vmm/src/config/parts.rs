@@ -1,0 +1,103 @@
+//! A configuration from JSON, in one piece or in parts, with every mistake named.
+//!
+//! A parser stops at the first mistake. So when one is found, each field, and each element of a list, is parsed for itself: what
+//! is reported is complete, though not what a mistake in one field would have hidden within the same element.
+
+use serde_json::{Map, Value, json};
+
+use super::Config;
+use crate::error::{Error, FieldError, Result};
+
+/// What a path is called that is not a field's.
+const WHOLE: &str = "config";
+
+impl Config {
+    /// Parses JSON; the error names all fields that are wrong. Not yet checked: see [`Config::validate`].
+    pub fn from_json(json: &[u8]) -> Result<Config> {
+        let wrong = |e: serde_json::Error| Error::Config(vec![FieldError::new(WHOLE, e.to_string())]);
+        if json.trim_ascii_start().first() != Some(&b'{') {
+            return Err(Error::Config(vec![FieldError::new(WHOLE, "must be a JSON object")]));
+        }
+        let mut de = serde_json::Deserializer::from_slice(json);
+        let config: Config = serde_path_to_error::deserialize(&mut de).map_err(|e| {
+            let first = mistake(&e.path().to_string(), e.inner());
+            let value: Value = match serde_json::from_slice(json) {
+                Ok(value) => value,
+                Err(e) => return wrong(e),
+            };
+            let all = mistakes(&value);
+            Error::Config(if all.is_empty() { vec![first] } else { all })
+        })?;
+        de.end().map_err(wrong)?;
+        Ok(config)
+    }
+
+    /// This configuration with some of its fields set, null to their defaults. Only these are checked.
+    pub fn with_parts(self, parts: Map<String, Value>) -> Result<Config> {
+        let names: Vec<String> = parts.keys().cloned().collect();
+        let mut whole = serde_json::to_value(&self).map_err(|e| Error::Config(vec![mistake(".", &e)]))?;
+        if let Value::Object(fields) = &mut whole {
+            for (name, value) in parts {
+                match value {
+                    Value::Null => fields.remove(&name),
+                    value => fields.insert(name, value),
+                };
+            }
+        }
+        let mut config: Config = match serde_path_to_error::deserialize(&whole) {
+            Ok(config) => config,
+            Err(e) => {
+                let all = mistakes(&whole);
+                let first = || vec![mistake(&e.path().to_string(), e.inner())];
+                return Err(Error::Config(if all.is_empty() { first() } else { all }));
+            }
+        };
+        let of_parts = |field: &str| {
+            let end = field.find(['[', '.']).unwrap_or(field.len());
+            names.iter().any(|n| n == &field[..end])
+        };
+        if let Err(Error::Config(mut errors)) = config.validate() {
+            errors.retain(|e| of_parts(&e.field));
+            if !errors.is_empty() {
+                return Err(Error::Config(errors));
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn mistake(path: &str, e: &serde_json::Error) -> FieldError {
+    FieldError::new(if path == "." { WHOLE } else { path }, e.to_string())
+}
+
+/// What is wrong with a JSON value that is to be a configuration: at most one mistake for each field and element.
+fn mistakes(value: &Value) -> Vec<FieldError> {
+    let mut out = Vec::new();
+    let Value::Object(fields) = value else { return out };
+    for (name, value) in fields {
+        match value {
+            Value::Array(elements) => {
+                for (i, element) in elements.iter().enumerate() {
+                    let first = format!("{name}[0]");
+                    if let Some(mut e) = alone(name, json!([element])) {
+                        if let Some(rest) = e.field.strip_prefix(&first) {
+                            e.field = format!("{name}[{i}]{rest}");
+                        }
+                        out.push(e);
+                    }
+                }
+                if elements.is_empty() {
+                    out.extend(alone(name, json!([])));
+                }
+            }
+            value => out.extend(alone(name, value.clone())),
+        }
+    }
+    out
+}
+
+fn alone(name: &str, value: Value) -> Option<FieldError> {
+    let whole = Value::Object(Map::from_iter([(name.to_owned(), value)]));
+    let result: std::result::Result<Config, _> = serde_path_to_error::deserialize(&whole);
+    result.err().map(|e| mistake(&e.path().to_string(), e.inner()))
+}
