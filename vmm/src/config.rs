@@ -4,6 +4,7 @@
 //! later only for what the host lacks. All mistakes are reported at once, each by the path of its field.
 
 pub mod cli;
+mod devices;
 mod parts;
 mod units;
 
@@ -16,12 +17,15 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, FieldError, Result, host};
 use crate::memory::{HUGE_PAGE, MEMORY_LIMIT};
+pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig};
 pub use units::{MacAddress, MemorySize, optional_socket_address_schema, socket_address_schema};
 
 /// Most disks of a VM.
 pub const DISKS_MAX: usize = 8;
 /// Most network devices of a VM.
 pub const NETS_MAX: usize = 8;
+/// Most devices there can be one of.
+const SINGLE_MAX: usize = 2;
 /// Longest id of a device and longest name of a VM.
 pub const ID_MAX: usize = 64;
 /// Longest interface name (IFNAMSIZ less its NUL).
@@ -29,7 +33,7 @@ pub const TAP_NAME_MAX: usize = 15;
 /// Largest configuration file.
 const FILE_MAX: u64 = 1 << 20;
 /// Space kept in the command line for the devices the monitor announces.
-const CMDLINE_RESERVE: usize = (DISKS_MAX + NETS_MAX) * 48;
+const CMDLINE_RESERVE: usize = (DISKS_MAX + NETS_MAX + SINGLE_MAX) * 48;
 
 /// How the image is started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -120,6 +124,12 @@ pub struct Config {
     /// Network devices.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
+    /// Entropy source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rng: Option<RngConfig>,
+    /// Memory balloon.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub balloon: Option<BalloonConfig>,
     /// Console output.
     #[serde(default)]
     pub serial: SerialOutput,
@@ -198,6 +208,13 @@ impl Config {
             if net.mtu.is_some_and(|m| m < 68) {
                 bad(format!("nets[{i}].mtu"), "at least 68".into());
             }
+        }
+        if self.rng.is_some() {
+            check_id(RNG_ID, "rng", &mut ids, &mut bad);
+        }
+        if let Some(balloon) = &self.balloon {
+            check_id(BALLOON_ID, "balloon", &mut ids, &mut bad);
+            balloon.validate(self.memory, &mut bad);
         }
         if errors.is_empty() { Ok(()) } else { Err(Error::Config(errors)) }
     }

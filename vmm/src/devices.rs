@@ -9,11 +9,12 @@ use vm_superio::{Serial, SerialState as RawSerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
-use crate::error::{Error, Result};
+use crate::error::{Error, FieldError, Result};
 use crate::event::Token;
 use crate::metrics::Exposition;
 use crate::stats::Stats;
 use crate::virtio::Progress;
+use crate::virtio::balloon::BalloonInfo;
 use crate::virtio::blk::Blk;
 use crate::virtio::mmio::{GSI_BASE, MMIO_BASE, MMIO_SIZE, Transport, TransportState};
 use crate::virtio::net::{Frame, Net};
@@ -226,6 +227,41 @@ impl Devices {
         self.nets()
             .find(|n| crate::virtio::Device::id(*n) == id)
             .ok_or_else(|| Error::Conflict(format!("there is no network device {id}")))
+    }
+
+    fn balloon(&mut self) -> Result<&mut Transport> {
+        self.virtio
+            .iter_mut()
+            .find_map(|t| t.device_mut().as_balloon().is_some().then_some(t))
+            .ok_or_else(|| Error::Conflict("the VM has no balloon".into()))
+    }
+
+    /// Sets how many bytes the guest is to give back by its balloon. It does so as it can; [`Devices::balloon_info`] tells
+    /// how far it is.
+    pub fn set_balloon(&mut self, bytes: u64) -> Result<()> {
+        let transport = self.balloon()?;
+        let memory = transport.memory_size();
+        if bytes >= memory {
+            let message = format!("{bytes} bytes: must be less than the memory, {memory} bytes");
+            return Err(Error::Config(vec![FieldError::new("target", message)]));
+        }
+        if let Some(balloon) = transport.device_mut().as_balloon() {
+            balloon.set_target(bytes);
+        }
+        while transport.process() == Progress::More {}
+        Ok(())
+    }
+
+    /// What is known of the balloon. The guest is asked for new statistics, which a later call finds.
+    pub fn balloon_info(&mut self) -> Result<BalloonInfo> {
+        let transport = self.balloon()?;
+        let balloon = transport.device_mut().as_balloon();
+        let info = balloon.map(|b| {
+            b.ask_for_statistics();
+            b.info()
+        });
+        while transport.process() == Progress::More {}
+        info.ok_or_else(|| Error::Conflict("the VM has no balloon".into()))
     }
 
     /// Delivers frames to a network device before anything from its tap.

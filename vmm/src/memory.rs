@@ -4,6 +4,8 @@
 //! mapping's bitmap ([`GuestRam`] does so by itself; writes the kernel does for us, as into a read buffer, are marked by
 //! the device); every write of the guest is in KVM's dirty log while that is on. The two together are what a port must send.
 
+mod discard;
+
 use std::sync::Arc;
 
 use kvm_bindings::{KVM_MEM_LOG_DIRTY_PAGES, KVMIO, kvm_clear_dirty_log, kvm_enable_cap, kvm_userspace_memory_region};

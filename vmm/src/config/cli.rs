@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use super::{BootMode, Config, DiskConfig, MemorySize, NetConfig, SerialOutput};
+use super::{BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput};
 use crate::error::{Error, FieldError, Result};
 
 /// KVM virtual machine monitor for storage guests.
@@ -39,6 +39,12 @@ pub struct Args {
     /// Network device: tap=NAME|fd=N[,mac=…][,mtu=…][,id=NAME].
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub net: Vec<String>,
+    /// An entropy source for the guest (virtio-rng).
+    #[arg(long)]
+    pub rng: bool,
+    /// Memory balloon: [target=SIZE][,deflate_on_oom=BOOL][,reporting=BOOL][,stats_seconds=N].
+    #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "")]
+    pub balloon: Option<String>,
     /// Id of the VM in the ownership record.
     #[arg(long, value_name = "N")]
     pub vm_id: Option<u64>,
@@ -90,6 +96,7 @@ impl Args {
         let disks = collect(&self.disk, "--disk", parse_disk, &mut errors);
         let memory = self.memory.as_deref().and_then(|m| keep(m.parse::<MemorySize>(), "--memory", &mut errors));
         let boot = self.boot.as_deref().and_then(|b| keep(parse_boot(b), "--boot", &mut errors));
+        let balloon = single(self.balloon.as_deref(), "--balloon", parse_balloon, &mut errors);
         let serial = self.serial.as_deref().map(parse_serial);
 
         if let Some(listen) = self.receive {
@@ -131,6 +138,8 @@ impl Args {
             set(&mut config.serial, serial);
             set(&mut config.name, self.name);
             config.arbiter = self.arbiter.or(config.arbiter);
+            config.rng = self.rng.then(RngConfig::default).or(config.rng.take());
+            config.balloon = balloon.or(config.balloon.take());
             config.disks.extend(disks);
             config.nets.extend(nets);
             if let Err(Error::Config(more)) = config.validate() {
@@ -156,6 +165,8 @@ impl Config {
             memory: MemorySize::default(),
             disks: Vec::new(),
             nets: Vec::new(),
+            rng: None,
+            balloon: None,
             serial: SerialOutput::default(),
             arbiter: None,
         }
@@ -187,6 +198,20 @@ fn collect<T>(
         }
     }
     out
+}
+
+fn single<T>(
+    text: Option<&str>,
+    flag: &str,
+    parse: fn(&str) -> std::result::Result<T, FieldError>,
+    errors: &mut Vec<FieldError>,
+) -> Option<T> {
+    let result = parse(text?);
+    let named = |e: FieldError| match e.field.is_empty() {
+        true => FieldError::new(flag, e.message),
+        false => FieldError::new(format!("{flag}.{}", e.field), e.message),
+    };
+    result.map_err(|e| errors.push(named(e))).ok()
 }
 
 fn parse_boot(s: &str) -> std::result::Result<BootMode, String> {
@@ -242,4 +267,23 @@ fn parse_net(s: &str) -> std::result::Result<NetConfig, FieldError> {
         }
     }
     Ok(net)
+}
+
+fn parse_balloon(s: &str) -> std::result::Result<BalloonConfig, FieldError> {
+    let mut balloon = BalloonConfig::default();
+    for pair in pairs(s).filter(|_| !s.is_empty()) {
+        match pair? {
+            ("target", v) => balloon.target = field("target", v)?,
+            ("deflate_on_oom", v) => balloon.deflate_on_oom = field("deflate_on_oom", v)?,
+            ("reporting", v) => balloon.reporting = field("reporting", v)?,
+            ("stats_seconds", v) => balloon.stats_seconds = field("stats_seconds", v)?,
+            (key, _) => {
+                return Err(FieldError::new(
+                    key,
+                    "unknown; known are target, deflate_on_oom, reporting, stats_seconds",
+                ));
+            }
+        }
+    }
+    Ok(balloon)
 }

@@ -4,12 +4,15 @@
 //! Everything in a queue is hostile: a chain that makes no sense is given back or makes the device ask for a reset, and
 //! never costs more than its queue's size.
 
+pub mod balloon;
 pub mod blk;
 pub mod mmio;
 pub mod net;
 pub mod queue;
+pub mod rng;
 #[cfg(test)]
 mod testing;
+mod timer;
 
 use std::os::fd::RawFd;
 
@@ -34,6 +37,10 @@ pub enum DeviceState {
     Net(net::NetState),
     /// virtio-blk.
     Blk(blk::BlkState),
+    /// A device without state of its own: virtio-rng.
+    Stateless,
+    /// virtio-balloon.
+    Balloon(balloon::BalloonState),
 }
 
 /// What a device works on when it processes its queues.
@@ -99,6 +106,10 @@ pub trait Device: Send {
     }
     /// The network device this is, if it is one.
     fn as_net(&mut self) -> Option<&mut net::Net> {
+        None
+    }
+    /// The balloon this is, if it is one.
+    fn as_balloon(&mut self) -> Option<&mut balloon::Balloon> {
         None
     }
 }

@@ -17,7 +17,7 @@ use super::life::Life;
 use super::{Vm, VmDescription};
 use crate::boot::info::{InfoPage, OwnerId, random};
 use crate::boot::{Entry, Image, direct, pvh};
-use crate::config::Config;
+use crate::config::{BALLOON_ID, Config, RNG_ID};
 use crate::config::cli::ReceiveConfig;
 use crate::console::Console;
 use crate::devices::{Devices, SERIAL_GSI};
@@ -30,9 +30,11 @@ use crate::stats::{BootTimes, Stats};
 use crate::vcpu::state::missing_features;
 use crate::vcpu::{Context, Kicker, Vcpu};
 use crate::virtio::Device;
+use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::mmio::Transport;
 use crate::virtio::net::Net;
+use crate::virtio::rng::Rng;
 
 /// Where KVM may put its TSS and identity map (needed on VT-x): three pages and one below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -83,6 +85,12 @@ fn open_devices(
     }
     for disk in &config.disks {
         devices.push(Box::new(Blk::open(disk)?));
+    }
+    if config.rng.is_some() {
+        devices.push(Box::new(Rng::new(RNG_ID)));
+    }
+    if let Some(balloon) = &config.balloon {
+        devices.push(Box::new(Balloon::new(BALLOON_ID, balloon)?));
     }
     let place = |(index, device)| {
         Transport::new(device, index as u16, &shell.fd, shell.irqchip, memory.clone(), gate.clone(), events)

@@ -1,0 +1,105 @@
+//! What a guest says of its memory (virtio 1.2, section 5.5.6.4). Hearsay: shown to people, never acted on.
+
+use std::fmt::Write;
+
+use serde::Serialize;
+
+use crate::memory::{GuestRange, Memory};
+use crate::virtio::queue::read_front;
+
+/// A statistic on the wire: tag (2 bytes) and value (8 bytes).
+const ENTRY: usize = 10;
+/// Most entries that are read.
+const ENTRIES_MAX: usize = 64;
+
+/// The statistics the standard names; those the guest does not give are absent.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct Statistics {
+    /// Bytes swapped in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_in: Option<u64>,
+    /// Bytes swapped out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub swap_out: Option<u64>,
+    /// Major page faults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub major_faults: Option<u64>,
+    /// Minor page faults.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub minor_faults: Option<u64>,
+    /// Bytes not used for anything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub free: Option<u64>,
+    /// Bytes there are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub total: Option<u64>,
+    /// Bytes a new program could have without swapping.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub available: Option<u64>,
+    /// Bytes used for caches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub caches: Option<u64>,
+    /// Huge pages allocated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub huge_allocations: Option<u64>,
+    /// Huge pages that could not be allocated.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub huge_failures: Option<u64>,
+    /// Programs killed for lack of memory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub oom_kills: Option<u64>,
+}
+
+impl Statistics {
+    /// Reads a buffer; tags that are unknown are passed over.
+    pub(super) fn read(memory: &Memory, buffer: &mut Vec<GuestRange>) -> Statistics {
+        let mut statistics = Statistics::default();
+        let mut entry = [0; ENTRY];
+        for _ in 0..ENTRIES_MAX {
+            if !read_front(memory, buffer, &mut entry) {
+                break;
+            }
+            let [t0, t1, value @ ..] = entry;
+            if let Some(slot) = statistics.slot(u16::from_le_bytes([t0, t1])) {
+                *slot = Some(u64::from_le_bytes(value));
+            }
+        }
+        statistics
+    }
+
+    fn slot(&mut self, tag: u16) -> Option<&mut Option<u64>> {
+        Some(match tag {
+            0 => &mut self.swap_in,
+            1 => &mut self.swap_out,
+            2 => &mut self.major_faults,
+            3 => &mut self.minor_faults,
+            4 => &mut self.free,
+            5 => &mut self.total,
+            6 => &mut self.available,
+            7 => &mut self.caches,
+            8 => &mut self.huge_allocations,
+            9 => &mut self.huge_failures,
+            10 => &mut self.oom_kills,
+            _ => return None,
+        })
+    }
+
+    /// As metrics.
+    pub(super) fn metrics(&self, id: &str, out: &mut String) {
+        for (name, value) in [
+            ("swap_in_bytes", self.swap_in),
+            ("swap_out_bytes", self.swap_out),
+            ("major_faults", self.major_faults),
+            ("minor_faults", self.minor_faults),
+            ("free_bytes", self.free),
+            ("total_bytes", self.total),
+            ("available_bytes", self.available),
+            ("caches_bytes", self.caches),
+            ("oom_kills", self.oom_kills),
+        ] {
+            if let Some(value) = value {
+                let _ = writeln!(out, "vmm_balloon_guest_{name}{{device=\"{id}\"}} {value}");
+            }
+        }
+    }
+}
