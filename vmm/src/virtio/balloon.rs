@@ -12,7 +12,6 @@
 //! hinting is offered, so both agree but for the reporting queue: 3 or 4, or 2 if the driver takes no statistics. All three are
 //! served as what the features accepted make of them.
 
-use std::fmt::Write;
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -24,6 +23,7 @@ use super::{Device, DeviceState, Progress, Work};
 use crate::config::BalloonConfig;
 use crate::error::{Error, Result};
 use crate::memory::{GuestRange, Memory};
+use crate::metrics::Exposition;
 use crate::stats::Counter;
 pub use statistics::Statistics;
 
@@ -380,22 +380,20 @@ impl Device for Balloon {
         std::mem::take(&mut self.target_changed)
     }
 
-    fn metrics(&self, out: &mut String) {
-        let s = &self.stats;
-        for (name, counter) in [
-            ("inflated_bytes", &s.inflated),
-            ("deflated_bytes", &s.deflated),
-            ("reported_bytes", &s.reported),
-            ("errors", &s.errors),
+    fn metrics(&self, out: &mut Exposition) {
+        let (s, info, labels) = (&self.stats, self.info(), &[("device", self.id.as_str())]);
+        for (name, help, counter) in [
+            ("vmm_balloon_inflated_bytes_total", "Bytes given back by way of the balloon.", &s.inflated),
+            ("vmm_balloon_deflated_bytes_total", "Bytes taken out of the balloon.", &s.deflated),
+            ("vmm_balloon_reported_bytes_total", "Bytes reported as unused and given back.", &s.reported),
+            ("vmm_balloon_errors_total", "Pieces of memory that could not be given back.", &s.errors),
         ] {
-            let _ = writeln!(out, "vmm_balloon_{name}_total{{device=\"{}\"}} {}", self.id, counter.get());
+            out.counter(name, help, labels, counter);
         }
-        let info = self.info();
-        for (name, value) in [("target_bytes", info.target), ("actual_bytes", info.actual)] {
-            let _ = writeln!(out, "vmm_balloon_{name}{{device=\"{}\"}} {value}", self.id);
-        }
+        out.gauge("vmm_balloon_target_bytes", "Bytes that are to be in the balloon.", labels, info.target as f64);
+        out.gauge("vmm_balloon_actual_bytes", "Bytes in the balloon, as the guest says.", labels, info.actual as f64);
         if let Some(statistics) = &self.statistics {
-            statistics.metrics(&self.id, out);
+            statistics.metrics(labels, out);
         }
     }
 

@@ -180,7 +180,6 @@ impl Transport {
         self.device.as_mut()
     }
 
-<<<<<<< HEAD
     /// Adds the device's counters, and those every device has.
     pub fn metrics(&self, out: &mut Exposition) {
         self.device.metrics(out);
@@ -194,11 +193,11 @@ impl Transport {
                 f64::from(queue.depth(&self.memory)),
             );
         }
-=======
+    }
+
     /// Bytes of guest memory.
     pub fn memory_size(&self) -> u64 {
         self.memory.size() as u64
->>>>>>> 4e25090 (virtio-rng and virtio-balloon: random bytes for guests; memory comes back by balloon and free-page reporting, and a port does not send it)
     }
 
     fn features(&self) -> u64 {

@@ -4,13 +4,13 @@
 //! [`BUDGET`] requests, so that a guest that only asks keeps nobody else from the devices; what the host cannot give is
 //! answered with no bytes, never with bytes that are not random.
 
-use std::fmt::Write;
 use std::io;
 use std::os::fd::RawFd;
 
 use super::queue::{QueueError, total, write_at};
 use super::{Device, DeviceState, Progress, Work};
 use crate::error::{Error, Result};
+use crate::metrics::Exposition;
 use crate::stats::Counter;
 
 /// Most bytes a request gets; a driver that wants more asks again.
@@ -149,9 +149,13 @@ impl Device for Rng {
         }
     }
 
-    fn metrics(&self, out: &mut String) {
-        for (name, counter) in [("requests", &self.requests), ("bytes", &self.bytes), ("errors", &self.errors)] {
-            let _ = writeln!(out, "vmm_rng_{name}_total{{device=\"{}\"}} {}", self.id, counter.get());
+    fn metrics(&self, out: &mut Exposition) {
+        for (name, help, counter) in [
+            ("vmm_rng_requests_total", "Requests for random bytes.", &self.requests),
+            ("vmm_rng_bytes_total", "Random bytes given to the guest.", &self.bytes),
+            ("vmm_rng_errors_total", "Requests the host had no random bytes for.", &self.errors),
+        ] {
+            out.counter(name, help, &[("device", &self.id)], counter);
         }
     }
 }

@@ -1,10 +1,9 @@
 //! What a guest says of its memory (virtio 1.2, section 5.5.6.4). Hearsay: shown to people, never acted on.
 
-use std::fmt::Write;
-
 use serde::Serialize;
 
 use crate::memory::{GuestRange, Memory};
+use crate::metrics::{Exposition, Labels};
 use crate::virtio::queue::read_front;
 
 /// A statistic on the wire: tag (2 bytes) and value (8 bytes).
@@ -85,20 +84,20 @@ impl Statistics {
     }
 
     /// As metrics.
-    pub(super) fn metrics(&self, id: &str, out: &mut String) {
-        for (name, value) in [
-            ("swap_in_bytes", self.swap_in),
-            ("swap_out_bytes", self.swap_out),
-            ("major_faults", self.major_faults),
-            ("minor_faults", self.minor_faults),
-            ("free_bytes", self.free),
-            ("total_bytes", self.total),
-            ("available_bytes", self.available),
-            ("caches_bytes", self.caches),
-            ("oom_kills", self.oom_kills),
+    pub(super) fn metrics(&self, labels: Labels<'_>, out: &mut Exposition) {
+        for (name, help, value) in [
+            ("vmm_balloon_guest_swap_in_bytes", "Bytes swapped in, as the guest says.", self.swap_in),
+            ("vmm_balloon_guest_swap_out_bytes", "Bytes swapped out, as the guest says.", self.swap_out),
+            ("vmm_balloon_guest_major_faults", "Major page faults, as the guest says.", self.major_faults),
+            ("vmm_balloon_guest_minor_faults", "Minor page faults, as the guest says.", self.minor_faults),
+            ("vmm_balloon_guest_free_bytes", "Memory not used for anything, as the guest says.", self.free),
+            ("vmm_balloon_guest_total_bytes", "Memory there is, as the guest says.", self.total),
+            ("vmm_balloon_guest_available_bytes", "Memory a program could have, as the guest says.", self.available),
+            ("vmm_balloon_guest_caches_bytes", "Memory used for caches, as the guest says.", self.caches),
+            ("vmm_balloon_guest_oom_kills", "Programs killed for lack of memory, as the guest says.", self.oom_kills),
         ] {
             if let Some(value) = value {
-                let _ = writeln!(out, "vmm_balloon_guest_{name}{{device=\"{id}\"}} {value}");
+                out.gauge(name, help, labels, value as f64);
             }
         }
     }
