@@ -1,5 +1,6 @@
 //! The devices of which a VM has at most one: entropy source, balloon.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::MemorySize;
@@ -12,12 +13,12 @@ pub const BALLOON_ID: &str = "balloon0";
 const STATS_SECONDS_MAX: u32 = 86_400;
 
 /// A virtio-rng device.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RngConfig {}
 
 /// A virtio-balloon device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct BalloonConfig {
     /// Bytes that are to be in the balloon from the start.

@@ -15,6 +15,7 @@
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::Duration;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::queue::{Chain, QueueError, read_front, total};
@@ -60,7 +61,7 @@ pub struct BalloonState {
 }
 
 /// What is known of a balloon.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct BalloonInfo {
     /// Bytes that are to be in the balloon.
     pub target: u64,

@@ -1,5 +1,6 @@
 //! What a guest says of its memory (virtio 1.2, section 5.5.6.4). Hearsay: shown to people, never acted on.
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::memory::{GuestRange, Memory};
@@ -12,7 +13,7 @@ const ENTRY: usize = 10;
 const ENTRIES_MAX: usize = 64;
 
 /// The statistics the standard names; those the guest does not give are absent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Statistics {
     /// Bytes swapped in.
     #[serde(skip_serializing_if = "Option::is_none")]
