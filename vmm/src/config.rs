@@ -5,6 +5,7 @@
 
 pub mod cli;
 mod devices;
+mod disk;
 mod parts;
 mod units;
 
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, FieldError, Result, host};
 use crate::memory::{HUGE_PAGE, MEMORY_LIMIT};
 pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig};
+pub use disk::{DiskConfig, DiskFormat};
 pub use units::{MacAddress, MemorySize, optional_socket_address_schema, socket_address_schema};
 
 /// Most disks of a VM.
@@ -59,20 +61,6 @@ pub enum SerialOutput {
     None,
     /// Appended to a file.
     File(PathBuf),
-}
-
-/// A virtio-blk device.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct DiskConfig {
-    /// Name in metrics and what VIRTIO_BLK_T_GET_ID says; `disk0` and so on if not given.
-    #[serde(default)]
-    pub id: String,
-    /// Raw image or block device.
-    pub path: PathBuf,
-    /// Refuse writes.
-    #[serde(default)]
-    pub readonly: bool,
 }
 
 /// A virtio-net device on a tap.
@@ -118,6 +106,9 @@ pub struct Config {
     /// Guest memory.
     #[serde(default)]
     pub memory: MemorySize,
+    /// Guest memory can be given to other processes; so it is in any case where a device needs it (vhost-user).
+    #[serde(default)]
+    pub memory_shared: bool,
     /// Disks.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
@@ -148,6 +139,11 @@ impl Config {
             return Err(Error::Config(vec![FieldError::new("config", format!("{size} bytes, at most {FILE_MAX}"))]));
         }
         Config::from_json(&std::fs::read(path).map_err(host(what()))?)
+    }
+
+    /// Whether guest memory is to be given to other processes.
+    pub fn shares_memory(&self) -> bool {
+        self.memory_shared || self.disks.iter().any(|d| d.vhost_user.is_some())
     }
 
     /// Gives devices without an id one, then checks everything that can be checked without touching devices.
@@ -181,8 +177,8 @@ impl Config {
         for (i, disk) in self.disks.iter_mut().enumerate() {
             name_device(&mut disk.id, "disk", i);
             check_id(&disk.id, &format!("disks[{i}].id"), &mut ids, &mut bad);
-            if let Err(e) = std::fs::metadata(&disk.path) {
-                bad(format!("disks[{i}].path"), format!("{}: {e}", disk.path.display()));
+            for e in disk.mistakes(&format!("disks[{i}]")) {
+                bad(e.field, e.message);
             }
         }
         let mut taps = std::collections::HashSet::new();
@@ -218,6 +214,16 @@ impl Config {
         }
         if errors.is_empty() { Ok(()) } else { Err(Error::Config(errors)) }
     }
+}
+
+/// Splits `key=value,key=value`.
+fn pairs(s: &str) -> impl Iterator<Item = std::result::Result<(&str, &str), FieldError>> {
+    s.split(',')
+        .map(|part| part.split_once('=').ok_or_else(|| FieldError::new("", format!("{part:?} is not KEY=VALUE"))))
+}
+
+fn field<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, value: &str) -> std::result::Result<T, FieldError> {
+    value.parse().map_err(|e: T::Err| FieldError::new(key, e.to_string()))
 }
 
 fn name_device(id: &mut String, kind: &str, index: usize) {

@@ -4,7 +4,9 @@
 //! mapping's bitmap ([`GuestRam`] does so by itself; writes the kernel does for us, as into a read buffer, are marked by
 //! the device); every write of the guest is in KVM's dirty log while that is on. The two together are what a port must send.
 
+mod backing;
 mod discard;
+pub use backing::SharedRegion;
 
 use std::sync::Arc;
 
@@ -47,10 +49,15 @@ pub struct Memory {
 impl Memory {
     /// Maps `size` bytes of zeroed memory, a multiple of [`HUGE_PAGE`], at most [`MEMORY_LIMIT`].
     pub fn new(size: usize) -> Result<Self> {
+        Memory::with_sharing(size, false)
+    }
+
+    /// As [`Memory::new`]; `shared` memory can be given to other processes: see [`Memory::shared_regions`].
+    pub fn with_sharing(size: usize, shared: bool) -> Result<Self> {
         if size == 0 || !size.is_multiple_of(HUGE_PAGE) || size as u64 > MEMORY_LIMIT {
             return Err(Error::Memory(format!("{size} bytes: must be a multiple of 2 MiB, at most 3 GiB")));
         }
-        let ram = GuestRam::from_ranges(&[(GuestAddress(0), size)]).map_err(|e| Error::Memory(e.to_string()))?;
+        let ram = backing::map(&[(GuestAddress(0), size)], shared)?;
         let memory = Memory { ram: Arc::new(ram), size };
         // SAFETY: the range is the mapping just made; the advice does not change its content.
         let rc = unsafe { libc::madvise(memory.host_base().cast(), size, libc::MADV_HUGEPAGE) };

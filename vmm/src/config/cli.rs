@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::Parser;
 
-use super::{BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput};
+use super::{
+    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput, field, pairs,
+};
 use crate::error::{Error, FieldError, Result};
 
 /// KVM virtual machine monitor for storage guests.
@@ -30,10 +32,14 @@ pub struct Args {
     /// Guest memory, like 32M; with --receive the most a guest that arrives may have.
     #[arg(long, value_name = "SIZE")]
     pub memory: Option<String>,
+    /// Guest memory can be given to other processes (so it is anyway where a vhost-user device needs it).
+    #[arg(long)]
+    pub memory_shared: bool,
     /// Kernel command line.
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
-    /// Disk: path=FILE[,readonly=true][,id=NAME].
+    /// Disk: path=FILE|vhost_user=SOCKET[,readonly=true][,format=raw|qcow2|vmdk][,queues=N][,serial=TEXT][,direct=true]
+    /// [,ops=RATE[:BURST]][,bytes=RATE[:BURST]][,id=NAME].
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub disk: Vec<String>,
     /// Network device: tap=NAME|fd=N[,mac=…][,mtu=…][,id=NAME].
@@ -93,7 +99,7 @@ impl Args {
         }
         let mut errors = Vec::new();
         let nets = collect(&self.net, "--net", parse_net, &mut errors);
-        let disks = collect(&self.disk, "--disk", parse_disk, &mut errors);
+        let disks = collect(&self.disk, "--disk", DiskConfig::from_flag, &mut errors);
         let memory = self.memory.as_deref().and_then(|m| keep(m.parse::<MemorySize>(), "--memory", &mut errors));
         let boot = self.boot.as_deref().and_then(|b| keep(parse_boot(b), "--boot", &mut errors));
         let balloon = single(self.balloon.as_deref(), "--balloon", parse_balloon, &mut errors);
@@ -132,6 +138,7 @@ impl Args {
         if let Some(config) = &mut config {
             set(&mut config.image, self.image);
             set(&mut config.memory, memory);
+            config.memory_shared |= self.memory_shared;
             set(&mut config.boot, boot);
             set(&mut config.cmdline, self.cmdline);
             set(&mut config.vm_id, self.vm_id);
@@ -163,6 +170,7 @@ impl Config {
             boot: BootMode::Auto,
             cmdline: String::new(),
             memory: MemorySize::default(),
+            memory_shared: false,
             disks: Vec::new(),
             nets: Vec::new(),
             rng: None,
@@ -229,29 +237,6 @@ fn parse_serial(s: &str) -> SerialOutput {
         "none" => SerialOutput::None,
         path => SerialOutput::File(path.into()),
     }
-}
-
-/// Splits `key=value,key=value`.
-fn pairs(s: &str) -> impl Iterator<Item = std::result::Result<(&str, &str), FieldError>> {
-    s.split(',')
-        .map(|part| part.split_once('=').ok_or_else(|| FieldError::new("", format!("{part:?} is not KEY=VALUE"))))
-}
-
-fn field<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, value: &str) -> std::result::Result<T, FieldError> {
-    value.parse().map_err(|e: T::Err| FieldError::new(key, e.to_string()))
-}
-
-fn parse_disk(s: &str) -> std::result::Result<DiskConfig, FieldError> {
-    let mut disk = DiskConfig { id: String::new(), path: PathBuf::new(), readonly: false };
-    for pair in pairs(s) {
-        match pair? {
-            ("id", v) => disk.id = v.to_owned(),
-            ("path", v) => disk.path = v.into(),
-            ("readonly", v) => disk.readonly = field("readonly", v)?,
-            (key, _) => return Err(FieldError::new(key, "unknown; known are id, path, readonly")),
-        }
-    }
-    if disk.path.as_os_str().is_empty() { Err(FieldError::new("path", "is missing")) } else { Ok(disk) }
 }
 
 fn parse_net(s: &str) -> std::result::Result<NetConfig, FieldError> {

@@ -13,7 +13,7 @@ use virtio_queue::QueueT;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::{QueueState, VirtQueue};
-use super::{Device, DeviceState, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Progress, Work};
+use super::{Device, DeviceState, F_EVENT_IDX, F_VERSION_1, Progress, Work};
 use crate::error::{Error, Result, host, kvm};
 use crate::event::Events;
 use crate::gate::Gate;
@@ -122,7 +122,7 @@ impl Transport {
     /// Puts `device` at place `index` of the MMIO window, with doorbells and, where there is an interrupt controller, an
     /// interrupt.
     pub fn new(
-        device: Box<dyn Device>,
+        mut device: Box<dyn Device>,
         index: u16,
         vm: &VmFd,
         irqchip: bool,
@@ -138,8 +138,12 @@ impl Transport {
             let fd = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
             vm.register_ioevent(&fd, &IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY), n as u32)
                 .map_err(kvm("register doorbell"))?;
-            events.add_doorbell(fd.as_raw_fd(), index, n as u16)?;
             doorbells.push(fd);
+        }
+        if !device.take_doorbells(&doorbells)? {
+            for (n, fd) in doorbells.iter().enumerate() {
+                events.add_doorbell(fd.as_raw_fd(), index, n as u16)?;
+            }
         }
         for fd in device.descriptors() {
             events.add_device(fd, index)?;
@@ -201,7 +205,7 @@ impl Transport {
     }
 
     fn features(&self) -> u64 {
-        self.device.features() | F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC
+        self.device.features() | self.device.ring_features() | F_VERSION_1
     }
 
     /// Whether queues are served.

@@ -13,10 +13,12 @@ pub mod rng;
 #[cfg(test)]
 mod testing;
 mod timer;
+pub mod vhost_user;
 
 use std::os::fd::RawFd;
 
 use serde::{Deserialize, Serialize};
+use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::Result;
 use crate::memory::Memory;
@@ -41,6 +43,8 @@ pub enum DeviceState {
     Stateless,
     /// virtio-balloon.
     Balloon(balloon::BalloonState),
+    /// vhost-user-blk.
+    VhostUserBlk(vhost_user::blk::VhostUserBlkState),
 }
 
 /// What a device works on when it processes its queues.
@@ -68,12 +72,20 @@ pub trait Device: Send {
     fn kind(&self) -> u32;
     /// Features offered, besides those of ring and transport.
     fn features(&self) -> u64;
+    /// Features of the ring it can do.
+    fn ring_features(&self) -> u64 {
+        F_EVENT_IDX | F_INDIRECT_DESC
+    }
     /// Size of each queue; their number does not change.
     fn queue_sizes(&self) -> &[u16];
     /// Reads the device's configuration space.
     fn read_config(&self, offset: u64, data: &mut [u8]);
     /// The driver writes to the configuration space; by default there is nothing to write.
     fn write_config(&mut self, _offset: u64, _data: &[u8]) {}
+    /// The doorbells of its queues. True: another process or the kernel waits for them, and nobody needs to in here.
+    fn take_doorbells(&mut self, _doorbells: &[EventFd]) -> Result<bool> {
+        Ok(false)
+    }
     /// The driver is ready and has accepted `features`.
     fn activate(&mut self, features: u64) -> Result<()>;
     /// The driver resets the device: nothing of the driver's memory may be touched afterwards.

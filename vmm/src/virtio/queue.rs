@@ -70,13 +70,15 @@ pub struct VirtQueue {
     armed_at: Option<u16>,
     /// Something was put in the used ring since [`VirtQueue::take_used`].
     used: bool,
+    /// Whoever works the ring elsewhere has decided that the driver is to be interrupted.
+    wanted: bool,
 }
 
 impl VirtQueue {
     /// A queue not set up yet.
     pub fn new(max_size: u16) -> Result<VirtQueue> {
         let queue = Queue::new(max_size).map_err(|e| Error::State(e.to_string()))?;
-        Ok(VirtQueue { queue, armed_at: None, used: false })
+        Ok(VirtQueue { queue, armed_at: None, used: false, wanted: false })
     }
 
     /// The registers.
@@ -111,6 +113,30 @@ impl VirtQueue {
         self.queue.reset();
         self.armed_at = None;
         self.used = false;
+        self.wanted = false;
+    }
+
+    /// Another process or the kernel has used something and wants the driver interrupted.
+    pub fn used_elsewhere(&mut self) {
+        self.used = true;
+        self.wanted = true;
+    }
+
+    /// Where the ring stands after another process or the kernel has worked it: `next_avail` is what it has taken.
+    pub fn moved_elsewhere(&mut self, memory: &Memory, next_avail: u16) -> std::result::Result<(), QueueError> {
+        let ram = memory.ram().as_ref();
+        let next_used = self.queue.used_idx(ram, std::sync::atomic::Ordering::Acquire)?;
+        self.queue.set_next_avail(next_avail);
+        self.queue.set_next_used(next_used.0);
+        Ok(())
+    }
+
+    /// Where the driver will write next; `None` if the queue is not set up.
+    pub fn avail_index(&self, memory: &Memory) -> Option<u16> {
+        let ready = self.queue.ready();
+        ready
+            .then(|| self.queue.avail_idx(memory.ram().as_ref(), std::sync::atomic::Ordering::Acquire).ok())?
+            .map(|i| i.0)
     }
 
     /// Whether all of it lies in memory.
@@ -178,6 +204,9 @@ impl VirtQueue {
         if !std::mem::take(&mut self.used) {
             return None;
         }
+        if std::mem::take(&mut self.wanted) {
+            return Some(true);
+        }
         let ram = memory.ram().as_ref();
         let wanted = if self.queue.event_idx_enabled() {
             self.queue.needs_notification(ram).unwrap_or(true)
@@ -221,7 +250,7 @@ impl VirtQueue {
             used_ring: state.used_ring,
         };
         let queue = Queue::try_from(raw).map_err(|e| Error::State(format!("queue: {e}")))?;
-        let queue = VirtQueue { queue, armed_at: None, used: false };
+        let queue = VirtQueue { queue, armed_at: None, used: false, wanted: false };
         if queue.ready() && !queue.is_valid(memory) {
             return Err(Error::State("queue outside memory".into()));
         }

@@ -35,6 +35,7 @@ use crate::virtio::blk::Blk;
 use crate::virtio::mmio::Transport;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
+use crate::virtio::vhost_user::blk::VhostUserBlk;
 
 /// Where KVM may put its TSS and identity map (needed on VT-x): three pages and one below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -84,7 +85,10 @@ fn open_devices(
         devices.push(Box::new(Net::open(net)?));
     }
     for disk in &config.disks {
-        devices.push(Box::new(Blk::open(disk)?));
+        devices.push(match disk.vhost_user {
+            Some(_) => Box::new(VhostUserBlk::open(disk)?),
+            None => Box::new(Blk::open(disk)?),
+        });
     }
     if config.rng.is_some() {
         devices.push(Box::new(Rng::new(RNG_ID)));
@@ -112,7 +116,7 @@ impl Vm {
     /// Builds a VM from its image, ready to start.
     pub fn boot(config: Config, owner: OwnerId, stats: Arc<Stats>) -> Result<Vm> {
         let kvm = open_kvm()?;
-        let memory = Memory::new(usize::try_from(config.memory.bytes()).unwrap_or(usize::MAX))?;
+        let memory = new_memory(&config)?;
         let image = Image::load(&config.image, &memory, config.boot)?;
         let irqchip = matches!(image.entry, Entry::Pvh(_));
         let info = match image.entry {
@@ -180,7 +184,7 @@ impl Vm {
         if let Some(missing) = missing_features(&told, &here) {
             return Err(Error::State(format!("this host's processor lacks what the guest was told of: {missing}")));
         }
-        let memory = Memory::new(usize::try_from(config.memory.bytes()).unwrap_or(usize::MAX))?;
+        let memory = new_memory(&config)?;
         let shell = Shell::with_cpuid(&kvm, &memory, description.irqchip, told)?;
         Vm::assemble(config, owner, description.info, shell, memory, stats)
     }
@@ -230,6 +234,10 @@ impl Vm {
             memory,
         })
     }
+}
+
+fn new_memory(config: &Config) -> Result<Memory> {
+    Memory::with_sharing(usize::try_from(config.memory.bytes()).unwrap_or(usize::MAX), config.shares_memory())
 }
 
 /// KVM gives up making a VM when a signal (or a completion of io_uring, which comes in the same way) arrives meanwhile.

@@ -8,7 +8,7 @@ const STATUS: u64 = DATA + 0x100;
 const BUFFER: u64 = DATA + 0x1000;
 
 fn disk(path: &Path, readonly: bool) -> DiskConfig {
-    DiskConfig { id: "disk7".into(), path: path.into(), readonly }
+    DiskConfig { id: "disk7".into(), path: path.into(), readonly, ..Default::default() }
 }
 
 fn image(dir: &tempfile::TempDir, len: usize) -> PathBuf {

@@ -6,7 +6,7 @@ use crate::virtio::testing::{Bench, Random, rings};
 fn bench() -> (Bench, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().unwrap();
     file.as_file().set_len(1 << 16).unwrap();
-    let config = DiskConfig { id: "d".into(), path: file.path().into(), readonly: false };
+    let config = DiskConfig { id: "d".into(), path: file.path().into(), ..Default::default() };
     (Bench::new(Box::new(Blk::open(&config).unwrap())), file)
 }
 
