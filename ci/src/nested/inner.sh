@@ -1,6 +1,7 @@
 #!/bin/busybox sh
 # Init of the Linux guest under test. Words of the kernel's command line: or.ip=ADDRESS/BITS (eth0), or.job=NAME (a script below
 # /jobs, run once the network is there). Everything else is ordered by the command server.
+export PATH=/bin:/usr/bin
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run /mnt
 /bin/busybox --install -s /bin
 mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; mount -t tmpfs tmp /tmp
@@ -15,10 +16,15 @@ ip link set lo up
 address=$(word or.ip)
 if [ -n "$address" ]; then
     ip addr add $address dev eth0 && ip link set eth0 up && echo "GUEST: network is up"
-    socat TCP-LISTEN:7000,fork,reuseaddr EXEC:/bin/sh,stderr &
+    socat -t 3600 TCP-LISTEN:7000,fork,reuseaddr EXEC:/bin/sh,stderr &
 fi
+# The power button, as any event of that input device.
+for input in /sys/class/input/event*; do
+    grep -qs "Power Button" $input/device/name || continue
+    (head -c 24 /dev/input/${input##*/} >/dev/null && echo "GUEST: power button" && sync && poweroff -f) &
+done
 job=$(word or.job)
 [ -n "$job" ] && . /jobs/$job
 echo "GUEST: ready"
-# The console is a shell for whoever types, or stays quiet.
-while :; do setsid cttyhack sh; sleep 1; done
+# What is typed on the console is run, without a prompt (through cat: ash would take it for a terminal and ask what it can do).
+while :; do sh </dev/ttyS0 2>&1 | cat; sleep 1; done

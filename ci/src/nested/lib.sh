@@ -88,7 +88,44 @@ state_is() { api $1 GET /v1/vm | grep -q "\"state\": *\"$2\""; }
 # ----- the guest -----
 # guest COMMANDS…: run in the guest over the network, with their output and their status. GUEST_IP says in which.
 guest() {
-    echo "$*; echo \"@status \$?\"" | timeout ${GUEST_LIMIT:-60} socat -t 3600 - TCP:$GUEST_IP:$SHELL_PORT,connect-timeout=5 > guest.answer 2>>guest.log
-    grep -v '^@status' guest.answer
-    return $(sed -n 's/^@status //p' guest.answer | grep . || echo 255)
+    answer=$(mktemp answer.XXXXXX)
+    echo "$*; echo \"@status \$?\"" |
+        timeout ${GUEST_LIMIT:-60} socat -t 3600 - TCP:$GUEST_IP:$SHELL_PORT,connect-timeout=5 > $answer 2>>guest.log
+    grep -v '^@status' $answer
+    code=$(sed -n 's/^@status //p' $answer); rm $answer
+    return ${code:-255}
+}
+# guest_up NAME SECONDS [TIMES]: waits until the guest has said so for the TIMES-th time and answers.
+guest_up() {
+    count() { [ -e $1.ended ] || [ $(grep -c "GUEST: ready" $1.console) -ge $2 ]; }
+    wait_for $2 count $1 ${3:-1} || fail "the guest $1 is not up after $2 s"
+    [ -e $1.ended ] && fail "$1 ended with $(cat $1.ended)"
+    wait_for 10 guest true || fail "the guest $1 is up but does not answer"
+}
+# needs FLAG…: skips the scenario while vmm has not all of these.
+needs() {
+    for flag in "$@"; do vmm --help | grep -q -e "$flag" || skip "vmm has no $flag"; done
+}
+# traffic TAP: a file to the guest and back, and pings; what the frames on the tap were like is left in $to and $from.
+traffic() {
+    ping -c 2 -W 5 -s 8000 $GUEST_IP >ping.log || fail "no answer to a ping of 8000 bytes"
+    dd if=/dev/urandom of=/tmp/big bs=1M count=${MIB:-16} 2>/dev/null
+    frames $1 tx; begin=$(now)
+    guest "socat -u TCP-LISTEN:6000,reuseaddr CREATE:/tmp/big" >/dev/null &
+    socat -u OPEN:/tmp/big TCP:$GUEST_IP:6000,retry=50,interval=0.2 || fail "the guest does not take the file"
+    wait $! || fail "the guest cannot store the file"
+    to="${MIB:-16} MiB in $(since $begin) s"; frames_since $1 tx; to="$to, $average bytes a frame"; to_average=$average
+    socat -u TCP-LISTEN:6001,reuseaddr CREATE:/tmp/back & receiver=$!
+    frames $1 rx; begin=$(now)
+    guest "socat -u OPEN:/tmp/big TCP:$HOST_IP:6001,retry=50,interval=0.2; rm /tmp/big" || fail "the guest cannot send the file"
+    wait $receiver
+    from="${MIB:-16} MiB in $(since $begin) s"; frames_since $1 rx; from="$from, $average bytes a frame"; from_average=$average
+    cmp /tmp/big /tmp/back || fail "the file has changed on its way"
+    note "to the guest: $to; from the guest: $from"
+}
+# frames TAP rx|tx: begins to count; frames_since TAP rx|tx: average length since then.
+frames() { bytes=$(cat /sys/class/net/$1/statistics/$2_bytes) packets=$(cat /sys/class/net/$1/statistics/$2_packets); }
+frames_since() {
+    bytes0=$bytes packets0=$packets; frames $1 $2
+    average=$(((bytes - bytes0) / (packets - packets0 + 1)))
 }

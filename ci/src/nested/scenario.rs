@@ -32,11 +32,24 @@ macro_rules! scenario {
 }
 
 /// All scenarios.
-pub const ALL: &[Scenario] =
-    &[scenario!("pvh", 8), scenario!("boot", 10), Scenario { images: true, ..scenario!("modules", 20) }];
+pub const ALL: &[Scenario] = &[
+    scenario!("pvh", 8),
+    scenario!("boot", 10),
+    scenario!("disk", 30),
+    scenario!("net", 20),
+    scenario!("vhost_net", 20),
+    scenario!("smp", 25),
+    scenario!("power", 40),
+    Scenario { images: true, ..scenario!("modules", 20) },
+];
 
-/// Scripts that a guest runs by the word `or.job=NAME` of its command line.
-pub const JOBS: &[(&str, &str)] = &[("poweroff", include_str!("jobs/poweroff.sh"))];
+/// Scripts in the guest's `/jobs`: run by the word `or.job=NAME` of its command line, or by `guest "sh /jobs/NAME"`.
+pub const JOBS: &[(&str, &str)] = &[
+    ("poweroff", include_str!("jobs/poweroff")),
+    ("fill", include_str!("jobs/fill")),
+    ("check", include_str!("jobs/check")),
+    ("diskwork", include_str!("jobs/diskwork")),
+];
 
 #[cfg(test)]
 mod tests {

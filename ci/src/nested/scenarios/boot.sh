@@ -1,4 +1,5 @@
-# Debian's kernel as it comes (bzImage), with an initrd: boots to its init, and its power button-less end is in order.
+# Debian's kernel as it comes (bzImage) boots to its init in the initrd, and switches itself off.
+needs --initrd
 linux_start inner "or.job=poweroff"
 said inner 60 "GUEST: kernel is up"
 note "$(grep -o 'kernel is up after.*' inner.console)"

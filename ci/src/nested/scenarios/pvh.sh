@@ -1,4 +1,6 @@
-# Debian's kernel as an ELF image with a PVH note comes as far as looking for its root file system.
-vmm_start inner --image /guest/vmlinux --boot pvh --memory 256M --cmdline "console=ttyS0 panic=-1 $KERNEL_WORDS"
-said inner 60 "Linux version"
-said inner 60 "Unable to mount root fs\|GUEST: kernel is up"
+# Debian's kernel as an ELF image is started by its PVH note, finds its initrd, and switches itself off.
+needs --initrd
+KERNEL=/guest/vmlinux linux_start inner "or.job=poweroff" --boot pvh
+said inner 60 "GUEST: kernel is up"
+note "$(grep -o 'kernel is up after.*' inner.console)"
+ended inner 20 0
