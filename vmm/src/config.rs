@@ -6,11 +6,11 @@
 pub mod cli;
 mod devices;
 mod disk;
+mod net;
 mod parts;
 mod units;
 
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 
 use schemars::JsonSchema;
@@ -20,6 +20,7 @@ use crate::error::{Error, FieldError, Result, host};
 use crate::memory::{HUGE_PAGE, MEMORY_LIMIT};
 pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig};
 pub use disk::{DiskConfig, DiskFormat};
+pub use net::{NetConfig, Vhost};
 pub use units::{MacAddress, MemorySize, optional_socket_address_schema, socket_address_schema};
 
 /// Most disks of a VM.
@@ -30,8 +31,6 @@ pub const NETS_MAX: usize = 8;
 const SINGLE_MAX: usize = 2;
 /// Longest id of a device and longest name of a VM.
 pub const ID_MAX: usize = 64;
-/// Longest interface name (IFNAMSIZ less its NUL).
-pub const TAP_NAME_MAX: usize = 15;
 /// Largest configuration file.
 const FILE_MAX: u64 = 1 << 20;
 /// Space kept in the command line for the devices the monitor announces.
@@ -61,27 +60,6 @@ pub enum SerialOutput {
     None,
     /// Appended to a file.
     File(PathBuf),
-}
-
-/// A virtio-net device on a tap.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct NetConfig {
-    /// Name in metrics and in the orders of a port; `net0` and so on if not given.
-    #[serde(default)]
-    pub id: String,
-    /// Tap by name; created if there is none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tap: Option<String>,
-    /// Tap as an open file descriptor of this process.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fd: Option<RawFd>,
-    /// MAC of the guest's side; a random local one if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mac: Option<MacAddress>,
-    /// MTU announced to the guest; the tap's if not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub mtu: Option<u16>,
 }
 
 /// A whole VM.
@@ -143,7 +121,13 @@ impl Config {
 
     /// Whether guest memory is to be given to other processes.
     pub fn shares_memory(&self) -> bool {
-        self.memory_shared || self.disks.iter().any(|d| d.vhost_user.is_some())
+        self.memory_shared || self.outside_device().is_some()
+    }
+
+    /// A device whose queues another process works, if there is one.
+    pub fn outside_device(&self) -> Option<&str> {
+        let disks = self.disks.iter().filter(|d| d.vhost_user.is_some()).map(|d| d.id.as_str());
+        disks.chain(self.nets.iter().filter(|n| n.vhost_user.is_some()).map(|n| n.id.as_str())).next()
     }
 
     /// Gives devices without an id one, then checks everything that can be checked without touching devices.
@@ -185,24 +169,11 @@ impl Config {
         for (i, net) in self.nets.iter_mut().enumerate() {
             name_device(&mut net.id, "net", i);
             check_id(&net.id, &format!("nets[{i}].id"), &mut ids, &mut bad);
-            match (&net.tap, net.fd) {
-                (None, None) => bad(format!("nets[{i}]"), "needs a tap, by name (tap) or as descriptor (fd)".into()),
-                (Some(_), Some(_)) => bad(format!("nets[{i}]"), "tap and fd exclude each other".into()),
-                (Some(tap), None) => {
-                    if tap.is_empty() || tap.len() > TAP_NAME_MAX || tap.contains(['/', ' ', '%', '\0']) {
-                        bad(format!("nets[{i}].tap"), format!("{tap:?} is not an interface name"));
-                    } else if !taps.insert(tap.clone()) {
-                        bad(format!("nets[{i}].tap"), format!("{tap} is used twice"));
-                    }
-                }
-                (None, Some(fd)) if fd < 3 => bad(format!("nets[{i}].fd"), format!("{fd} is not a tap")),
-                (None, Some(_)) => {}
+            for e in net.mistakes(&format!("nets[{i}]")) {
+                bad(e.field, e.message);
             }
-            if net.mac.is_some_and(|m| m.is_multicast() || m == MacAddress::default()) {
-                bad(format!("nets[{i}].mac"), "must be a unicast address".into());
-            }
-            if net.mtu.is_some_and(|m| m < 68) {
-                bad(format!("nets[{i}].mtu"), "at least 68".into());
+            if let Some(tap) = net.tap.as_ref().filter(|tap| !taps.insert((*tap).clone())) {
+                bad(format!("nets[{i}].tap"), format!("{tap} is used twice"));
             }
         }
         if self.rng.is_some() {

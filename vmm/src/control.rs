@@ -76,7 +76,7 @@ pub trait Porting: Send + Sync {
 /// Where the VM of this process comes from.
 enum Origin {
     /// From a configuration given over the control interface: what there is of it.
-    Configured(Option<Config>),
+    Configured(Box<Option<Config>>),
     /// From the command line, or from elsewhere: there is nothing to configure.
     Given,
 }
@@ -108,7 +108,7 @@ impl Control {
 
     /// The VM will be configured over the control interface.
     pub fn await_configuration(&self) {
-        *self.origin() = Origin::Configured(None);
+        *self.origin() = Origin::Configured(Box::default());
     }
 
     /// Whether there is no VM because nothing has been booted yet, and if so, whether there is a configuration.
@@ -124,10 +124,11 @@ impl Control {
         if let Some(vm) = self.vm() {
             return Ok(vm.config().clone());
         }
-        match &*self.origin() {
-            Origin::Configured(Some(config)) => Ok(config.clone()),
-            _ => Err(Error::Conflict("there is no configuration yet: PUT /v1/vm/config".into())),
-        }
+        let config = match &*self.origin() {
+            Origin::Configured(config) => (**config).clone(),
+            Origin::Given => None,
+        };
+        config.ok_or_else(|| Error::Conflict("there is no configuration yet: PUT /v1/vm/config".into()))
     }
 
     /// The configuration to be booted, if it may be changed.

@@ -155,6 +155,12 @@ impl Devices {
         self.virtio.iter_mut().for_each(Transport::stop_input);
     }
 
+    /// From now on (or no longer) all queues are served by this process, so that each write to guest memory marks its page: to
+    /// be called before pages are recorded, and after.
+    pub fn keep_rings(&mut self, keep: bool) {
+        self.virtio.iter_mut().for_each(|t| t.keep_rings(keep));
+    }
+
     /// With the vCPU stopped: all that was begun is completed, then nothing more is done.
     pub fn quiesce(&mut self) {
         self.virtio.iter_mut().for_each(Transport::quiesce);

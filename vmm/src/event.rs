@@ -98,6 +98,12 @@ impl EventSet {
         if rc != 0 { Err(host("epoll")(io::Error::last_os_error())) } else { Ok(()) }
     }
 
+    fn remove(&self, fd: RawFd) -> Result<()> {
+        // SAFETY: no memory is involved; the event may be null for a removal (Linux 2.6.9).
+        let rc = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_DEL, fd, std::ptr::null_mut()) };
+        if rc != 0 { Err(host("epoll")(io::Error::last_os_error())) } else { Ok(()) }
+    }
+
     /// Waits until something is ready or the time is over; `None` waits for ever. A signal ends the wait.
     pub fn wait(&self, timeout: Option<Duration>) -> Ready {
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; BATCH];
@@ -144,6 +150,17 @@ impl Events {
         // The order is what gives the vCPU thread precedence: see the module.
         self.vcpu.add(fd, token, libc::EPOLLET | libc::EPOLLEXCLUSIVE)?;
         self.io.add(fd, token, libc::EPOLLET | libc::EPOLLEXCLUSIVE)
+    }
+
+    /// Ends [`Events::add_device`].
+    pub fn remove_device(&self, fd: RawFd) -> Result<()> {
+        self.vcpu.remove(fd)?;
+        self.io.remove(fd)
+    }
+
+    /// Ends [`Events::add_doorbell`].
+    pub fn remove_doorbell(&self, fd: RawFd) -> Result<()> {
+        self.io.remove(fd)
     }
 
     /// A doorbell: rung only while the guest runs, so for the I/O thread. Never read, so edge-triggered.

@@ -42,7 +42,8 @@ pub struct Args {
     /// [,ops=RATE[:BURST]][,bytes=RATE[:BURST]][,id=NAME].
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub disk: Vec<String>,
-    /// Network device: tap=NAME|fd=N[,mac=…][,mtu=…][,id=NAME].
+    /// Network device: tap=NAME|fd=N|vhost_user=SOCKET[,mac=…][,mtu=…][,queues=N][,vhost=auto|on|off]
+    /// [,rx_bytes=RATE[:BURST]][,rx_ops=…][,tx_bytes=…][,tx_ops=…][,id=NAME].
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub net: Vec<String>,
     /// An entropy source for the guest (virtio-rng).
@@ -98,7 +99,7 @@ impl Args {
             return Ok(Order::Configure);
         }
         let mut errors = Vec::new();
-        let nets = collect(&self.net, "--net", parse_net, &mut errors);
+        let nets = collect(&self.net, "--net", NetConfig::from_flag, &mut errors);
         let disks = collect(&self.disk, "--disk", DiskConfig::from_flag, &mut errors);
         let memory = self.memory.as_deref().and_then(|m| keep(m.parse::<MemorySize>(), "--memory", &mut errors));
         let boot = self.boot.as_deref().and_then(|b| keep(parse_boot(b), "--boot", &mut errors));
@@ -237,21 +238,6 @@ fn parse_serial(s: &str) -> SerialOutput {
         "none" => SerialOutput::None,
         path => SerialOutput::File(path.into()),
     }
-}
-
-fn parse_net(s: &str) -> std::result::Result<NetConfig, FieldError> {
-    let mut net = NetConfig { id: String::new(), tap: None, fd: None, mac: None, mtu: None };
-    for pair in pairs(s) {
-        match pair? {
-            ("id", v) => net.id = v.to_owned(),
-            ("tap", v) => net.tap = Some(v.to_owned()),
-            ("fd", v) => net.fd = Some(field("fd", v)?),
-            ("mac", v) => net.mac = Some(field("mac", v)?),
-            ("mtu", v) => net.mtu = Some(field("mtu", v)?),
-            (key, _) => return Err(FieldError::new(key, "unknown; known are id, tap, fd, mac, mtu")),
-        }
-    }
-    Ok(net)
 }
 
 fn parse_balloon(s: &str) -> std::result::Result<BalloonConfig, FieldError> {

@@ -152,7 +152,7 @@ pub(super) fn nets(vm: &Vm) -> u32 {
 
 /// Descriptors of the taps.
 pub(super) fn taps(vm: &Vm) -> Vec<RawFd> {
-    vm.devices().nets().map(|n| n.tap_fd()).collect()
+    vm.devices().nets().flat_map(|n| n.tap_fds().collect::<Vec<_>>()).collect()
 }
 
 /// Takes frames that wait in a tap.

@@ -98,13 +98,27 @@ pub struct TransportState {
     pub device: DeviceState,
 }
 
+/// What a device works on: borrowed field by field, beside the device.
+macro_rules! work {
+    ($transport:expr) => {
+        Work {
+            queues: &mut $transport.queues,
+            memory: &$transport.memory,
+            doorbells: &$transport.doorbells,
+            irq: $transport.irq.as_ref(),
+        }
+    };
+}
+
 /// A device and its transport.
 pub struct Transport {
     device: Box<dyn Device>,
     memory: Memory,
     gate: Arc<Gate>,
     irq: Option<EventFd>,
-    _doorbells: Vec<EventFd>,
+    index: u16,
+    events: Arc<Events>,
+    doorbells: Vec<EventFd>,
     queues: Vec<VirtQueue>,
     status: u8,
     device_features_sel: u32,
@@ -114,6 +128,8 @@ pub struct Transport {
     interrupt_status: u32,
     /// Changes whenever the configuration space has changed by itself.
     config_generation: u32,
+    /// Queues, from the first on, that somebody outside serves.
+    outside: usize,
     /// Nothing is served until this ends: the VM is being saved.
     quiesced: bool,
 }
@@ -128,7 +144,7 @@ impl Transport {
         irqchip: bool,
         memory: Memory,
         gate: Arc<Gate>,
-        events: &Events,
+        events: &Arc<Events>,
     ) -> Result<Transport> {
         let base = MMIO_BASE + u64::from(index) * MMIO_SIZE;
         let mut queues = Vec::new();
@@ -161,7 +177,10 @@ impl Transport {
             memory,
             gate,
             irq,
-            _doorbells: doorbells,
+            index,
+            events: events.clone(),
+            doorbells,
+            outside: 0,
             queues,
             status: 0,
             device_features_sel: 0,
@@ -231,7 +250,7 @@ impl Transport {
             },
             reg::QUEUE_NUM_MAX => self.queue().map_or(0, |q| u32::from(q.save().max_size)),
             reg::QUEUE_READY => self.queue().map_or(0, |q| u32::from(q.ready())),
-            reg::INTERRUPT_STATUS => self.interrupt_status,
+            reg::INTERRUPT_STATUS => self.interrupt_status | if self.outside > 0 { INTERRUPT_USED } else { 0 },
             reg::STATUS => u32::from(self.status),
             // There is no shared memory: length and base read as all ones.
             reg::SHM_LEN_LOW..=reg::SHM_BASE_HIGH => u32::MAX,
@@ -346,6 +365,7 @@ impl Transport {
 
     fn reset(&mut self) {
         self.device.reset();
+        self.follow_rings();
         for queue in &mut self.queues {
             queue.reset();
         }
@@ -382,9 +402,10 @@ impl Transport {
         if !self.is_active() || self.quiesced {
             return Progress::Done;
         }
-        let result = self.device.process(&mut Work { queues: &mut self.queues, memory: &self.memory });
+        let result = self.device.process(&mut work!(self));
         self.tell_used();
         self.tell_config();
+        self.follow_rings();
         result.unwrap_or_else(|e| {
             self.needs_reset(&e.0);
             Progress::Done
@@ -395,6 +416,46 @@ impl Transport {
         let used = self.queues.iter_mut().filter_map(|q| q.take_used(&self.memory)).reduce(|a, b| a | b);
         if let Some(wanted) = used {
             self.interrupt(INTERRUPT_USED, wanted);
+        }
+    }
+
+    /// Whether all rings are to be served by this process: see [`Device::keep_rings`].
+    pub fn keep_rings(&mut self, keep: bool) {
+        self.device.keep_rings(keep);
+        while self.process() == Progress::More {}
+    }
+
+    /// Listens to what concerns the rings that are served here, and to no others.
+    fn follow_rings(&mut self) {
+        let outside = self.device.rings_outside();
+        let before = std::mem::replace(&mut self.outside, outside);
+        if outside == before {
+            return;
+        }
+        let mut result = Ok(());
+        for (n, doorbell) in self.doorbells.iter().enumerate() {
+            let fd = doorbell.as_raw_fd();
+            let done = match (n < before, n < outside) {
+                (false, true) => self.events.remove_doorbell(fd),
+                (true, false) => self.events.add_doorbell(fd, self.index, n as u16),
+                _ => Ok(()),
+            };
+            result = result.and(done);
+        }
+        for fd in self.device.outside_descriptors() {
+            let done = match (before, outside) {
+                (0, _) => self.events.remove_device(fd),
+                (_, 0) => self.events.add_device(fd, self.index),
+                _ => Ok(()),
+            };
+            result = result.and(done);
+        }
+        if let Err(e) = result {
+            log::error!("{}: {e}", self.device.id());
+        }
+        if outside == 0 {
+            // For what was used last the driver may have been interrupted, or not.
+            self.interrupt(INTERRUPT_USED, true);
         }
     }
 
@@ -419,8 +480,9 @@ impl Transport {
         self.device.stop_input();
         while self.process() == Progress::More {}
         if self.is_active() {
-            let result = self.device.quiesce(&mut Work { queues: &mut self.queues, memory: &self.memory });
+            let result = self.device.quiesce(&mut work!(self));
             self.tell_used();
+            self.follow_rings();
             if let Err(e) = result {
                 self.needs_reset(&e.0);
             }
@@ -485,6 +547,8 @@ impl Transport {
         self.config_generation = state.config_generation;
         if self.status & status::DRIVER_OK != 0 {
             self.device.restore(&state.device, self.driver_features)?;
+        } else {
+            self.device.restore_idle(&state.device)?;
         }
         // An interrupt may have been on its way when the state was taken; one too many does no harm.
         if self.interrupt_status != 0

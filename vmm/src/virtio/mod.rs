@@ -36,7 +36,7 @@ pub const F_VERSION_1: u64 = 1 << 32;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum DeviceState {
     /// virtio-net.
-    Net(net::NetState),
+    Net(Box<net::NetState>),
     /// virtio-blk.
     Blk(blk::BlkState),
     /// A device without state of its own: virtio-rng.
@@ -53,6 +53,10 @@ pub struct Work<'a> {
     pub queues: &'a mut [VirtQueue],
     /// Guest memory.
     pub memory: &'a Memory,
+    /// For each queue, what the driver rings.
+    pub doorbells: &'a [EventFd],
+    /// The device's interrupt, where the VM has an interrupt controller.
+    pub irq: Option<&'a EventFd>,
 }
 
 /// Whether a device has looked at everything.
@@ -106,10 +110,27 @@ pub trait Device: Send {
     fn save(&self) -> DeviceState;
     /// Takes over a state of the same kind.
     fn restore(&mut self, state: &DeviceState, features: u64) -> Result<()>;
+    /// Takes over what of a state counts as long as no driver runs.
+    fn restore_idle(&mut self, state: &DeviceState) -> Result<()> {
+        let _ = state;
+        Ok(())
+    }
     /// Whether the configuration space has changed by itself since the last call: the driver is told then.
     fn take_config_change(&mut self) -> bool {
         false
     }
+    /// How many of the queues, from the first on, somebody outside this process serves: the transport then neither listens
+    /// to their doorbells nor to [`Device::outside_descriptors`], and says for every interrupt that buffers were used.
+    fn rings_outside(&self) -> usize {
+        0
+    }
+    /// Which descriptors are not listened to while rings are served outside.
+    fn outside_descriptors(&self) -> Vec<RawFd> {
+        Vec::new()
+    }
+    /// From now on (or no longer) all rings are to be served by this process, so that each write to guest memory marks its
+    /// page. [`Device::process`] follows, and does it.
+    fn keep_rings(&mut self, _keep: bool) {}
     /// Adds its counters, each with the label `device`.
     fn metrics(&self, out: &mut Exposition);
     /// The disk this is, if it is one.

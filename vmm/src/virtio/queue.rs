@@ -128,6 +128,7 @@ impl VirtQueue {
         let next_used = self.queue.used_idx(ram, std::sync::atomic::Ordering::Acquire)?;
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used.0);
+        self.armed_at = None;
         Ok(())
     }
 

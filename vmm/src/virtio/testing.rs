@@ -95,6 +95,17 @@ impl Bench {
         assert_eq!(self.status(), 15);
     }
 
+    /// After a reset: as [`Bench::start`], with rings as empty as in the beginning.
+    pub fn restart(&mut self, features: u64, queues: u64) {
+        for n in 0..queues {
+            self.write(rings(n), &[0; 0x3000]);
+        }
+        for of in [&mut self.avail, &mut self.seen, &mut self.next_desc] {
+            of.fill(0);
+        }
+        self.start(features, queues);
+    }
+
     pub fn write(&self, at: u64, bytes: &[u8]) {
         self.memory.ram().write_slice(bytes, GuestAddress(at)).unwrap();
     }

@@ -36,6 +36,7 @@ use crate::virtio::mmio::Transport;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vhost_user::blk::VhostUserBlk;
+use crate::virtio::vhost_user::net::VhostUserNet;
 
 /// Where KVM may put its TSS and identity map (needed on VT-x): three pages and one below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -78,11 +79,18 @@ fn open_devices(
     shell: &Shell,
     memory: &Memory,
     gate: &Arc<Gate>,
-    events: &Events,
+    events: &Arc<Events>,
 ) -> Result<Vec<Transport>> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
-    for net in &config.nets {
-        devices.push(Box::new(Net::open(net)?));
+    for (i, config) in config.nets.iter().enumerate() {
+        if config.vhost_user.is_some() {
+            devices.push(Box::new(VhostUserNet::open(config)?));
+            continue;
+        }
+        let mut net = Net::open(config)?;
+        net.use_kernel(config, memory, shell.irqchip)
+            .map_err(|e| Error::Config(vec![FieldError::new(format!("nets[{i}].vhost"), e.to_string())]))?;
+        devices.push(Box::new(net));
     }
     for disk in &config.disks {
         devices.push(match disk.vhost_user {
@@ -169,6 +177,8 @@ impl Vm {
                 Some(here) => {
                     net.tap.clone_from(&here.tap);
                     net.fd = here.fd;
+                    net.vhost = here.vhost;
+                    net.vhost_user.clone_from(&here.vhost_user);
                 }
                 None => errors.push(FieldError::new(format!("nets[{i}].id"), format!("no tap for {} here", net.id))),
             }

@@ -1,7 +1,8 @@
 //! The right to copy a VM's memory by the dirty log: one port or one checkpoint at a time.
 //!
 //! Both read and clear the same log and the same bitmap of the monitor's own writes; two at once would each miss what the
-//! other has seen.
+//! other has seen. While there is a claim all device queues are served by this process, so that what devices write is seen as
+//! well.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -14,6 +15,7 @@ pub struct CopyClaim(Arc<Vm>);
 
 impl Drop for CopyClaim {
     fn drop(&mut self) {
+        self.0.devices().keep_rings(false);
         self.0.copying.store(false, Ordering::Release);
     }
 }
@@ -21,9 +23,14 @@ impl Drop for CopyClaim {
 impl Vm {
     /// The right to use the dirty log, until the claim is dropped.
     pub fn claim_copy(self: &Arc<Self>) -> Result<CopyClaim> {
+        if let Some(id) = self.config().outside_device() {
+            let why = "another process writes to the guest's memory, in no log (vhost_user)";
+            return Err(Error::Conflict(format!("a VM with {id} cannot be ported or checkpointed: {why}")));
+        }
         if self.copying.swap(true, Ordering::AcqRel) {
             return Err(Error::Conflict("a port or a checkpoint of the VM is under way".into()));
         }
+        self.devices().keep_rings(true);
         Ok(CopyClaim(self.clone()))
     }
 

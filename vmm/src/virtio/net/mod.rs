@@ -1,27 +1,41 @@
-//! virtio-net (virtio 1.2, section 5.1) on a tap.
+//! virtio-net (virtio 1.2, section 5.1) on a tap, with one or more queue pairs.
 //!
 //! Owns the tap and the frames between it and the guest. Always true: a frame taken from the tap is delivered in order,
 //! or dropped and counted because it can never fit, or part of the saved state; a frame is taken only when the guest has
-//! room for it, all others wait in the tap. Receive buffers taken from the queue but not filled are put back when the device is
-//! quiesced.
+//! room for it, all others wait in the tap. Each queue of the tap is in order by itself, as the kernel keeps each flow in
+//! one; frames injected in a port come before all of them. Receive buffers taken from a queue but not filled are put back when
+//! the device is quiesced. Survives a tap that is deleted: the link goes down, the guest's frames are given back unsent.
 
+mod control;
+pub(crate) mod feature;
+mod filter;
+mod port;
 mod rx;
 pub mod tap;
+mod tx;
+mod vhost;
 
 use std::os::fd::{AsRawFd, RawFd};
 
 use serde::{Deserialize, Serialize};
 
-use super::queue::QueueError;
+use super::queue::{QueueError, VirtQueue};
 use super::{Device, DeviceState, Progress, Work};
 use crate::boot::info::random;
-use crate::config::{MacAddress, NetConfig};
+use crate::config::{MacAddress, NetConfig, Vhost as VhostMode};
 use crate::error::{Error, Result};
-use crate::memory::IoVec;
+use crate::limit::{LimiterState, Limits, Throttle};
+use crate::memory::Memory;
 use crate::metrics::Exposition;
 use crate::stats::Counter;
+use control::Command;
+use feature::*;
+use filter::Filter;
+pub use port::is_announcement;
 use rx::Receiver;
 use tap::Tap;
+use tx::{Sender, Sent};
+use vhost::Vhost;
 
 /// Size of `struct virtio_net_hdr_v1`, before every frame in both directions.
 pub const HEADER_SIZE: usize = 12;
@@ -31,42 +45,13 @@ pub const FRAME_MAX: usize = HEADER_SIZE + 14 + 4 + 65_535;
 pub const PENDING_MAX: usize = 1024;
 
 const KIND: u32 = 1;
-const RX: usize = 0;
-const TX: usize = 1;
 const QUEUE_SIZE: u16 = 256;
-/// Frames handled in one call in each direction, so that nobody holds the lock for long.
+const CONTROL_SIZE: u16 = 64;
+/// Frames handled in one call in each direction of a queue pair, so that nobody holds the lock for long.
 const BUDGET: usize = 256;
+/// Bits of the status field.
 const LINK_UP: u16 = 1;
-
-/// Feature bits.
-pub(crate) mod feature {
-    pub const CSUM: u64 = 1 << 0;
-    pub const GUEST_CSUM: u64 = 1 << 1;
-    pub const MTU: u64 = 1 << 3;
-    pub const MAC: u64 = 1 << 5;
-    pub const GUEST_TSO4: u64 = 1 << 7;
-    pub const GUEST_TSO6: u64 = 1 << 8;
-    pub const GUEST_ECN: u64 = 1 << 9;
-    pub const HOST_TSO4: u64 = 1 << 11;
-    pub const HOST_TSO6: u64 = 1 << 12;
-    pub const HOST_ECN: u64 = 1 << 13;
-    pub const MRG_RXBUF: u64 = 1 << 15;
-    pub const STATUS: u64 = 1 << 16;
-}
-use feature::*;
-
-const FEATURES: u64 = CSUM
-    | GUEST_CSUM
-    | MTU
-    | MAC
-    | GUEST_TSO4
-    | GUEST_TSO6
-    | GUEST_ECN
-    | HOST_TSO4
-    | HOST_TSO6
-    | HOST_ECN
-    | MRG_RXBUF
-    | STATUS;
+const ANNOUNCE: u16 = 2;
 
 /// A frame with its virtio-net header before it.
 pub type Frame = Vec<u8>;
@@ -74,10 +59,20 @@ pub type Frame = Vec<u8>;
 /// State that moves with the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NetState {
-    /// MAC of the guest's side.
+    /// MAC of the guest's side: what it was made with, and what the guest has made of it.
+    pub own_mac: [u8; 6],
+    /// See there.
     pub mac: [u8; 6],
     /// MTU announced.
     pub mtu: u16,
+    /// Queue pairs in use.
+    pub active: u16,
+    /// Receive offloads in use.
+    pub offloads: u64,
+    /// What the guest wants to receive.
+    pub filter: Filter,
+    /// Limits of receiving and sending.
+    pub limits: [LimiterState; 2],
     /// Frames taken from the tap and not delivered yet.
     pub pending: Vec<Frame>,
 }
@@ -92,153 +87,324 @@ struct NetStats {
     tx_bytes: Counter,
     tx_errors: Counter,
     injected: Counter,
+    commands: Counter,
+    command_errors: Counter,
+    taps_lost: Counter,
+}
+
+/// A queue pair, and the queue of the tap that goes with it.
+#[derive(Debug)]
+struct Pair {
+    tap: Tap,
+    receiver: Receiver,
+    sender: Sender,
 }
 
 /// A network device.
 pub struct Net {
     id: String,
+    /// MAC after a reset, and now.
+    own_mac: MacAddress,
     mac: MacAddress,
     mtu: u16,
-    tap: Tap,
-    receiver: Receiver,
+    /// Features offered and accepted.
+    offered: u64,
+    accepted: u64,
+    /// Receive and transmit in turn, then control.
+    queue_sizes: Vec<u16>,
+    pairs: Vec<Pair>,
+    /// Queue pairs in use: the first so many.
+    active: usize,
+    /// Receive offloads in use.
+    offloads: u64,
+    filter: Filter,
+    /// The guest is asked to announce itself.
+    announce: bool,
+    /// The interface has vanished.
+    gone: bool,
+    config_changed: bool,
+    /// An announcement taken from a queue of the tap, until all other queues are empty.
+    parting: Option<(usize, Frame)>,
+    limits: Throttles,
+    /// The kernel may serve the queues.
+    kernel: Option<Vhost>,
+    /// But not now: what is written to guest memory is recorded.
+    kept: bool,
     stats: NetStats,
-    /// For the pieces of one frame.
-    scratch: Vec<IoVec>,
+}
+
+/// Limits of all queue pairs together.
+struct Throttles {
+    rx: Throttle,
+    tx: Throttle,
 }
 
 impl Net {
     /// Opens the tap. `mac` and `mtu` are chosen where the configuration leaves them open.
     pub fn open(config: &NetConfig) -> Result<Net> {
-        let tap = Tap::open(config)?;
+        let taps = Tap::open(config)?;
+        let Some(first) = taps.first() else {
+            return Err(Error::Conflict(format!("{}: no queue", config.id)));
+        };
         let mtu = match config.mtu {
             Some(mtu) => mtu,
-            None => tap.mtu()?,
+            None => first.mtu()?,
         };
         let mac = match config.mac {
             Some(mac) => mac,
             None => MacAddress::local(random()?),
         };
+        let mut offered = BASE;
+        if first.knows_udp_segmentation() {
+            offered |= USO;
+        }
+        if taps.len() > 1 {
+            offered |= MQ;
+        }
+        let mut queue_sizes = vec![QUEUE_SIZE; 2 * taps.len()];
+        queue_sizes.push(CONTROL_SIZE);
+        let pair = |tap| Pair { tap, receiver: Receiver::default(), sender: Sender::default() };
         Ok(Net {
             id: config.id.clone(),
+            own_mac: mac,
             mac,
             mtu,
-            tap,
-            receiver: Receiver::default(),
+            offered,
+            accepted: 0,
+            queue_sizes,
+            pairs: taps.into_iter().map(pair).collect(),
+            active: 1,
+            offloads: 0,
+            filter: Filter::default(),
+            announce: false,
+            gone: false,
+            config_changed: false,
+            parting: None,
+            limits: Throttles { rx: Throttle::new(config.rx_limits)?, tx: Throttle::new(config.tx_limits)? },
+            kernel: None,
+            kept: false,
             stats: NetStats::default(),
-            scratch: Vec::new(),
         })
     }
 
-    /// MAC of the guest's side.
-    pub fn mac(&self) -> MacAddress {
-        self.mac
-    }
-
-    /// Delivers frames (each with its header) to the guest before anything from the tap, in order. Fails, with nothing
-    /// taken, when more than [`PENDING_MAX`] would wait or a frame is longer than [`FRAME_MAX`].
-    pub fn inject_frames(&mut self, frames: Vec<Frame>) -> Result<()> {
-        if self.receiver.pending.len() + frames.len() > PENDING_MAX {
-            return Err(Error::Conflict(format!("{}: more than {PENDING_MAX} frames wait", self.id)));
+    /// Lets the kernel serve the queues where it can and the configuration has nothing against it.
+    pub fn use_kernel(&mut self, config: &NetConfig, memory: &Memory, irqchip: bool) -> Result<()> {
+        if config.vhost == VhostMode::Off || !irqchip && config.vhost == VhostMode::Auto {
+            return Ok(());
         }
-        if frames.iter().any(|f| f.len() < HEADER_SIZE || f.len() > FRAME_MAX) {
-            return Err(Error::State(format!("{}: a frame of a length that cannot be", self.id)));
+        if !irqchip {
+            let why = "the image starts without an interrupt controller, which vhost-net needs: use auto or off";
+            return Err(Error::Conflict(why.into()));
         }
-        self.stats.injected.add(frames.len() as u64);
-        self.receiver.pending.extend(frames);
+        match Vhost::open(memory, self.pairs.len()) {
+            Ok(vhost) => self.kernel = Some(vhost),
+            Err(e) if config.vhost == VhostMode::On => {
+                return Err(Error::Conflict(format!("{e} (load the module vhost_net, or use auto or off)")));
+            }
+            Err(e) => log::debug!("{}: {e}", self.id),
+        }
         Ok(())
     }
 
-    /// Takes up to `max` frames (each with its header) that wait in the tap, while the device takes none itself.
-    pub fn take_frames(&mut self, max: usize) -> Result<Vec<Frame>> {
-        let mut frames = Vec::new();
-        while frames.len() < max {
-            match self.tap.read_frame(FRAME_MAX) {
-                Ok(Some(frame)) => frames.push(frame),
-                Ok(None) => break,
-                Err(e) => return Err(Error::Host { what: format!("{}: read tap", self.id), source: e }),
+    /// Whether nothing speaks against the kernel's serving the queues.
+    fn kernel_may_serve(&self) -> bool {
+        let (rx, tx) = self.limits();
+        let quiet = |p: &Pair| !p.receiver.stopped && !p.receiver.held && p.receiver.pending.is_empty();
+        self.kernel.as_ref().is_some_and(|k| k.suits(self.accepted))
+            && !(self.kept || self.gone)
+            && rx.is_none()
+            && tx.is_none()
+            && self.pairs.iter().all(quiet)
+    }
+
+    fn take_rings(&mut self, queues: &mut [VirtQueue], memory: &Memory) -> std::result::Result<(), QueueError> {
+        let Some(kernel) = self.kernel.as_mut().filter(|k| k.running() > 0) else { return Ok(()) };
+        let result = kernel.give_back(queues, memory).map_err(|e| QueueError(e.to_string()));
+        self.event();
+        result
+    }
+
+    fn hand_rings_over(&mut self, work: &mut Work<'_>) {
+        if work.irq.is_none() || !work.queues[..2 * self.active].iter().all(VirtQueue::ready) {
+            return;
+        }
+        for (pair, queues) in self.pairs.iter_mut().zip(work.queues.chunks_exact_mut(2)) {
+            if let [queue, _] = queues {
+                pair.receiver.give_back(queue);
             }
         }
-        Ok(frames)
-    }
-
-    /// The tap's descriptor, readable when a frame waits.
-    pub fn tap_fd(&self) -> RawFd {
-        self.tap.as_raw_fd()
-    }
-
-    /// While `held`, the guest gets injected frames only; those in the tap wait there.
-    pub fn hold_tap(&mut self, held: bool) {
-        self.receiver.held = held;
-        self.receiver.tap_may_have_frames();
-    }
-
-    /// How many frames [`Net::inject_frames`] takes at present.
-    pub fn room(&self) -> usize {
-        PENDING_MAX.saturating_sub(self.receiver.pending.len())
-    }
-
-    /// Tells the network where the guest's MAC is now: sends a RARP request from it (broadcast), as QEMU and Linux do.
-    pub fn announce(&self) -> Result<()> {
-        self.tap
-            .write_frame(&announcement(self.mac.0))
-            .map_err(|e| Error::Host { what: format!("{}: announce {}", self.id, self.mac), source: e })
-    }
-
-    fn transmit(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError> {
-        let memory = work.memory;
-        let queue = &mut work.queues[TX];
-        let mut budget = BUDGET;
-        loop {
-            while let Some(chain) = queue.pop(memory)? {
-                self.scratch.clear();
-                self.scratch.extend(chain.readable.iter().filter(|r| !r.is_empty()).map(|r| memory.iovec(*r)));
-                let len = super::queue::total(&chain.readable);
-                // A frame that is too short or long is the guest's mistake: given back, not sent.
-                let result = match usize::try_from(len) {
-                    Ok(HEADER_SIZE..=FRAME_MAX) => self.tap.write(&self.scratch),
-                    _ => Err(std::io::Error::from_raw_os_error(libc::EINVAL)),
-                };
-                match result {
-                    Ok(()) => {
-                        self.stats.tx_frames.inc();
-                        self.stats.tx_bytes.add(len - HEADER_SIZE as u64);
-                    }
-                    Err(e) => {
-                        self.stats.tx_errors.inc();
-                        log::debug!("{}: frame of {len} bytes not sent: {e}", self.id);
-                    }
-                }
-                queue.push(memory, chain.head, 0)?;
-                budget -= 1;
-                if budget == 0 {
-                    return Ok(Progress::More);
-                }
-            }
-            if !queue.arm(memory)? {
-                return Ok(Progress::Done);
-            }
+        let Some(kernel) = &mut self.kernel else { return };
+        if let Err(e) = kernel.start(&self.pairs[..self.active], work, self.accepted) {
+            log::warn!("{}: served without vhost-net: {e}", self.id);
+            self.kernel = None;
         }
     }
-}
 
-/// A RARP request of this MAC, with its virtio-net header.
-fn announcement(mac: [u8; 6]) -> [u8; HEADER_SIZE + 60] {
-    let mut frame = [0u8; HEADER_SIZE + 60];
-    let f = &mut frame[HEADER_SIZE..];
-    f[..6].fill(0xff);
-    f[6..12].copy_from_slice(&mac);
-    f[12..14].copy_from_slice(&[0x80, 0x35]); // RARP
-    f[14..22].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 3]); // Ethernet, IPv4, request reverse
-    f[22..28].copy_from_slice(&mac);
-    f[32..38].copy_from_slice(&mac);
-    frame
-}
+    /// The limits of receiving and of sending.
+    pub fn limits(&self) -> (Limits, Limits) {
+        (self.limits.rx.limits(), self.limits.tx.limits())
+    }
 
-/// Whether a frame, with its virtio-net header, is what [`Net::announce`] sends for this MAC.
-pub fn is_announcement(frame: &[u8], mac: [u8; 6]) -> bool {
-    // Up to the end of the RARP packet: what pads it may change on the way.
-    const END: usize = HEADER_SIZE + 42;
-    frame.get(HEADER_SIZE..END) == announcement(mac).get(HEADER_SIZE..END)
+    /// Changes the limits of receiving, of sending, or both. They must be free of [`Limits::mistakes`]; whoever changes them
+    /// calls [`crate::devices::Devices::process_all`] afterwards.
+    pub fn set_limits(&mut self, rx: Option<Limits>, tx: Option<Limits>) {
+        if let Some(limits) = rx {
+            self.limits.rx.set(limits);
+        }
+        if let Some(limits) = tx {
+            self.limits.tx.set(limits);
+        }
+        self.event();
+    }
+
+    /// Which queue takes commands, if the driver wanted one: the first after the pairs it knows of.
+    fn control_queue(&self) -> Option<usize> {
+        let pairs = if self.accepted & MQ != 0 { self.pairs.len() } else { 1 };
+        (self.accepted & CTRL_VQ != 0).then_some(2 * pairs)
+    }
+
+    fn status(&self) -> u16 {
+        let link = if self.gone { 0 } else { LINK_UP };
+        link | if self.announce { ANNOUNCE } else { 0 }
+    }
+
+    /// The interface has vanished.
+    fn lose(&mut self) {
+        if !std::mem::replace(&mut self.gone, true) {
+            let tap = self.pairs.first().map_or("", |p| p.tap.name());
+            log::error!("{}: interface {tap} was deleted; the guest's link is down", self.id);
+            self.stats.taps_lost.inc();
+            self.config_changed = true;
+        }
+    }
+
+    /// What only works while the interface is there.
+    fn with_taps(&mut self, act: impl FnOnce(&mut [Pair]) -> Result<()>) -> Result<()> {
+        if self.gone {
+            return Ok(());
+        }
+        match act(&mut self.pairs) {
+            Err(Error::Host { source, .. }) if tap::is_gone(&source) => {
+                self.lose();
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    fn apply_offloads(&mut self) -> Result<()> {
+        let offloads = self.offloads;
+        self.with_taps(|pairs| pairs.first().map_or(Ok(()), |p| p.tap.set_offloads(offloads)))
+    }
+
+    fn apply_filter(&mut self) -> Result<()> {
+        let rule = match self.accepted & CTRL_RX {
+            0 => None,
+            _ => self.filter.rule(self.mac.0),
+        };
+        let rule = rule.as_ref().map(|(addresses, all)| (&addresses[..], *all));
+        self.with_taps(|pairs| pairs.first_mut().map_or(Ok(()), |p| p.tap.set_filter(rule)))
+    }
+
+    /// Uses the first `active` pairs. What has come to a queue of the tap that is not used any more is delivered by the
+    /// first if `keep`.
+    fn apply_pairs(&mut self, active: usize, keep: bool) -> Result<()> {
+        self.active = active;
+        let mut left = Vec::new();
+        let room = if keep { self.room() } else { 0 };
+        let result = self.with_taps(|pairs| {
+            for (i, pair) in pairs.iter_mut().enumerate() {
+                while i >= active && pair.tap.is_attached() && left.len() < room {
+                    match pair.tap.read_frame(FRAME_MAX) {
+                        Ok(Some(frame)) if frame.len() >= HEADER_SIZE => left.push(frame),
+                        Ok(Some(_)) => {}
+                        Ok(None) | Err(_) => break,
+                    }
+                }
+                pair.tap.set_attached(i < active)?;
+                pair.receiver.tap_may_have_frames();
+            }
+            Ok(())
+        });
+        if !left.is_empty() {
+            self.put_first(left);
+        }
+        result
+    }
+
+    fn start(&mut self, features: u64, offloads: u64, active: usize, keep: bool) -> Result<()> {
+        self.accepted = features;
+        self.offloads = offloads;
+        for pair in &mut self.pairs {
+            pair.receiver.activate(features, self.mtu);
+        }
+        self.apply_offloads()?;
+        self.apply_filter()?;
+        self.apply_pairs(active, keep)
+    }
+
+    /// Takes over what is the guest's whether a driver runs or not.
+    fn take_identity(&mut self, state: &NetState) -> Result<()> {
+        for mac in [state.own_mac, state.mac].map(MacAddress) {
+            if mac.is_multicast() || mac == MacAddress::default() {
+                return Err(Error::State(format!("{}: a MAC address that cannot be", self.id)));
+            }
+        }
+        self.own_mac = MacAddress(state.own_mac);
+        self.mac = MacAddress(state.mac);
+        self.mtu = state.mtu;
+        Ok(())
+    }
+
+    /// Carries out a command; false if it makes no sense.
+    fn command(&mut self, command: Command) -> bool {
+        let has = |bit| self.accepted & bit != 0;
+        let result = match command {
+            Command::Promiscuous(on) if has(CTRL_RX) => {
+                self.filter.promiscuous = on;
+                self.apply_filter()
+            }
+            Command::AllMulticast(on) if has(CTRL_RX) => {
+                self.filter.all_multicast = on;
+                self.apply_filter()
+            }
+            Command::Tables(unicast, multicast) if has(CTRL_RX) => {
+                (self.filter.unicast, self.filter.multicast) = (unicast, multicast);
+                self.apply_filter()
+            }
+            Command::Mac(mac) if has(CTRL_MAC_ADDR) => {
+                self.mac = mac;
+                self.apply_filter()
+            }
+            Command::Announced if has(GUEST_ANNOUNCE) => {
+                self.announce = false;
+                Ok(())
+            }
+            Command::Pairs(n) if has(MQ) && (1..=self.pairs.len()).contains(&n.into()) => {
+                // While a port holds the tap back, what is in it may come from the source as well.
+                let keep = !self.pairs.iter().any(|p| p.receiver.held);
+                self.apply_pairs(n.into(), keep)
+            }
+            Command::Offloads(bits) if has(CTRL_GUEST_OFFLOADS) && bits & !(self.accepted & GUEST_OFFLOADS) == 0 => {
+                self.offloads = bits;
+                self.apply_offloads()
+            }
+            _ => return false,
+        };
+        if let Err(e) = &result {
+            log::warn!("{}: {e}", self.id);
+        }
+        result.is_ok()
+    }
+
+    fn control(&mut self, queue: &mut VirtQueue, memory: &Memory) -> std::result::Result<bool, QueueError> {
+        control::serve(queue, memory, |command| {
+            let done = command.is_some_and(|c| self.command(c));
+            self.stats.commands.inc();
+            self.stats.command_errors.add(u64::from(!done));
+            done
+        })
+    }
 }
 
 impl Device for Net {
@@ -251,77 +417,182 @@ impl Device for Net {
     }
 
     fn features(&self) -> u64 {
-        FEATURES
+        self.offered
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE, QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
         let mut config = [0u8; 12];
         config[..6].copy_from_slice(&self.mac.0);
-        config[6..8].copy_from_slice(&LINK_UP.to_le_bytes());
-        config[8..10].copy_from_slice(&1u16.to_le_bytes());
+        config[6..8].copy_from_slice(&self.status().to_le_bytes());
+        config[8..10].copy_from_slice(&(self.pairs.len() as u16).to_le_bytes());
         config[10..12].copy_from_slice(&self.mtu.to_le_bytes());
         super::read_bytes(&config, offset, data);
     }
 
     fn activate(&mut self, features: u64) -> Result<()> {
-        self.tap.set_offloads(features)?;
-        self.receiver.activate(features, self.mtu);
-        Ok(())
+        self.start(features, features & GUEST_OFFLOADS, 1, true)
     }
 
     fn reset(&mut self) {
-        self.receiver.reset();
+        if let Some(kernel) = &mut self.kernel {
+            kernel.stop();
+        }
+        self.accepted = 0;
+        self.mac = self.own_mac;
+        self.filter = Filter::default();
+        self.announce = false;
+        for pair in &mut self.pairs {
+            pair.receiver.reset();
+        }
+        if let Err(e) = self.apply_filter() {
+            log::warn!("{}: {e}", self.id);
+        }
     }
 
     fn event(&mut self) {
-        self.receiver.tap_may_have_frames();
+        for pair in &mut self.pairs {
+            pair.receiver.tap_may_have_frames();
+        }
     }
 
     fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError> {
-        let sent = self.transmit(work)?;
-        let received = self.receiver.receive(&self.tap, &mut work.queues[RX], work.memory, &self.stats)?;
-        Ok(if sent == Progress::More { sent } else { received })
+        let mut more = false;
+        let commands = self.control_queue().and_then(|n| work.queues.get(n)).map_or(0, |q| q.depth(work.memory));
+        if commands > 0 || !self.kernel_may_serve() {
+            self.take_rings(work.queues, work.memory)?;
+        }
+        if let Some(queue) = self.control_queue().and_then(|n| work.queues.get_mut(n)) {
+            more |= self.control(queue, work.memory)?;
+        }
+        if self.rings_outside() > 0 {
+            return Ok(if more { Progress::More } else { Progress::Done });
+        }
+        let mut gone = false;
+        for (pair, queues) in self.pairs.iter_mut().zip(work.queues.chunks_exact_mut(2)).take(self.active) {
+            let [_, queue] = queues else { continue };
+            let sent = match self.gone {
+                true => Sent::Until(Sender::discard(queue, work.memory, &self.stats)?),
+                false => pair.sender.send(&pair.tap, queue, work.memory, &mut self.limits.tx, &self.stats)?,
+            };
+            gone |= sent == Sent::Gone;
+            more |= sent != Sent::Until(Progress::Done);
+        }
+        let mut injected = false;
+        for (i, (pair, queues)) in self.pairs.iter_mut().zip(work.queues.chunks_exact_mut(2)).enumerate() {
+            let [queue, _] = queues else { continue };
+            if i >= self.active {
+                pair.receiver.give_back(queue);
+                continue;
+            }
+            pair.receiver.blocked = injected || self.gone;
+            let received = pair.receiver.receive(&pair.tap, queue, work.memory, &mut self.limits.rx, &self.stats)?;
+            gone |= pair.receiver.gone;
+            more |= received == Progress::More;
+            // What was injected comes before anything from any queue of the tap.
+            injected |= i == 0 && pair.receiver.injected > 0;
+        }
+        if gone {
+            self.lose();
+        }
+        if !more && self.kernel_may_serve() {
+            self.hand_rings_over(work);
+        }
+        Ok(if more { Progress::More } else { Progress::Done })
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.tap.as_raw_fd()]
+        let timers = [self.limits.rx.as_raw_fd(), self.limits.tx.as_raw_fd()];
+        self.pairs.iter().map(|p| p.tap.as_raw_fd()).chain(timers).collect()
     }
 
     fn stop_input(&mut self) {
-        self.receiver.stopped = true;
+        for pair in &mut self.pairs {
+            pair.receiver.stopped = true;
+        }
     }
 
     fn quiesce(&mut self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
-        self.receiver.give_back(&mut work.queues[RX]);
+        self.take_rings(work.queues, work.memory)?;
+        for (pair, queues) in self.pairs.iter_mut().zip(work.queues.chunks_exact_mut(2)) {
+            if let [queue, _] = queues {
+                pair.receiver.give_back(queue);
+            }
+        }
         Ok(())
     }
 
     fn resume(&mut self) {
-        self.receiver.stopped = false;
-        self.receiver.tap_may_have_frames();
+        self.parting = None;
+        for pair in &mut self.pairs {
+            pair.receiver.stopped = false;
+            pair.receiver.tap_may_have_frames();
+        }
     }
 
     fn save(&self) -> DeviceState {
-        DeviceState::Net(NetState {
+        DeviceState::Net(Box::new(NetState {
+            own_mac: self.own_mac.0,
             mac: self.mac.0,
             mtu: self.mtu,
-            pending: self.receiver.pending.iter().cloned().collect(),
-        })
+            active: self.active as u16,
+            offloads: self.offloads,
+            filter: self.filter.clone(),
+            limits: [self.limits.rx.save(), self.limits.tx.save()],
+            pending: self.pairs.iter().flat_map(|p| &p.receiver.pending).cloned().collect(),
+        }))
     }
 
     fn restore(&mut self, state: &DeviceState, features: u64) -> Result<()> {
         let DeviceState::Net(state) = state else {
             return Err(Error::State(format!("{}: not the state of a network device", self.id)));
         };
-        self.mac = MacAddress(state.mac);
-        self.mtu = state.mtu;
-        self.activate(features)?;
-        self.receiver.stopped = true;
+        self.take_identity(state)?;
+        let bad = |what: String| Error::State(format!("{}: {what}", self.id));
+        let most = if features & MQ != 0 { self.pairs.len() } else { 1 };
+        if !(1..=most).contains(&state.active.into()) {
+            return Err(bad(format!("{} queue pairs in use of {most}", state.active)));
+        }
+        if state.offloads & !(features & GUEST_OFFLOADS) != 0 || !state.filter.is_possible() {
+            return Err(bad("offloads or addresses that cannot be".into()));
+        }
+        self.limits.rx.restore(&state.limits[0])?;
+        self.limits.tx.restore(&state.limits[1])?;
+        self.filter = state.filter.clone();
+        self.start(features, state.offloads, state.active.into(), false)?;
+        self.stop_input();
+        // Where it is now its neighbours learn from itself, too.
+        if features & GUEST_ANNOUNCE != 0 {
+            self.announce = true;
+            self.config_changed = true;
+        }
         self.inject_frames(state.pending.clone())
+    }
+
+    fn restore_idle(&mut self, state: &DeviceState) -> Result<()> {
+        match state {
+            DeviceState::Net(state) => self.take_identity(state),
+            _ => Err(Error::State(format!("{}: not the state of a network device", self.id))),
+        }
+    }
+
+    fn rings_outside(&self) -> usize {
+        self.kernel.as_ref().map_or(0, |k| 2 * k.running())
+    }
+
+    fn outside_descriptors(&self) -> Vec<RawFd> {
+        self.pairs.iter().map(|p| p.tap.as_raw_fd()).collect()
+    }
+
+    fn keep_rings(&mut self, keep: bool) {
+        self.kept = keep;
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        std::mem::take(&mut self.config_changed)
     }
 
     fn metrics(&self, out: &mut Exposition) {
@@ -334,9 +605,23 @@ impl Device for Net {
             ("vmm_net_tx_bytes_total", "Bytes of frames sent for the guest.", &s.tx_bytes),
             ("vmm_net_tx_errors_total", "Frames of the guest that the host did not take.", &s.tx_errors),
             ("vmm_net_injected_frames_total", "Frames that came with a port.", &s.injected),
+            ("vmm_net_commands_total", "Commands of the control queue.", &s.commands),
+            (
+                "vmm_net_command_errors_total",
+                "Commands of the control queue answered with an error.",
+                &s.command_errors,
+            ),
+            ("vmm_net_taps_lost_total", "Taps that were deleted while the device used them.", &s.taps_lost),
         ] {
             out.counter(name, help, labels, counter);
         }
+        out.gauge("vmm_net_link_up", "Whether the guest sees its link up.", labels, f64::from(u8::from(!self.gone)));
+        out.gauge("vmm_net_queue_pairs", "Queue pairs the guest uses.", labels, self.active as f64);
+        let outside = f64::from(u8::from(self.rings_outside() > 0));
+        out.gauge("vmm_net_vhost", "Whether vhost-net moves the frames: they are not counted then.", labels, outside);
+        let [rx, tx] = [&self.limits.rx, &self.limits.tx].map(Throttle::waits);
+        out.count("vmm_net_rx_throttled_total", "How often receiving had to wait for its limits.", labels, rx);
+        out.count("vmm_net_tx_throttled_total", "How often sending had to wait for its limits.", labels, tx);
     }
 
     fn as_net(&mut self) -> Option<&mut Net> {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use super::tap::Tap;
 use super::{BUDGET, FRAME_MAX, Frame, HEADER_SIZE, NetStats, feature};
+use crate::limit::Throttle;
 use crate::memory::{GuestRange, IoVec, Memory};
 use crate::virtio::Progress;
 use crate::virtio::queue::{QueueError, VirtQueue, write_at};
@@ -41,6 +42,12 @@ impl Buffer {
 pub(super) struct Receiver {
     /// Frames that come before those in the tap.
     pub pending: VecDeque<Frame>,
+    /// How many of these come before those in the tap's other queues, too.
+    pub injected: usize,
+    /// Nothing is taken from the tap for now.
+    pub blocked: bool,
+    /// The interface has vanished.
+    pub gone: bool,
     /// Nothing is taken from the tap.
     pub stopped: bool,
     /// Only what is pending is delivered.
@@ -60,7 +67,7 @@ pub(super) struct Receiver {
 impl Receiver {
     pub fn activate(&mut self, features: u64, mtu: u16) {
         self.mergeable = features & feature::MRG_RXBUF != 0;
-        self.frame_max = match features & (feature::GUEST_TSO4 | feature::GUEST_TSO6) {
+        self.frame_max = match features & feature::LARGE_RECEIVE {
             0 => HEADER_SIZE + ETHERNET + usize::from(mtu.max(MTU_MIN)),
             _ => FRAME_MAX,
         };
@@ -90,6 +97,7 @@ impl Receiver {
         tap: &Tap,
         queue: &mut VirtQueue,
         memory: &Memory,
+        limit: &mut Throttle,
         stats: &NetStats,
     ) -> Result<Progress, QueueError> {
         if self.stopped || !queue.ready() {
@@ -102,7 +110,11 @@ impl Receiver {
                 }
                 continue;
             }
-            if self.held || !self.tap_ready {
+            if self.held || self.blocked || !self.tap_ready {
+                return Ok(Progress::Done);
+            }
+            // How long the next frame is nobody knows before it is read; it is paid off afterwards. A timer brings us back.
+            if !limit.is_ready(1) {
                 return Ok(Progress::Done);
             }
             self.collect(queue, memory, self.frame_max)?;
@@ -114,10 +126,11 @@ impl Receiver {
             } else {
                 self.read_aside(tap, stats)
             };
-            if !read {
+            let Some(len) = read else {
                 self.tap_ready = false;
                 return Ok(Progress::Done);
-            }
+            };
+            limit.charge(len as u64);
         }
         Ok(Progress::More)
     }
@@ -156,14 +169,14 @@ impl Receiver {
         Ok(())
     }
 
-    /// Reads one frame into the collected buffers; false if there is none.
+    /// Reads one frame into the collected buffers; its length, if there is one.
     fn read_into_buffers(
         &mut self,
         tap: &Tap,
         queue: &mut VirtQueue,
         memory: &Memory,
         stats: &NetStats,
-    ) -> Result<bool, QueueError> {
+    ) -> Result<Option<usize>, QueueError> {
         let usable = if self.mergeable { self.buffers.len() } else { 1 };
         self.scratch.clear();
         let pieces = self.buffers.iter().take(usable).flat_map(Buffer::pieces).map(|r| memory.iovec(r));
@@ -173,32 +186,46 @@ impl Receiver {
                 self.use_buffers(queue, memory, n, true)?;
                 stats.rx_frames.inc();
                 stats.rx_bytes.add((n - HEADER_SIZE) as u64);
-                Ok(true)
+                Ok(Some(n))
             }
-            Ok(Some(_)) => {
+            Ok(Some(n)) => {
                 stats.rx_dropped.inc();
-                Ok(true)
+                Ok(Some(n))
             }
-            Ok(None) => Ok(false),
+            Ok(None) => Ok(None),
             Err(e) => {
-                log::debug!("tap: {e}");
-                stats.rx_dropped.inc();
-                Ok(false)
+                self.failed(&e);
+                Ok(None)
             }
         }
     }
 
-    fn read_aside(&mut self, tap: &Tap, stats: &NetStats) -> bool {
+    fn failed(&mut self, e: &std::io::Error) {
+        self.gone |= super::tap::is_gone(e);
+        log::debug!("tap: {e}");
+    }
+
+    fn read_aside(&mut self, tap: &Tap, stats: &NetStats) -> Option<usize> {
         match tap.read_frame(self.frame_max) {
-            Ok(Some(frame)) if frame.len() >= HEADER_SIZE => self.pending.push_back(frame),
-            Ok(Some(_)) => stats.rx_dropped.inc(),
-            Ok(None) => return false,
+            Ok(Some(frame)) => {
+                let len = frame.len();
+                match len {
+                    HEADER_SIZE.. => self.pending.push_back(frame),
+                    _ => stats.rx_dropped.inc(),
+                }
+                Some(len)
+            }
+            Ok(None) => None,
             Err(e) => {
-                log::debug!("tap: {e}");
-                return false;
+                self.failed(&e);
+                None
             }
         }
-        true
+    }
+
+    fn take_pending(&mut self) -> Option<Frame> {
+        self.injected = self.injected.saturating_sub(1);
+        self.pending.pop_front()
     }
 
     /// Copies the first pending frame into buffers; false if it has to wait for more of them.
@@ -217,11 +244,11 @@ impl Receiver {
             if !(never || !self.mergeable && !self.buffers.is_empty()) {
                 return Ok(false);
             }
-            self.pending.pop_front();
+            self.take_pending();
             stats.rx_dropped.inc();
             return Ok(true);
         }
-        let Some(frame) = self.pending.pop_front() else { return Ok(false) };
+        let Some(frame) = self.take_pending() else { return Ok(false) };
         let mut rest = &frame[..];
         for piece in self.buffers.iter().flat_map(Buffer::pieces) {
             let (now, later) = rest.split_at(rest.len().min(piece.len() as usize));

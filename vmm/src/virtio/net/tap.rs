@@ -1,4 +1,7 @@
-//! A tap: the host's side of a network device.
+//! A tap: the host's side of a network device, or one queue of it.
+//!
+//! Owns one descriptor. Always true: frames carry a virtio-net header of [`HEADER_SIZE`] bytes; a filter that a driver asked
+//! for is gone when the device is. Survives an interface that is deleted while it is used: see [`is_gone`].
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Error as IoError};
@@ -14,35 +17,68 @@ use crate::memory::IoVec;
 const TUNSETIFF: u64 = 0x4004_54ca;
 const TUNSETOFFLOAD: u64 = 0x4004_54d0;
 const TUNGETIFF: u64 = 0x8004_54d2;
+const TUNSETTXFILTER: u64 = 0x4004_54d1;
 const TUNSETVNETHDRSZ: u64 = 0x4004_54d8;
+const TUNSETQUEUE: u64 = 0x4004_54d9;
 const TUN_F_CSUM: u64 = 1;
 const TUN_F_TSO4: u64 = 2;
 const TUN_F_TSO6: u64 = 4;
 const TUN_F_TSO_ECN: u64 = 8;
+const TUN_F_USO4: u64 = 32;
+const TUN_F_USO6: u64 = 64;
+const TUN_FLT_ALLMULTI: u16 = 1;
+/// Addresses the kernel compares exactly; beyond these it filters multicast by a hash, and unicast not at all.
+pub const FILTER_EXACT: usize = 8;
 
-/// An open tap whose frames carry a virtio-net header of [`HEADER_SIZE`] bytes.
+/// An open tap, or one queue of it.
 #[derive(Debug)]
 pub struct Tap {
     file: File,
     name: String,
+    attached: bool,
+    filtered: bool,
+}
+
+/// Whether an error of reading or writing says that the interface does not exist any more.
+pub fn is_gone(e: &IoError) -> bool {
+    e.raw_os_error() == Some(libc::EBADFD)
 }
 
 impl Tap {
-    /// Opens the tap of a configuration: by descriptor, or by name (made, and brought up, if there is none).
-    pub fn open(config: &NetConfig) -> Result<Tap> {
-        let tap = match (config.fd, &config.tap) {
-            (Some(fd), _) => Tap::from_fd(fd)?,
-            (None, Some(name)) => Tap::attach(name)?,
+    /// Opens the tap of a configuration, as often as it has queues: by descriptor, or by name (made, and brought up, if
+    /// there is none).
+    pub fn open(config: &NetConfig) -> Result<Vec<Tap>> {
+        let mut taps = Vec::new();
+        match (config.fd, &config.tap) {
+            (Some(fd), _) => taps.push(Tap::from_fd(fd)?),
+            (None, Some(name)) if config.queues > 1 => {
+                for _ in 0..config.queues {
+                    taps.push(Tap::attach(name, true)?);
+                }
+            }
+            (None, Some(name)) => taps.push(match Tap::attach(name, false) {
+                // One that was made for several queues has to be opened as such.
+                Err(Error::Host { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => {
+                    Tap::attach(name, true)?
+                }
+                result => result?,
+            }),
             (None, None) => return Err(Error::Conflict(format!("{}: no tap given", config.id))),
-        };
-        let size = HEADER_SIZE as libc::c_int;
-        // SAFETY: the ioctl reads one int.
-        tap.check("header size", unsafe { libc::ioctl(tap.file.as_raw_fd(), TUNSETVNETHDRSZ, &size) })?;
-        tap.bring_up()?;
-        Ok(tap)
+        }
+        for tap in &mut taps {
+            let size = HEADER_SIZE as libc::c_int;
+            // SAFETY: the ioctl reads one int.
+            tap.check("header size", unsafe { libc::ioctl(tap.file.as_raw_fd(), TUNSETVNETHDRSZ, &size) })?;
+            tap.set_filter(None)?;
+            tap.set_offloads(0)?;
+        }
+        if let Some(tap) = taps.first() {
+            tap.bring_up()?;
+        }
+        Ok(taps)
     }
 
-    fn attach(name: &str) -> Result<Tap> {
+    fn attach(name: &str, several: bool) -> Result<Tap> {
         let what = || format!("tap {name}");
         let file = OpenOptions::new()
             .read(true)
@@ -51,19 +87,24 @@ impl Tap {
             .open("/dev/net/tun")
             .map_err(host(format!("{}: /dev/net/tun", what())))?;
         let mut request = request(name);
-        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR) as i16;
+        let queues = if several { libc::IFF_MULTI_QUEUE } else { 0 };
+        request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | queues) as i16;
         // SAFETY: the ioctl reads and writes one ifreq.
         if unsafe { libc::ioctl(file.as_raw_fd(), TUNSETIFF, &mut request) } < 0 {
             let e = IoError::last_os_error();
             let hint = match e.raw_os_error() {
                 Some(libc::EBUSY) => " (another process uses it)",
                 Some(libc::EPERM) => " (needs CAP_NET_ADMIN)",
+                Some(libc::EINVAL) if several => {
+                    " (not a tap, or one without several queues: make it with `ip tuntap add … multi_queue`)"
+                }
                 Some(libc::EINVAL) => " (not a tap, or one with other flags)",
+                Some(libc::E2BIG) => " (it has no queue left: another process uses it)",
                 _ => "",
             };
             return Err(host(what() + hint)(e));
         }
-        Ok(Tap { file, name: name.to_owned() })
+        Ok(Tap { file, name: name.to_owned(), attached: true, filtered: false })
     }
 
     fn from_fd(fd: RawFd) -> Result<Tap> {
@@ -85,7 +126,7 @@ impl Tap {
                 | libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC)
         };
         let name = request.ifr_name.iter().take_while(|c| **c != 0).map(|c| *c as u8 as char).collect();
-        let tap = Tap { file, name };
+        let tap = Tap { file, name, attached: true, filtered: false };
         tap.check("flags", rc)?;
         Ok(tap)
     }
@@ -127,6 +168,58 @@ impl Tap {
         Ok(u16::try_from(unsafe { request.ifr_ifru.ifru_mtu }).unwrap_or(u16::MAX))
     }
 
+    /// The descriptor, for the kernel to use.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// The interface's name.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether the kernel hands frames to this queue.
+    pub fn is_attached(&self) -> bool {
+        self.attached
+    }
+
+    /// Attaches or detaches this queue. What is in a queue that is detached is lost: read it before.
+    pub fn set_attached(&mut self, attached: bool) -> Result<()> {
+        if attached == self.attached {
+            return Ok(());
+        }
+        let mut request = request("");
+        request.ifr_ifru.ifru_flags = (if attached { libc::IFF_ATTACH_QUEUE } else { libc::IFF_DETACH_QUEUE }) as i16;
+        // SAFETY: the ioctl reads one ifreq.
+        self.check("queue", unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETQUEUE, &request) })?;
+        self.attached = attached;
+        Ok(())
+    }
+
+    /// Lets the kernel drop frames to other addresses than these (all multicast passes with `all_multicast`); `None`
+    /// lets everything pass. The filter is the interface's: any of its queues sets it for all.
+    pub fn set_filter(&mut self, filter: Option<(&[[u8; 6]], bool)>) -> Result<()> {
+        let (addresses, all_multicast) = filter.unwrap_or_default();
+        let count = u16::try_from(addresses.len()).unwrap_or(0);
+        // struct tun_filter; no addresses mean no filter.
+        let mut filter = Vec::new();
+        filter.extend((if all_multicast { TUN_FLT_ALLMULTI } else { 0 }).to_ne_bytes());
+        filter.extend(count.to_ne_bytes());
+        filter.extend(addresses.iter().take(usize::from(count)).flatten());
+        // SAFETY: the ioctl reads the count and as many addresses, all of which are there.
+        self.check("filter", unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETTXFILTER, filter.as_ptr()) })?;
+        self.filtered = count > 0;
+        Ok(())
+    }
+
+    /// Whether the kernel cuts and joins UDP (Linux 6.2). Leaves all offloads off.
+    pub fn knows_udp_segmentation(&self) -> bool {
+        let flags = TUN_F_CSUM | TUN_F_USO4 | TUN_F_USO6;
+        // SAFETY: the ioctl takes its argument by value.
+        let known = unsafe { libc::ioctl(self.file.as_raw_fd(), TUNSETOFFLOAD, flags) } == 0;
+        self.set_offloads(0).is_ok() && known
+    }
+
     /// Lets the kernel hand over frames with the offloads the guest accepts.
     pub fn set_offloads(&self, features: u64) -> Result<()> {
         let mut flags = 0;
@@ -136,6 +229,8 @@ impl Tap {
                 (feature::GUEST_TSO4, TUN_F_TSO4),
                 (feature::GUEST_TSO6, TUN_F_TSO6),
                 (feature::GUEST_ECN, TUN_F_TSO_ECN),
+                (feature::GUEST_USO4, TUN_F_USO4),
+                (feature::GUEST_USO6, TUN_F_USO6),
             ] {
                 if features & bit != 0 {
                     flags |= flag;
@@ -143,6 +238,10 @@ impl Tap {
             }
             if flags & (TUN_F_TSO4 | TUN_F_TSO6) == 0 {
                 flags &= !TUN_F_TSO_ECN;
+            }
+            // The kernel takes both or none.
+            if flags & (TUN_F_USO4 | TUN_F_USO6) != TUN_F_USO4 | TUN_F_USO6 {
+                flags &= !(TUN_F_USO4 | TUN_F_USO6);
             }
         }
         // SAFETY: the ioctl takes its argument by value.
@@ -184,6 +283,15 @@ impl Tap {
     /// Sends one frame, with its header.
     pub fn write_frame(&self, frame: &[u8]) -> io::Result<()> {
         self.write(&[IoVec(libc::iovec { iov_base: frame.as_ptr() as *mut _, iov_len: frame.len() })])
+    }
+}
+
+impl Drop for Tap {
+    fn drop(&mut self) {
+        // A tap that stays is not to be deaf for who uses it next. If it has vanished there is nothing to do.
+        if self.filtered {
+            let _ = self.set_filter(None);
+        }
     }
 }
 

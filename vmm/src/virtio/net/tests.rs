@@ -3,6 +3,8 @@ use super::*;
 use crate::virtio::testing::{Bench, DATA, STATUS_NEEDS_RESET, WRITE};
 use std::os::fd::{FromRawFd, OwnedFd};
 
+mod queues;
+
 struct Wire {
     bench: Bench,
     socket: OwnedFd,
@@ -10,12 +12,17 @@ struct Wire {
 
 impl Wire {
     fn new(features: u64) -> Wire {
+        Wire::with_queues(features, 1)
+    }
+
+    /// All pairs and the control queue set up, if `features` has them.
+    fn with_queues(features: u64, queues: u16) -> Wire {
         // SAFETY: no memory is involved; only this thread's view changes, and ends with it.
         assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "needs root");
         // Nothing but the test is to send on the wire.
         std::fs::write("/proc/sys/net/ipv6/conf/default/disable_ipv6", "1").unwrap();
         let mac = Some(MacAddress([2, 0, 0, 0, 0, 1]));
-        let config = NetConfig { id: "net0".into(), tap: Some("t0".into()), fd: None, mac, mtu: None };
+        let config = NetConfig { id: "net0".into(), tap: Some("t0".into()), mac, queues, ..NetConfig::default() };
         let net = Net::open(&config).unwrap();
         assert_eq!(net.mtu, 1500);
         // SAFETY: no memory is involved; the result is checked.
@@ -32,7 +39,8 @@ impl Wire {
         // SAFETY: just made, owned by nobody else.
         let socket = unsafe { OwnedFd::from_raw_fd(fd) };
         let mut bench = Bench::new(Box::new(net));
-        bench.start(features, 2);
+        let pairs = if features & MQ != 0 { u64::from(queues) } else { 1 };
+        bench.start(features, 2 * pairs + u64::from(features & CTRL_VQ != 0));
         Wire { bench, socket }
     }
 
@@ -49,6 +57,16 @@ impl Wire {
         assert!(n > 0);
         b.truncate(n as usize);
         b
+    }
+
+    /// The next frame heard that is `wanted`.
+    fn receive_from(&self, wanted: impl Fn(&[u8]) -> bool) -> Vec<u8> {
+        loop {
+            let heard = self.receive();
+            if wanted(&heard) {
+                return heard;
+            }
+        }
     }
 
     /// Receives buffers of `len` bytes at `DATA + i × 0x1000`.
@@ -208,7 +226,7 @@ fn announces_by_rarp() {
 #[test]
 fn a_tap_has_one_user() {
     let w = Wire::new(0);
-    let config = NetConfig { id: "b".into(), tap: Some("t0".into()), fd: None, mac: None, mtu: None };
+    let config = NetConfig { id: "b".into(), tap: Some("t0".into()), ..NetConfig::default() };
     let e = Net::open(&config).err().unwrap().to_string();
     assert!(e.contains("t0") && e.contains("another process"), "{e}");
     let config = NetConfig { tap: None, fd: Some(w.socket.as_raw_fd()), ..config };

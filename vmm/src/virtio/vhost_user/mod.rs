@@ -7,6 +7,7 @@
 //! Pages it writes are in no dirty log: a VM with such a device cannot be ported or checkpointed while it runs.
 
 pub mod blk;
+pub mod net;
 mod watch;
 
 use std::os::fd::{AsRawFd, RawFd};
