@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, FieldError, Result, host};
 use crate::memory::{HUGE_PAGE, MEMORY_LIMIT};
-pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig};
+pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig, VSOCK_ID, VsockConfig};
 pub use disk::{DiskConfig, DiskFormat};
 pub use net::{NetConfig, Vhost};
 pub use units::{MacAddress, MemorySize, optional_socket_address_schema, socket_address_schema};
@@ -28,7 +28,7 @@ pub const DISKS_MAX: usize = 8;
 /// Most network devices of a VM.
 pub const NETS_MAX: usize = 8;
 /// Most devices there can be one of.
-const SINGLE_MAX: usize = 2;
+const SINGLE_MAX: usize = 3;
 /// Longest id of a device and longest name of a VM.
 pub const ID_MAX: usize = 64;
 /// Largest configuration file.
@@ -99,6 +99,9 @@ pub struct Config {
     /// Memory balloon.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub balloon: Option<BalloonConfig>,
+    /// Streams between programs of host and guest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vsock: Option<VsockConfig>,
     /// Console output.
     #[serde(default)]
     pub serial: SerialOutput,
@@ -182,6 +185,10 @@ impl Config {
         if let Some(balloon) = &self.balloon {
             check_id(BALLOON_ID, "balloon", &mut ids, &mut bad);
             balloon.validate(self.memory, &mut bad);
+        }
+        if let Some(vsock) = &self.vsock {
+            check_id(VSOCK_ID, "vsock", &mut ids, &mut bad);
+            vsock.validate(&mut bad);
         }
         if errors.is_empty() { Ok(()) } else { Err(Error::Config(errors)) }
     }

@@ -10,7 +10,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::time::Duration;
 
-use crate::error::{Result, host};
+use crate::error::{Error, Result, host};
 
 /// Most events collected at once.
 const BATCH: usize = 16;
@@ -144,12 +144,20 @@ impl Events {
         Ok(Events { vcpu: EventSet::new()?, io: EventSet::new()? })
     }
 
-    /// A descriptor of a device: for whichever thread waits.
+    /// A descriptor of a device, or an epoll set of a device with many: for whichever thread waits.
     pub fn add_device(&self, fd: RawFd, device: u16) -> Result<()> {
         let token = Token::Device { device };
-        // The order is what gives the vCPU thread precedence: see the module.
-        self.vcpu.add(fd, token, libc::EPOLLET | libc::EPOLLEXCLUSIVE)?;
-        self.io.add(fd, token, libc::EPOLLET | libc::EPOLLEXCLUSIVE)
+        // The order is what gives the vCPU thread precedence: see the module. An epoll set cannot be waited for
+        // exclusively: what happens in one wakes both threads, and the second finds nothing left to do.
+        for set in [&self.vcpu, &self.io] {
+            set.add(fd, token, libc::EPOLLET | libc::EPOLLEXCLUSIVE).or_else(|e| match e {
+                Error::Host { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
+                    set.add(fd, token, libc::EPOLLET)
+                }
+                e => Err(e),
+            })?;
+        }
+        Ok(())
     }
 
     /// Ends [`Events::add_device`].
@@ -230,6 +238,20 @@ mod tests {
             }
             done.write(1).unwrap();
         });
+    }
+
+    #[test]
+    fn a_set_within_a_set_tells_of_each_event() {
+        let (events, inner) = (Events::new().unwrap(), EventSet::new().unwrap());
+        let fd = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        inner.add(fd.as_raw_fd(), Token::Wake, libc::EPOLLET).unwrap();
+        events.add_device(inner.0.as_raw_fd(), 2).unwrap();
+        for _ in 0..3 {
+            fd.write(1).unwrap();
+            assert_eq!(events.io.wait(None).iter().collect::<Vec<_>>(), [Token::Device { device: 2 }]);
+            assert!(!inner.wait(Some(Duration::ZERO)).is_empty());
+            assert!(events.io.wait(Some(Duration::ZERO)).is_empty());
+        }
     }
 
     #[test]

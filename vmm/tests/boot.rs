@@ -195,6 +195,7 @@ fn a_saved_vm_goes_on_in_another() {
         arbiter: None,
         serial: SerialOutput::None,
         memory_max: None,
+        vsock: None,
     };
     let owner = OwnerId::random().unwrap();
     let there = Vm::receive(&description, &host, owner, Arc::new(Stats::default())).unwrap();

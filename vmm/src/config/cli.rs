@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::{
-    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput, field, pairs,
+    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput, VsockConfig, field, pairs,
 };
 use crate::error::{Error, FieldError, Result};
 
@@ -21,7 +21,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
     /// Start empty and wait at IP:PORT for a VM to be ported here.
-    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "cmdline", "disk", "boot"])]
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "cmdline", "disk", "boot", "rng", "balloon"])]
     pub receive: Option<SocketAddr>,
     /// ELF image.
     #[arg(long, value_name = "FILE")]
@@ -52,6 +52,9 @@ pub struct Args {
     /// Memory balloon: [target=SIZE][,deflate_on_oom=BOOL][,reporting=BOOL][,stats_seconds=N].
     #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "")]
     pub balloon: Option<String>,
+    /// Streams between host and guest (virtio-vsock): path=SOCKET[,cid=N].
+    #[arg(long, value_name = "KEY=VALUE,…")]
+    pub vsock: Option<String>,
     /// Id of the VM in the ownership record.
     #[arg(long, value_name = "N")]
     pub vm_id: Option<u64>,
@@ -90,6 +93,8 @@ pub struct ReceiveConfig {
     pub serial: SerialOutput,
     /// Most memory a guest that arrives may have; the host's free memory is another bound.
     pub memory_max: Option<MemorySize>,
+    /// Where the socket of an incoming vsock device is to be, if not where its configuration says.
+    pub vsock: Option<PathBuf>,
 }
 
 impl Args {
@@ -104,6 +109,7 @@ impl Args {
         let memory = self.memory.as_deref().and_then(|m| keep(m.parse::<MemorySize>(), "--memory", &mut errors));
         let boot = self.boot.as_deref().and_then(|b| keep(parse_boot(b), "--boot", &mut errors));
         let balloon = single(self.balloon.as_deref(), "--balloon", parse_balloon, &mut errors);
+        let vsock = single(self.vsock.as_deref(), "--vsock", parse_vsock, &mut errors);
         let serial = self.serial.as_deref().map(parse_serial);
 
         if let Some(listen) = self.receive {
@@ -122,6 +128,7 @@ impl Args {
                 arbiter: self.arbiter,
                 serial,
                 memory_max: memory,
+                vsock: vsock.map(|v| v.path),
             }));
         }
 
@@ -148,6 +155,7 @@ impl Args {
             config.arbiter = self.arbiter.or(config.arbiter);
             config.rng = self.rng.then(RngConfig::default).or(config.rng.take());
             config.balloon = balloon.or(config.balloon.take());
+            config.vsock = vsock.or(config.vsock.take());
             config.disks.extend(disks);
             config.nets.extend(nets);
             if let Err(Error::Config(more)) = config.validate() {
@@ -176,6 +184,7 @@ impl Config {
             nets: Vec::new(),
             rng: None,
             balloon: None,
+            vsock: None,
             serial: SerialOutput::default(),
             arbiter: None,
         }
@@ -257,4 +266,16 @@ fn parse_balloon(s: &str) -> std::result::Result<BalloonConfig, FieldError> {
         }
     }
     Ok(balloon)
+}
+
+fn parse_vsock(s: &str) -> std::result::Result<VsockConfig, FieldError> {
+    let mut vsock = VsockConfig { cid: VsockConfig::default_cid(), path: PathBuf::new() };
+    for pair in pairs(s) {
+        match pair? {
+            ("path", v) => vsock.path = v.into(),
+            ("cid", v) => vsock.cid = field("cid", v)?,
+            (key, _) => return Err(FieldError::new(key, "unknown; known are path, cid")),
+        }
+    }
+    if vsock.path.as_os_str().is_empty() { Err(FieldError::new("path", "is missing")) } else { Ok(vsock) }
 }

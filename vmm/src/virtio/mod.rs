@@ -14,6 +14,7 @@ pub mod rng;
 mod testing;
 mod timer;
 pub mod vhost_user;
+pub mod vsock;
 
 use std::os::fd::RawFd;
 
@@ -45,6 +46,8 @@ pub enum DeviceState {
     Balloon(balloon::BalloonState),
     /// vhost-user-blk.
     VhostUserBlk(vhost_user::blk::VhostUserBlkState),
+    /// virtio-vsock.
+    Vsock(vsock::VsockState),
 }
 
 /// What a device works on when it processes its queues.

@@ -18,7 +18,7 @@ use super::{Vm, VmDescription};
 use crate::boot::info::{InfoPage, OwnerId, random};
 use crate::boot::{Entry, Image, direct, pvh};
 use crate::config::cli::ReceiveConfig;
-use crate::config::{BALLOON_ID, Config, RNG_ID};
+use crate::config::{BALLOON_ID, Config, RNG_ID, VSOCK_ID};
 use crate::console::Console;
 use crate::devices::{Devices, SERIAL_GSI};
 use crate::error::{Error, FieldError, Result, host};
@@ -37,6 +37,7 @@ use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vhost_user::blk::VhostUserBlk;
 use crate::virtio::vhost_user::net::VhostUserNet;
+use crate::virtio::vsock::Vsock;
 
 /// Where KVM may put its TSS and identity map (needed on VT-x): three pages and one below 4 GiB.
 const TSS_ADDRESS: usize = 0xfffb_d000;
@@ -103,6 +104,9 @@ fn open_devices(
     }
     if let Some(balloon) = &config.balloon {
         devices.push(Box::new(Balloon::new(BALLOON_ID, balloon)?));
+    }
+    if let Some(vsock) = &config.vsock {
+        devices.push(Box::new(Vsock::open(VSOCK_ID, vsock)?));
     }
     let place = |(index, device)| {
         Transport::new(device, index as u16, &shell.fd, shell.irqchip, memory.clone(), gate.clone(), events)
@@ -187,6 +191,9 @@ impl Vm {
             return Err(Error::Config(errors));
         }
         config.serial.clone_from(&host.serial);
+        if let (Some(vsock), Some(path)) = (&mut config.vsock, &host.vsock) {
+            vsock.path.clone_from(path);
+        }
         config.arbiter = host.arbiter.or(config.arbiter);
         let kvm = open_kvm()?;
         let told = CpuId::from_entries(&description.cpuid).map_err(|e| Error::State(format!("CPUID: {e:?}")))?;
