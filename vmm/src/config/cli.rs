@@ -6,7 +6,8 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::{
-    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput, VsockConfig, field, pairs,
+    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput, VsockConfig, field,
+    pairs,
 };
 use crate::error::{Error, FieldError, Result};
 
