@@ -5,6 +5,11 @@
 //!
 //! Always true: an epoch never goes back; a change raises it by one; `session` is the epoch of the last
 //! fresh start and at most `epoch`.
+//!
+//! An **heir** is the process that the owner has said it may hand the VM over to. With a durable heir, its compare-and-swap can
+//! be answered before the new record is durable: should that answer be given and forgotten in a crash of the D-module, the
+//! heir is the only one who can take the next epoch afterwards (see [`crate::server`]), until the owner names
+//! another heir, which it does only as long as it has not handed over.
 use crate::id::{Epoch, Owner, VmId};
 use alloc::collections::BTreeMap;
 
@@ -33,6 +38,9 @@ pub enum OwnerError {
     /// No room for another VM.
     #[error("no room for another VM's ownership record")]
     Full,
+    /// An heir was named before a restart of the D-module and may have it already; only the owner or the heir can tell.
+    #[error("the VM may have been handed over")]
+    Sealed,
     /// VM id 0, or the epochs are used up.
     #[error("not a VM that can be owned")]
     Invalid,
@@ -71,17 +79,43 @@ pub fn claim(current: Option<OwnerRecord>, vm_id: VmId, owner: Owner) -> Result<
     Ok(OwnerRecord { vm_id, epoch, session: epoch, owner })
 }
 
-/// All ownership records of a D-module, at most [`VMS_MAX`].
+/// Names the heir of a VM in place of `former` (`None`: nobody). Only its owner may, and only at the present epoch; the heir itself
+/// may renounce.
+pub fn reserve(
+    current: Option<OwnerRecord>,
+    former: Option<Owner>,
+    vm_id: VmId,
+    epoch: Epoch,
+    asker: Owner,
+    heir: Option<Owner>,
+) -> Result<OwnerRecord, OwnerError> {
+    let held = current.ok_or(OwnerError::Lost(OwnerRecord { vm_id, ..OwnerRecord::default() }))?;
+    let may = held.owner == asker || heir.is_none() && former == Some(asker);
+    if held.epoch == epoch && may { Ok(held) } else { Err(OwnerError::Lost(held)) }
+}
+
+/// All ownership records of a D-module, at most [`VMS_MAX`], and the heirs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnerTable(BTreeMap<VmId, OwnerRecord>);
+pub struct OwnerTable(BTreeMap<VmId, Entry>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Entry {
+    record: OwnerRecord,
+    heir: Option<Owner>,
+}
 
 impl OwnerTable {
     /// The record of a VM.
     pub fn get(&self, vm_id: VmId) -> Option<OwnerRecord> {
-        self.0.get(&vm_id).copied()
+        self.0.get(&vm_id).map(|e| e.record)
     }
 
-    /// Puts a record in, in place of the VM's former one.
+    /// The heir of a VM.
+    pub fn heir(&self, vm_id: VmId) -> Option<Owner> {
+        self.0.get(&vm_id)?.heir
+    }
+
+    /// Puts a record in, in place of the VM's former one; it has no heir.
     pub fn set(&mut self, record: OwnerRecord) -> Result<(), OwnerError> {
         if record.vm_id.0 == 0 {
             return Err(OwnerError::Invalid);
@@ -89,13 +123,25 @@ impl OwnerTable {
         if !self.0.contains_key(&record.vm_id) && self.0.len() >= VMS_MAX {
             return Err(OwnerError::Full);
         }
-        self.0.insert(record.vm_id, record);
+        self.0.insert(record.vm_id, Entry { record, heir: None });
         Ok(())
+    }
+
+    /// Names the heir of a VM that has a record; without one it does nothing.
+    pub fn set_heir(&mut self, vm_id: VmId, heir: Option<Owner>) {
+        if let Some(entry) = self.0.get_mut(&vm_id) {
+            entry.heir = heir;
+        }
+    }
+
+    /// All records with their heirs, by VM id.
+    pub fn entries(&self) -> impl Iterator<Item = (&OwnerRecord, Option<Owner>)> {
+        self.0.values().map(|e| (&e.record, e.heir))
     }
 
     /// All records, by VM id.
     pub fn records(&self) -> impl Iterator<Item = &OwnerRecord> {
-        self.0.values()
+        self.0.values().map(|e| &e.record)
     }
 }
 
@@ -134,6 +180,27 @@ mod tests {
         assert_eq!(claim(Some(last), VM, B), Err(OwnerError::Invalid));
         assert_eq!(claim(None, VmId(0), B), Err(OwnerError::Invalid));
         assert_eq!(compare_and_swap(Some(last), VM, Epoch(u64::MAX), B), Err(OwnerError::Invalid));
+    }
+
+    #[test]
+    fn only_the_owner_names_an_heir_and_a_change_forgets_it() {
+        let held = claim(None, VM, A).unwrap();
+        let lost = Err(OwnerError::Lost(held));
+        assert_eq!(reserve(Some(held), None, VM, Epoch(1), A, Some(B)), Ok(held));
+        assert_eq!(reserve(Some(held), None, VM, Epoch(1), B, Some(B)), lost);
+        assert_eq!(reserve(Some(held), None, VM, Epoch(2), A, Some(B)), lost);
+        assert!(reserve(None, None, VM, Epoch(0), A, Some(B)).is_err());
+        // The heir may renounce, nothing else.
+        assert_eq!(reserve(Some(held), Some(B), VM, Epoch(1), B, None), Ok(held));
+        assert_eq!(reserve(Some(held), Some(B), VM, Epoch(1), B, Some(B)), lost);
+        let mut table = OwnerTable::default();
+        table.set_heir(VM, Some(B));
+        assert_eq!(table, OwnerTable::default());
+        table.set(held).unwrap();
+        table.set_heir(VM, Some(B));
+        assert_eq!(table.heir(VM), Some(B));
+        table.set(compare_and_swap(Some(held), VM, Epoch(1), B).unwrap()).unwrap();
+        assert_eq!(table.heir(VM), None);
     }
 
     #[test]

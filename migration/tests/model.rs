@@ -1,6 +1,7 @@
 //! Exhaustive model check of porting: the real state machines of source and destination, an arbiter, a connection that
 //! can be cut at any message, requests to the arbiter that are lost, delayed and repeated, crashes of either side,
-//! timeouts and cancelling operators at any time.
+//! timeouts and cancelling operators at any time. Where the source has named the destination as its heir, the arbiter answers
+//! before its record is durable, and may forget the answer in a restart.
 //!
 //! Checked in every reachable state: never two running; with an arbiter, whoever runs has the record's epoch (so
 //! the D-module never accepts a request of a stale one). Checked from every reachable state: when faults
@@ -58,6 +59,17 @@ struct State {
     source: Source,
     destination: Destination,
     record: Record,
+    /// It is durable that the destination is the heir.
+    heir: bool,
+    /// The destination was given the epoch, and a restart of the arbiter would forget it.
+    forgettable: bool,
+    /// The arbiter was restarted and may have forgotten that.
+    sealed: bool,
+    restarts: u8,
+    /// The destination was given the epoch at some time.
+    given: bool,
+    /// The destination, which has given up, tells the arbiter so.
+    renounces: bool,
     up: bool,
     to_destination: VecDeque<Wire>,
     to_source: VecDeque<Message>,
@@ -83,7 +95,7 @@ struct State {
     timeouts: u8,
 }
 
-fn start(ownership: Ownership) -> State {
+fn start(ownership: Ownership, heir: bool) -> State {
     let hello = Hello {
         min_version: VERSION_MIN,
         max_version: VERSION_MAX,
@@ -102,6 +114,12 @@ fn start(ownership: Ownership) -> State {
         source: Source::new(hello, description, policy),
         destination: Destination::new(1 << 20),
         record: Record { epoch: START, owner: SOURCE },
+        heir,
+        forgettable: false,
+        sealed: false,
+        restarts: 0,
+        given: false,
+        renounces: false,
         up: true,
         to_destination: VecDeque::new(),
         to_source: VecDeque::new(),
@@ -213,6 +231,7 @@ impl State {
                 self.task(Side::Destination, Task::Start);
             }
             A::Destroy => {
+                self.renounces = self.heir;
                 assert!(self.destination_runs.is_none(), "destroys a VM that runs");
                 self.competing.remove(&Side::Destination);
                 self.destroyed = true;
@@ -305,12 +324,25 @@ impl State {
     /// The arbiter receives a request; the answer goes on its way.
     fn arbitrate(&mut self, side: Side, expected: Epoch) {
         let owner = if side == Side::Source { SOURCE } else { DESTINATION };
+        if owner == self.record.owner && expected == self.record.epoch.next() {
+            // Known from the heir alone: it was given, forgotten in a restart, and given back.
+            self.record = Record { epoch: expected, owner: DESTINATION };
+        } else if self.sealed && expected == self.record.epoch && owner != DESTINATION {
+            // Nobody knows: asked again later.
+            return;
+        }
         let before = self.record;
         let (won, epoch) = match self.record.compete(expected, owner) {
             Verdict::Won(epoch) => (true, epoch),
             Verdict::Lost(record) => (false, record.epoch),
         };
         assert!(before == self.record || self.record.epoch == before.epoch.next());
+        if before != self.record {
+            self.given |= owner == DESTINATION;
+            self.forgettable = self.heir && owner == DESTINATION && before.epoch == START;
+            self.heir = self.forgettable;
+            self.sealed = false;
+        }
         self.answers.insert((side, expected, won, epoch));
     }
 
@@ -353,6 +385,43 @@ impl State {
         self.destination_told = true;
         self.to_destination.clear();
         self.destination_event(destination::Event::Disconnected(why(ReasonCode::Disconnected)));
+    }
+
+    fn restart_arbiter(&mut self) {
+        self.restarts += 1;
+        if self.forgettable {
+            self.record = Record { epoch: START, owner: SOURCE };
+            self.forgettable = false;
+        }
+        self.sealed = self.heir;
+    }
+
+    /// What was answered is durable now.
+    fn written(&mut self) {
+        self.forgettable = false;
+        self.heir = false;
+    }
+
+    fn renounce(&mut self) {
+        self.renounces = false;
+        if self.record.epoch == START {
+            self.heir = false;
+            self.sealed = false;
+        }
+    }
+
+    /// The N-module at the destination connects again to an arbiter that has forgotten it.
+    fn hello(&mut self) {
+        if self.sealed && self.destination_runs == Some(self.record.epoch.next()) {
+            self.record = Record { epoch: self.record.epoch.next(), owner: DESTINATION };
+            self.sealed = false;
+            self.heir = false;
+        }
+    }
+
+    /// The arbiter was restarted in the pause and the destination, which alone could say whether it has the VM, cannot.
+    fn untold(&self) -> bool {
+        self.sealed && self.destination_runs.is_none() && self.competing.contains_key(&Side::Source)
     }
 
     fn crash(&mut self, side: Side) {
@@ -424,6 +493,17 @@ impl State {
         if self.up {
             add(&State::cut);
         }
+        if self.forgettable {
+            add(&State::written);
+        }
+        if self.heir && self.restarts < 1 {
+            add(&State::restart_arbiter);
+        }
+        add(&State::hello);
+        if self.renounces {
+            add(&State::renounce);
+            add(&|s| s.renounces = false);
+        }
         if self.cancels < 1 {
             for (alive, side) in [(self.source_alive, Side::Source), (self.destination_alive, Side::Destination)] {
                 if alive {
@@ -464,6 +544,10 @@ impl State {
         if ownership == Ownership::Arbiter {
             for (runs, owner) in [(self.source_runs, SOURCE), (self.destination_runs, DESTINATION)] {
                 if let Some(epoch) = runs {
+                    // Nobody else can have the next epoch of a sealed record.
+                    if self.sealed && owner == DESTINATION && epoch == self.record.epoch.next() {
+                        continue;
+                    }
                     assert_eq!(self.record, Record { epoch, owner }, "runs without owning: {self:#?}");
                 }
             }
@@ -474,7 +558,12 @@ impl State {
     fn heal(mut self, ownership: Ownership) -> State {
         for _ in 0..400 {
             let before = self.clone();
-            if let Some((side, task)) = self.tasks.first().copied() {
+            self.hello();
+            if self.forgettable {
+                self.written();
+            } else if self.renounces {
+                self.renounce();
+            } else if let Some((side, task)) = self.tasks.first().copied() {
                 self.perform(side, task, Outcome::Good);
             } else if self.destination_alive && !self.destination_told && !self.to_destination.is_empty() {
                 self.deliver_to_destination();
@@ -484,7 +573,7 @@ impl State {
                 self.arbitrate(side, expected);
             } else if let Some(answer) = self.answers.first().copied() {
                 self.answer(answer);
-            } else if let Some((side, expected)) = self.competing.first_key_value().map(|(s, e)| (*s, *e)) {
+            } else if let Some((side, expected)) = self.answerable() {
                 self.requests.insert((side, expected));
             } else if !self.up && self.source_alive && !self.source_told {
                 self.tell_source();
@@ -506,8 +595,19 @@ impl State {
         panic!("not decided after many steps: {self:#?}");
     }
 
+    /// A question to the arbiter that it would answer.
+    fn answerable(&self) -> Option<(Side, Epoch)> {
+        let unknown =
+            |(side, epoch): &(Side, Epoch)| self.sealed && *side == Side::Source && *epoch == self.record.epoch;
+        self.competing.iter().map(|(s, e)| (*s, *e)).find(|question| !unknown(question))
+    }
+
     /// Must hold when nothing more happens.
     fn check_decided(&self, ownership: Ownership) {
+        if self.untold() {
+            // The operator decides, as after a crash of the host.
+            return;
+        }
         let unknown = self.source_alive && self.source.phase() == source::Phase::Unknown;
         assert!(!unknown || ownership == Ownership::Stream, "an arbiter's VM is in doubt: {self:#?}");
         if self.source_alive && !unknown {
@@ -523,11 +623,8 @@ impl State {
         if self.source_alive && self.destination_alive && !unknown {
             let running = usize::from(self.source_runs.is_some()) + usize::from(self.destination_runs.is_some());
             // A destination that won, then failed to load, and could not say so any more: its host broke in the
-            // instant of the hand-over. The record is the destination's and nobody runs; that is as a crash.
-            let broke = ownership == Ownership::Arbiter
-                && self.destroyed
-                && self.record.owner == DESTINATION
-                && !self.given_back;
+            // instant of the hand-over. The VM was the destination's and nobody runs; that is as a crash.
+            let broke = ownership == Ownership::Arbiter && self.destroyed && self.given && !self.given_back;
             assert!(running == 1 || broke, "nobody runs: {self:#?}");
         }
     }
@@ -552,17 +649,18 @@ fn outcomes(task: Task) -> &'static [Outcome] {
     }
 }
 
-fn search(ownership: Ownership) {
-    let first = start(ownership);
+fn search(ownership: Ownership, heir: bool) {
+    let first = start(ownership, heir);
     let mut seen = HashSet::new();
     let mut todo = VecDeque::from([first.clone()]);
     seen.insert(hash(&first));
-    let (mut ported, mut resumed, mut unknown) = (0u64, 0u64, 0u64);
+    let (mut ported, mut resumed, mut unknown, mut untold) = (0u64, 0u64, 0u64, 0u64);
     while let Some(state) = todo.pop_front() {
         state.check(ownership);
         let end = state.clone().heal(ownership);
         end.check_decided(ownership);
         ported += u64::from(end.destination_runs.is_some());
+        untold += u64::from(end.untold());
         resumed += u64::from(end.source_runs.is_some());
         unknown += u64::from(end.source.phase() == source::Phase::Unknown);
         for next in state.successors() {
@@ -572,10 +670,14 @@ fn search(ownership: Ownership) {
             }
         }
     }
-    println!("{ownership:?}: {} states; healed: {ported} ported, {resumed} resumed, {unknown} in doubt", seen.len());
+    println!(
+        "{ownership:?}, heir {heir}: {} states; healed: {ported} ported, {resumed} resumed, {unknown} in doubt, {untold} untold",
+        seen.len()
+    );
     // The search must have reached both ends, else it proves nothing.
     assert!(ported > 0 && resumed > 0 && seen.len() > 1000);
     assert_eq!(unknown > 0, ownership == Ownership::Stream);
+    assert_eq!(untold > 0, heir);
 }
 
 /// 128 bits of a state instead of the state: two states share one with a probability below 10^-24.
@@ -589,10 +691,15 @@ fn hash(state: &State) -> u128 {
 
 #[test]
 fn arbiter_decides() {
-    search(Ownership::Arbiter);
+    search(Ownership::Arbiter, false);
+}
+
+#[test]
+fn arbiter_decides_with_an_heir() {
+    search(Ownership::Arbiter, true);
 }
 
 #[test]
 fn stream_decides() {
-    search(Ownership::Stream);
+    search(Ownership::Stream, false);
 }

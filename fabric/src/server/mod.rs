@@ -8,7 +8,8 @@
 //!   that has the session;
 //! - an operation with an effect is executed once within one start of the D-module; a non-idempotent one
 //!   once for good, given that its kept reply is stored in the same consistency point as its effect;
-//! - a change of ownership is told to anybody only after it is durable, and changes are made one after the other.
+//! - a change of ownership is told to anybody only after it is durable, or (to an heir) after it is durable that nobody else
+//!   can have it, and changes are made one after the other.
 //!
 //! Bounds: [`VMS_MAX`](crate::owner::VMS_MAX) sessions, [`EXECUTING_MAX`] requests of each, [`OWNERSHIP_QUEUE_MAX`] questions about ownership.
 mod ownership;
@@ -16,7 +17,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-use crate::id::{BootId, Epoch, SLOTS, Sequence, Slot, VmId};
+use crate::id::{BootId, Epoch, Owner, SLOTS, Sequence, Slot, VmId};
 use crate::op::{Op, Outcome, Request};
 use crate::owner::OwnerTable;
 use crate::wire::{
@@ -144,6 +145,10 @@ impl Sessions {
             Frame::OwnerCas { vm_id, expect, owner } => {
                 self.ask(connection, ownership::Question::Cas(vm_id, expect, owner))
             }
+            Frame::OwnerReserve { vm_id, epoch, owner, heir } => {
+                let heir = (heir != Owner::default()).then_some(heir);
+                self.ask(connection, ownership::Question::Reserve(vm_id, epoch, owner, heir))
+            }
             Frame::Ping { token } => self.send(connection, Frame::Pong { token }),
             Frame::Pong { .. } => {}
             Frame::Goodbye { .. } => self.end(connection, None),
@@ -219,6 +224,10 @@ impl Sessions {
             match step {
                 ownership::Step::Answer(answer) => self.answer(Some(answer)),
                 ownership::Step::Write(table) => self.actions.push_back(Action::WriteOwners(table)),
+                ownership::Step::Grant(answer, table) => {
+                    self.answer(Some(answer));
+                    self.actions.push_back(Action::WriteOwners(table));
+                }
             }
         }
     }

@@ -1,15 +1,31 @@
-//! Questions about ownership: answered in their order, changes durable before their answer.
+//! Questions about ownership: answered in their order, changes durable before their answer, but for one: the
+//! compare-and-swap of an heir, whose naming is durable. It lies in the pause of a port, and is answered at once.
+//!
+//! What must hold for that: after a restart that may have forgotten such an answer, the epoch is given to nobody but the
+//! heir (`sealed`), by its compare-and-swap or its HELLO, until the owner, by naming anew, has said that it has not handed
+//! over, or the heir that it does not have the VM.
 use super::{ConnectionId, OWNERSHIP_QUEUE_MAX};
 use crate::id::{Epoch, Owner, VmId};
-use crate::owner::{OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap};
+use crate::owner::{OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, reserve};
 use crate::wire::{CasStatus, Frame, Hello, Refusal};
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeSet, VecDeque};
 
 #[derive(Debug)]
 pub(super) enum Question {
     Get(VmId),
     Cas(VmId, Epoch, Owner),
+    /// At this epoch, this owner names this heir, or this heir renounces.
+    Reserve(VmId, Epoch, Owner, Option<Owner>),
     Hello(Hello),
+}
+
+impl Question {
+    fn vm_id(&self) -> VmId {
+        match self {
+            Question::Get(vm_id) | Question::Cas(vm_id, ..) | Question::Reserve(vm_id, ..) => *vm_id,
+            Question::Hello(hello) => hello.vm_id,
+        }
+    }
 }
 
 /// An answer that may be given.
@@ -26,6 +42,8 @@ pub(super) enum Answer {
 pub(super) enum Step {
     Answer(Answer),
     Write(OwnerTable),
+    /// The answer first, then the table.
+    Grant(Answer, OwnerTable),
 }
 
 /// A change on its way to the disk.
@@ -33,28 +51,43 @@ pub(super) enum Step {
 struct Change {
     table: OwnerTable,
     record: OwnerRecord,
-    question: Question,
+    /// `None`: has been answered.
+    question: Option<Question>,
     /// Where the answer goes, if anybody waits.
     connection: Option<ConnectionId>,
 }
 
 #[derive(Debug)]
 pub(super) struct Ownership {
-    /// As it is on the disk.
-    durable: OwnerTable,
+    /// What holds: as it is on the disk, but for a change that has been answered.
+    table: OwnerTable,
     /// One at a time.
     change: Option<Change>,
     queue: VecDeque<(ConnectionId, Question)>,
+    /// VMs whose heir was named before this start of the D-module, and may have been given the epoch.
+    sealed: BTreeSet<VmId>,
+}
+
+/// What a question comes to.
+enum Outcome {
+    /// The record as it is.
+    Same(OwnerRecord),
+    /// The table is to become this.
+    Change(OwnerTable, OwnerRecord),
+    /// The same, and it holds at once.
+    Grant(OwnerTable, OwnerRecord),
 }
 
 impl Ownership {
-    pub(super) fn new(durable: OwnerTable) -> Self {
-        Ownership { durable, change: None, queue: VecDeque::new() }
+    /// With the table found on the disk.
+    pub(super) fn new(table: OwnerTable) -> Self {
+        let sealed = table.entries().filter(|(_, heir)| heir.is_some()).map(|(r, _)| r.vm_id).collect();
+        Ownership { table, change: None, queue: VecDeque::new(), sealed }
     }
 
     /// The epoch that holds; 0 for a VM without a record.
     pub(super) fn epoch(&self, vm_id: VmId) -> Epoch {
-        self.durable.get(vm_id).map_or(Epoch::UNCLAIMED, |r| r.epoch)
+        self.table.get(vm_id).map_or(Epoch::UNCLAIMED, |r| r.epoch)
     }
 
     /// Queues a question; false when there are too many.
@@ -74,39 +107,39 @@ impl Ownership {
         }
     }
 
-    /// Decides the next question, unless a change is under way.
+    /// Decides the next question, unless it has to wait for a change under way.
     pub(super) fn step(&mut self) -> Option<Step> {
-        if self.change.is_some() {
+        if self.change.as_ref().is_some_and(|c| c.question.is_some()) {
             return None;
         }
         let (connection, question) = self.queue.pop_front()?;
-        let vm_id = match &question {
-            Question::Get(vm_id) | Question::Cas(vm_id, ..) => *vm_id,
-            Question::Hello(hello) => hello.vm_id,
-        };
-        let current = self.durable.get(vm_id);
+        let vm_id = question.vm_id();
+        let current = self.table.get(vm_id);
         let held = current.unwrap_or(OwnerRecord { vm_id, ..OwnerRecord::default() });
-        let wanted = match &question {
-            Question::Get(_) => return answer(connection, Frame::OwnerRecord(held)),
-            Question::Cas(_, expect, owner) => compare_and_swap(current, vm_id, *expect, *owner),
-            Question::Hello(hello) if hello.epoch == Epoch::UNCLAIMED => claim(current, vm_id, hello.owner),
-            Question::Hello(hello) if hello.epoch == held.epoch => {
-                if hello.owner != held.owner {
-                    log::warn!("VM {:#x} has the right epoch, but another owner than recorded", vm_id.0);
-                }
-                Ok(held)
+        if let Question::Get(_) = question {
+            return answer(connection, Frame::OwnerRecord(held));
+        }
+        let decided = self.decide(&question, current, held);
+        if self.change.is_some() && matches!(decided, Ok(Outcome::Change(..) | Outcome::Grant(..))) {
+            self.queue.push_front((connection, question));
+            return None;
+        }
+        match decided {
+            Ok(Outcome::Same(record)) => {
+                self.changed(&question);
+                Some(Step::Answer(done(question, record, Some(connection))?))
             }
-            Question::Hello(_) => Err(OwnerError::Lost(held)),
-        };
-        let mut table = self.durable.clone();
-        match wanted.and_then(|record| table.set(record).map(|()| record)) {
-            Ok(record) if Some(record) == current => {
-                let change = Change { table, record, question, connection: Some(connection) };
-                Some(Step::Answer(change.done()?))
-            }
-            Ok(record) => {
-                self.change = Some(Change { table: table.clone(), record, question, connection: Some(connection) });
+            Ok(Outcome::Change(table, record)) => {
+                let change =
+                    Change { table: table.clone(), record, question: Some(question), connection: Some(connection) };
+                self.change = Some(change);
                 Some(Step::Write(table))
+            }
+            Ok(Outcome::Grant(table, record)) => {
+                self.table = table.clone();
+                self.changed(&question);
+                self.change = Some(Change { table: table.clone(), record, question: None, connection: None });
+                Some(Step::Grant(done(question, record, Some(connection))?, table))
             }
             Err(error) => answer(
                 connection,
@@ -116,7 +149,9 @@ impl Ownership {
                     }
                     (Question::Hello(_), OwnerError::Full) => Frame::HelloRefused(Refusal::Full),
                     (Question::Hello(_), OwnerError::Invalid) => Frame::HelloRefused(Refusal::Invalid),
+                    (Question::Hello(_), OwnerError::Sealed) => Frame::HelloRefused(Refusal::Storage),
                     (_, OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },
+                    (_, OwnerError::Sealed) => Frame::OwnerCasResult { status: CasStatus::Unknown, record: held },
                     (_, OwnerError::Full | OwnerError::Invalid) => {
                         Frame::OwnerCasResult { status: CasStatus::Refused, record: held }
                     }
@@ -125,17 +160,83 @@ impl Ownership {
         }
     }
 
+    fn decide(
+        &self,
+        question: &Question,
+        current: Option<OwnerRecord>,
+        held: OwnerRecord,
+    ) -> Result<Outcome, OwnerError> {
+        let vm_id = held.vm_id;
+        let heir = self.table.heir(vm_id);
+        let sealed = self.sealed.contains(&vm_id);
+        let mut grant = false;
+        let mut named = None;
+        let record = match question {
+            Question::Get(_) => held,
+            // The owner knows of the next epoch from its heir alone, which gave the VM back; this D-module has forgotten it.
+            Question::Cas(_, expect, owner) if *owner == held.owner && Some(*expect) == held.epoch.next() => {
+                let given = OwnerRecord { epoch: *expect, ..held };
+                compare_and_swap(Some(given), vm_id, *expect, *owner)?
+            }
+            Question::Cas(_, expect, owner) => {
+                let record = compare_and_swap(current, vm_id, *expect, *owner)?;
+                grant = record != held && heir == Some(*owner);
+                if record != held && sealed && !grant {
+                    log::warn!("VM {:#x} may have been handed over before this start of the D-module", vm_id.0);
+                    return Err(OwnerError::Sealed);
+                }
+                record
+            }
+            Question::Reserve(_, epoch, asker, next) => {
+                named = *next;
+                reserve(current, heir, vm_id, *epoch, *asker, *next)?
+            }
+            Question::Hello(hello) if hello.epoch == Epoch::UNCLAIMED => claim(current, vm_id, hello.owner)?,
+            Question::Hello(hello) if hello.epoch == held.epoch => {
+                if hello.owner != held.owner {
+                    log::warn!("VM {:#x} has the right epoch, but another owner than recorded", vm_id.0);
+                }
+                return Ok(Outcome::Same(held));
+            }
+            // It was given the epoch, and this D-module has forgotten it.
+            Question::Hello(hello) if sealed && Some(hello.epoch) == held.epoch.next() && heir == Some(hello.owner) => {
+                compare_and_swap(current, vm_id, held.epoch, hello.owner)?
+            }
+            Question::Hello(_) => return Err(OwnerError::Lost(held)),
+        };
+        let naming = matches!(question, Question::Reserve(..));
+        if Some(record) == current && (!naming || named == heir) {
+            return Ok(Outcome::Same(record));
+        }
+        let mut table = self.table.clone();
+        table.set(record)?;
+        table.set_heir(vm_id, named);
+        Ok(if grant { Outcome::Grant(table, record) } else { Outcome::Change(table, record) })
+    }
+
+    /// The question's answer holds: an heir named before this start is history.
+    fn changed(&mut self, question: &Question) {
+        let vm_id = question.vm_id();
+        let history = matches!(question, Question::Reserve(..)) || self.table.heir(vm_id).is_none();
+        if history {
+            self.sealed.remove(&vm_id);
+        }
+    }
+
     /// The change under way is durable, or its writing failed: then nobody knows whether the disk has it, the
-    /// former record holds until somebody asks again.
+    /// former record holds until somebody asks again. One that was answered holds all the same: what is on the disk
+    /// gives the epoch to the same process.
     pub(super) fn written(&mut self, durable: bool) -> Option<Answer> {
         let change = self.change.take()?;
+        let question = change.question?;
         if durable {
-            self.durable = change.table.clone();
-            return change.done();
+            self.table = change.table;
+            self.changed(&question);
+            return done(question, change.record, change.connection);
         }
-        let held = self.durable.get(change.record.vm_id);
+        let held = self.table.get(change.record.vm_id);
         let record = held.unwrap_or(OwnerRecord { vm_id: change.record.vm_id, ..OwnerRecord::default() });
-        let frame = match change.question {
+        let frame = match question {
             Question::Hello(_) => Frame::HelloRefused(Refusal::Storage),
             _ => Frame::OwnerCasResult { status: CasStatus::Unknown, record },
         };
@@ -147,14 +248,9 @@ fn answer(connection: ConnectionId, frame: Frame) -> Option<Step> {
     Some(Step::Answer(Answer::Frame(connection, frame)))
 }
 
-impl Change {
-    fn done(self) -> Option<Answer> {
-        match self.question {
-            Question::Hello(hello) => Some(Answer::Open(self.connection, hello, self.record)),
-            _ => {
-                let frame = Frame::OwnerCasResult { status: CasStatus::Won, record: self.record };
-                Some(Answer::Frame(self.connection?, frame))
-            }
-        }
+fn done(question: Question, record: OwnerRecord, connection: Option<ConnectionId>) -> Option<Answer> {
+    match question {
+        Question::Hello(hello) => Some(Answer::Open(connection, hello, record)),
+        _ => Some(Answer::Frame(connection?, Frame::OwnerCasResult { status: CasStatus::Won, record })),
     }
 }

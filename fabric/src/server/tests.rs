@@ -12,10 +12,14 @@ const A: ConnectionId = ConnectionId(1);
 const B: ConnectionId = ConnectionId(2);
 
 fn hello(epoch: u64) -> Frame {
+    hello_of(epoch, ME)
+}
+
+fn hello_of(epoch: u64, owner: Owner) -> Frame {
     Frame::Hello(Hello {
         vm_id: VM,
         epoch: Epoch(epoch),
-        owner: ME,
+        owner,
         nonce: 3,
         version_min: 1,
         version_max: 4,
@@ -229,6 +233,130 @@ fn a_disk_that_fails_leaves_the_record() {
     did(&mut s);
     s.owners_written(false);
     assert_eq!(did(&mut s), [Did::Sent(B, Frame::HelloRefused(Refusal::Storage))]);
+}
+
+const HEIR: Owner = Owner([8, 9]);
+/// Connections of VMMs that ask.
+const VMM: ConnectionId = ConnectionId(77);
+
+fn reserve(s: &mut Sessions, epoch: u64, owner: Owner, heir: Owner) -> Vec<Did> {
+    s.frame(VMM, Frame::OwnerReserve { vm_id: VM, epoch: Epoch(epoch), owner, heir });
+    did(s)
+}
+
+fn cas(s: &mut Sessions, expect: u64, owner: Owner) -> Vec<Did> {
+    s.frame(VMM, Frame::OwnerCas { vm_id: VM, expect: Epoch(expect), owner });
+    did(s)
+}
+
+fn told(status: CasStatus, record: OwnerRecord) -> Did {
+    Did::Sent(VMM, Frame::OwnerCasResult { status, record })
+}
+
+/// Sessions with VM's open on A, epoch 1, and HEIR named; what is on the disk.
+fn named() -> (Sessions, OwnerTable) {
+    let mut s = open();
+    assert_eq!(reserve(&mut s, 1, ME, HEIR), [Did::Write(Some(record(1, 1, ME)))], "not told before it is durable");
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [told(CasStatus::Won, record(1, 1, ME))]);
+    let mut disk = OwnerTable::default();
+    disk.set(record(1, 1, ME)).unwrap();
+    disk.set_heir(VM, Some(HEIR));
+    (s, disk)
+}
+
+#[test]
+fn an_heir_does_not_wait_for_the_disk() {
+    let (mut s, _) = named();
+    let won = record(2, 1, HEIR);
+    assert_eq!(cas(&mut s, 1, HEIR), [told(CasStatus::Won, won), Did::Write(Some(won))]);
+    // It holds at once, for requests, for a HELLO and for who comes too late.
+    s.frame(A, request(1, 0, 1, read()));
+    let current = Epoch(2);
+    assert_eq!(did(&mut s), [Did::Sent(A, refused(1, 0, 1, Refusal::StaleEpoch { current }))]);
+    s.frame(A, request(2, 0, 1, read()));
+    assert_eq!(did(&mut s), [Did::Execute(token(1, 0, 1), read(), false)]);
+    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Lost, won)]);
+    // The next change waits.
+    assert_eq!(reserve(&mut s, 2, HEIR, ME), []);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [Did::Write(Some(won))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [told(CasStatus::Won, won)]);
+}
+
+#[test]
+fn a_grant_whose_write_fails_holds() {
+    let (mut s, _) = named();
+    cas(&mut s, 1, HEIR);
+    s.owners_written(false);
+    assert_eq!(did(&mut s), []);
+    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Lost, record(2, 1, HEIR))]);
+}
+
+#[test]
+fn others_than_the_heir_wait_for_the_disk_and_only_the_owner_names_one() {
+    let (mut s, _) = named();
+    assert_eq!(reserve(&mut s, 1, OTHER, OTHER), [told(CasStatus::Lost, record(1, 1, ME))]);
+    assert_eq!(cas(&mut s, 1, ME), [Did::Write(Some(record(2, 1, ME)))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [told(CasStatus::Won, record(2, 1, ME))]);
+    // The heir of epoch 1 is nobody at epoch 2.
+    assert_eq!(cas(&mut s, 2, HEIR), [Did::Write(Some(record(3, 1, HEIR)))]);
+}
+
+#[test]
+fn after_a_restart_the_epoch_is_the_heirs_alone() {
+    let (_, disk) = named();
+    let restarted = || Sessions::restore(BootId(9), disk.clone(), []);
+    let held = record(1, 1, ME);
+    // Somebody else, and the source that gives up waiting: nobody knows. Asking for what was won long ago changes nothing.
+    let mut s = restarted();
+    assert_eq!(cas(&mut s, 0, ME), [told(CasStatus::Won, held)]);
+    assert_eq!(cas(&mut s, 1, OTHER), [told(CasStatus::Unknown, held)]);
+    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Unknown, held)]);
+    // The heir asks (again).
+    let won = record(2, 1, HEIR);
+    assert_eq!(cas(&mut s, 1, HEIR), [told(CasStatus::Won, won), Did::Write(Some(won))]);
+    // Or it runs already, and says HELLO; nobody else can.
+    let mut s = restarted();
+    s.frame(A, hello_of(2, OTHER));
+    assert_eq!(did(&mut s), [Did::Sent(A, Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(1) }))]);
+    s.frame(A, hello_of(2, HEIR));
+    assert_eq!(did(&mut s), [Did::Write(Some(won))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [Did::Sent(A, ack(2))]);
+    assert_eq!(cas(&mut s, 2, OTHER), [Did::Write(Some(record(3, 1, OTHER)))]);
+    // Or it does not have the VM.
+    let mut s = restarted();
+    assert_eq!(reserve(&mut s, 1, OTHER, Owner::default()), [told(CasStatus::Lost, held)]);
+    assert_eq!(reserve(&mut s, 1, HEIR, Owner::default()), [Did::Write(Some(held))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [told(CasStatus::Won, held)]);
+    assert_eq!(cas(&mut s, 1, ME), [Did::Write(Some(record(2, 1, ME)))]);
+    // Or it gave the VM back.
+    let mut s = restarted();
+    assert_eq!(cas(&mut s, 2, ME), [Did::Write(Some(record(3, 1, ME)))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [told(CasStatus::Won, record(3, 1, ME))]);
+    // Or the owner has not handed over, and names another, or nobody.
+    for (heir, next) in [(OTHER, OTHER), (Owner::default(), ME)] {
+        let mut s = restarted();
+        s.frame(A, hello(1));
+        assert_eq!(did(&mut s), [Did::Sent(A, ack(1))]);
+        assert_eq!(reserve(&mut s, 1, ME, heir), [Did::Write(Some(held))]);
+        s.owners_written(true);
+        assert_eq!(did(&mut s), [told(CasStatus::Won, held)]);
+        let expected = record(2, 1, next);
+        assert!(cas(&mut s, 1, next).contains(&Did::Write(Some(expected))));
+    }
+    // Or the VM is started afresh.
+    let mut s = restarted();
+    s.frame(A, hello(0));
+    assert_eq!(did(&mut s), [Did::Write(Some(record(2, 2, ME)))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [Did::Sent(A, ack(2))]);
+    assert_eq!(cas(&mut s, 2, OTHER), [Did::Write(Some(record(3, 2, OTHER)))]);
 }
 
 #[test]

@@ -171,6 +171,18 @@ pub enum Frame {
         /// New owner.
         owner: Owner,
     },
+    /// VMM → D: the owner names the process it may hand the VM over to, or that process says that it does not have the VM (no
+    /// heir). Answered with [`Frame::OwnerCasResult`].
+    OwnerReserve {
+        /// Of this VM.
+        vm_id: VmId,
+        /// The epoch it has.
+        epoch: Epoch,
+        /// Who asks: its owner, or the heir.
+        owner: Owner,
+        /// Who may take it next; zero: nobody.
+        heir: Owner,
+    },
     /// D → VMM: how it ended, and the record that holds now.
     OwnerCasResult {
         /// How.
@@ -283,6 +295,7 @@ impl Frame {
             Frame::Ping { .. } => 11,
             Frame::Pong { .. } => 12,
             Frame::Goodbye { .. } => 13,
+            Frame::OwnerReserve { .. } => 14,
         }
     }
 }
@@ -333,6 +346,12 @@ fn put(w: &mut Writer, frame: Frame) -> Vec<u8> {
             w.u64(vm_id.0);
             w.u64(expect.0);
             put_owner(w, owner);
+        }
+        Frame::OwnerReserve { vm_id, epoch, owner, heir } => {
+            w.u64(vm_id.0);
+            w.u64(epoch.0);
+            put_owner(w, owner);
+            put_owner(w, heir);
         }
         Frame::OwnerCasResult { status, record } => {
             put_record(w, &record);
@@ -395,6 +414,12 @@ fn get(kind: u16, r: &mut Reader<'_>) -> Result<Frame, WireError> {
             };
             Frame::Goodbye { reason }
         }
+        14 => Frame::OwnerReserve {
+            vm_id: VmId(r.u64()?),
+            epoch: Epoch(r.u64()?),
+            owner: get_owner(r)?,
+            heir: get_owner(r)?,
+        },
         _ => return Err(WireError::Malformed("kind")),
     })
 }

@@ -1,4 +1,4 @@
-//! For a VMM that ports a VM: ask for the ownership record, and compare-and-swap it. No HELLO is needed; the
+//! For a VMM that ports a VM: ask for the ownership record, name an heir, compare-and-swap. No HELLO is needed; the
 //! answers come in the order of the questions.
 use super::{CasStatus, Frame, FrameReader, WireError, encode};
 use crate::id::{Epoch, Owner, VmId};
@@ -16,12 +16,18 @@ pub fn owner_cas(vm_id: VmId, expect: Epoch, owner: Owner) -> Result<Vec<u8>, Wi
     Ok(encode(Frame::OwnerCas { vm_id, expect, owner })?.into_vec())
 }
 
+/// The owner's word, at epoch `epoch`, that `heir` may take the VM over (zero: nobody), in bytes. Once it is answered with
+/// [`CasStatus::Won`], a compare-and-swap of the heir's does not wait for the disk.
+pub fn owner_reserve(vm_id: VmId, epoch: Epoch, owner: Owner, heir: Owner) -> Result<Vec<u8>, WireError> {
+    Ok(encode(Frame::OwnerReserve { vm_id, epoch, owner, heir })?.into_vec())
+}
+
 /// A D-module's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerAnswer {
     /// To [`owner_get`]; `epoch` is 0 if the VM has no record.
     Record(OwnerRecord),
-    /// To [`owner_cas`]: how it ended, and the record that holds now.
+    /// To [`owner_cas`] and [`owner_reserve`]: how it ended, and the record that holds now.
     Cas(CasStatus, OwnerRecord),
 }
 

@@ -167,7 +167,7 @@ impl Server {
 
     /// A frame has come.
     pub fn frame(&mut self, connection: ConnectionId, frame: Frame, now: Now) {
-        if let Frame::OwnerGet { .. } = frame {
+        if let Frame::OwnerGet { .. } | Frame::OwnerReserve { .. } = frame {
             self.port_until = now.mono_ns + PORT_EXPECTED_NS;
         }
         self.sessions.frame(connection, frame);

@@ -4,8 +4,9 @@
 //! Always true: an image is written over the older one of the two, so a torn write leaves the newer; a table
 //! is only replaced in memory by who has made its image durable.
 //!
-//! Image: magic u32, version u32, sequence u64, count u32, zero u32, then records of 40 bytes {vm_id, epoch, session,
-//! owner\[2\]} in ascending order of vm_id, and the xxh3-64 of all bytes before it in the last 8 bytes.
+//! Image: magic u32, version u32, sequence u64, count u32, zero u32, then records of 56 bytes {vm_id, epoch, session,
+//! owner\[2\], heir\[2\] (zero: none)} in ascending order of vm_id, and the xxh3-64 of all bytes before it in the last 8
+//! bytes. Version 1, which is still read, had records of 40 bytes, without the heir.
 use crate::block::{BLOCK_SIZE, Block, BlockNumber, get_u32, get_u64, put_u32, put_u64};
 use fabric::{
     id::{Epoch, Owner, VmId},
@@ -17,9 +18,11 @@ use xxhash_rust::xxh3::xxh3_64;
 pub const OWNER_BLOCKS: [BlockNumber; 2] = [BlockNumber(2), BlockNumber(3)];
 
 const MAGIC: u32 = u32::from_le_bytes(*b"OROW");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const HEADER: usize = 24;
-const RECORD: usize = 40;
+const RECORD: usize = 56;
+/// Bytes of a record of version 1.
+const RECORD_1: usize = 40;
 const HASH_AT: usize = BLOCK_SIZE - 8;
 const _: () = assert!(HEADER + RECORD * VMS_MAX <= HASH_AT);
 
@@ -89,12 +92,15 @@ fn encode(store: &OwnerStore) -> Block {
     put_u64(bytes, 8, store.sequence);
     let mut at = HEADER;
     let mut count = 0;
-    for record in store.table.records().take(VMS_MAX) {
+    for (record, heir) in store.table.entries().take(VMS_MAX) {
+        let heir = heir.unwrap_or_default();
         put_u64(bytes, at, record.vm_id.0);
         put_u64(bytes, at + 8, record.epoch.0);
         put_u64(bytes, at + 16, record.session.0);
         put_u64(bytes, at + 24, record.owner.0[0]);
         put_u64(bytes, at + 32, record.owner.0[1]);
+        put_u64(bytes, at + 40, heir.0[0]);
+        put_u64(bytes, at + 48, heir.0[1]);
         at += RECORD;
         count += 1;
     }
@@ -105,20 +111,22 @@ fn encode(store: &OwnerStore) -> Block {
 }
 
 fn decode(bytes: &[u8]) -> Option<OwnerStore> {
-    if bytes.len() != BLOCK_SIZE
-        || get_u32(bytes, 0) != MAGIC
-        || get_u32(bytes, 4) != VERSION
-        || get_u64(bytes, HASH_AT) != xxh3_64(&bytes[..HASH_AT])
+    if bytes.len() != BLOCK_SIZE || get_u32(bytes, 0) != MAGIC || get_u64(bytes, HASH_AT) != xxh3_64(&bytes[..HASH_AT])
     {
         return None;
     }
+    let size = match get_u32(bytes, 4) {
+        1 => RECORD_1,
+        VERSION => RECORD,
+        _ => return None,
+    };
     let count = get_u32(bytes, 16) as usize;
     if count > VMS_MAX {
         return None;
     }
     let mut table = OwnerTable::default();
     for index in 0..count {
-        let at = HEADER + index * RECORD;
+        let at = HEADER + index * size;
         let record = OwnerRecord {
             vm_id: VmId(get_u64(bytes, at)),
             epoch: Epoch(get_u64(bytes, at + 8)),
@@ -126,6 +134,10 @@ fn decode(bytes: &[u8]) -> Option<OwnerStore> {
             owner: Owner([get_u64(bytes, at + 24), get_u64(bytes, at + 32)]),
         };
         table.set(record).ok()?;
+        if size == RECORD {
+            let heir = Owner([get_u64(bytes, at + 40), get_u64(bytes, at + 48)]);
+            table.set_heir(record.vm_id, (heir != Owner::default()).then_some(heir));
+        }
     }
     Some(OwnerStore { table, sequence: get_u64(bytes, 8) })
 }
@@ -167,11 +179,33 @@ mod tests {
         for vm in 1..=VMS_MAX as u64 {
             let record = OwnerRecord { vm_id: VmId(vm), epoch: Epoch(vm), session: Epoch(1), owner: Owner([vm, 9]) };
             full.set(record).unwrap();
+            full.set_heir(VmId(vm), (vm % 2 == 0).then_some(Owner([vm, 10])));
         }
         let write = OwnerStore::default().prepare(full.clone());
         assert_eq!(OwnerStore::load([write.block.as_ref(), &[0xff; BLOCK_SIZE]]).table(), &full);
         let mut bad = write.block.clone();
         bad.bytes_mut()[30] ^= 1;
         assert_eq!(OwnerStore::load([bad.as_ref(), &[]]).table(), &OwnerTable::default());
+    }
+
+    #[test]
+    fn a_table_of_version_1_is_read() {
+        let mut block = Block::zeroed();
+        let bytes = block.bytes_mut();
+        put_u32(bytes, 0, MAGIC);
+        put_u32(bytes, 4, 1);
+        put_u64(bytes, 8, 9);
+        put_u32(bytes, 16, 1);
+        for (i, value) in [7, 5, 1, 3, 5].into_iter().enumerate() {
+            put_u64(bytes, HEADER + 8 * i, value);
+        }
+        let hash = xxh3_64(&bytes[..HASH_AT]);
+        put_u64(bytes, HASH_AT, hash);
+        assert_eq!(OwnerStore::load([block.as_ref(), &[]]).table(), &table(5));
+        let bytes = block.bytes_mut();
+        put_u32(bytes, 4, 3);
+        let hash = xxh3_64(&bytes[..HASH_AT]);
+        put_u64(bytes, HASH_AT, hash);
+        assert_eq!(OwnerStore::load([block.as_ref(), &[]]).table(), &OwnerTable::default());
     }
 }

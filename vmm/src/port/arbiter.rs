@@ -2,7 +2,7 @@
 //!
 //! Owns the connection to it. Always true: a compare-and-swap is repeated until it is answered; repeating is harmless, the
 //! record knows its owner. Nothing here waits except for a connection ([`CONNECT_MAX`]) and for
-//! [`Arbiter::record`]; within the pause the connection is already there.
+//! [`Arbiter::record`] and [`Arbiter::name`]; within the pause the connection is already there.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use fabric::id::{Epoch as CfEpoch, Owner, VmId};
-use fabric::wire::{CasStatus, OwnerAnswer, OwnerAnswers, owner_cas, owner_get};
+use fabric::wire::{CasStatus, OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_reserve};
 use migration::ownership::{Epoch, OwnerId, Record, Verdict};
 
 use super::wait::{Interest, wait};
@@ -74,16 +74,33 @@ impl Arbiter {
 
     fn try_record(&mut self) -> Result<Record, ArbiterError> {
         let question = owner_get(self.vm_id).map_err(|e| ArbiterError::Wire(self.address, e))?;
+        match self.answered(&question)? {
+            OwnerAnswer::Record(r) => Ok(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) }),
+            other => Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
+        }
+    }
+
+    /// Names the heir at this epoch (`None`: this process, being the heir, renounces); waits for the answer. The
+    /// compare-and-swap of a named heir does not wait for the arbiter's disk. False if the arbiter will not have it.
+    pub fn name(&mut self, epoch: Epoch, heir: Option<OwnerId>) -> Result<bool, ArbiterError> {
+        let heir = Owner(heir.unwrap_or_default().0);
+        let question = owner_reserve(self.vm_id, CfEpoch(epoch.0), Owner(self.owner.0), heir)
+            .map_err(|e| ArbiterError::Wire(self.address, e))?;
+        let answer = self.answered(&question);
+        if answer.is_err() {
+            self.link = None;
+        }
+        Ok(matches!(answer?, OwnerAnswer::Cas(CasStatus::Won, _)))
+    }
+
+    /// Asks once and waits for the answer.
+    fn answered(&mut self, question: &[u8]) -> Result<OwnerAnswer, ArbiterError> {
         self.connect()?;
-        self.put(&question)?;
+        self.put(question)?;
         let deadline = Instant::now() + ANSWER_MAX;
         loop {
-            match self.answer()? {
-                Some(OwnerAnswer::Record(r)) => {
-                    return Ok(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) });
-                }
-                Some(other) => return Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
-                None => {}
+            if let Some(answer) = self.answer()? {
+                return Ok(answer);
             }
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {

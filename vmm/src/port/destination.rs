@@ -152,6 +152,8 @@ struct Driver<'a> {
     events: VecDeque<Event>,
     connection: Option<Connection>,
     arbiter: Option<Arbiter>,
+    /// The record's epoch when the VM was prepared for.
+    found: Epoch,
     shell: Option<Shell>,
     touched: Vec<u64>,
     sections: Option<Sections>,
@@ -195,6 +197,7 @@ impl<'a> Driver<'a> {
             events: VecDeque::new(),
             connection: Some(connection),
             arbiter: None,
+            found: Epoch(0),
             shell: None,
             touched: Vec::new(),
             sections: None,
@@ -290,6 +293,10 @@ impl<'a> Driver<'a> {
                 self.urgent.clear();
                 if let Some(arbiter) = &mut self.arbiter {
                     arbiter.withdraw();
+                    // An arbiter that was restarted waits for this, should the source compete with it.
+                    if let Err(e) = arbiter.name(self.found, None) {
+                        log::warn!("giving the VM up: {e}");
+                    }
                 }
                 if let Some(shell) = self.shell.take() {
                     shell.vm.stop();
@@ -330,6 +337,7 @@ impl<'a> Driver<'a> {
             let mut arbiter = Arbiter::new(address, shell.vm.config().vm_id, OwnerId(self.owner.0));
             epoch = arbiter.record().map_err(|e| Reason::new(ReasonCode::Arbiter, e.to_string()))?.epoch;
             self.arbiter = Some(arbiter);
+            self.found = epoch;
         }
         self.shell = Some(shell);
         self.drop_stale();

@@ -88,6 +88,8 @@ struct Driver<'a> {
     connection: Option<Connection>,
     arbiter: Option<Arbiter>,
     arbiter_address: Option<SocketAddr>,
+    /// Who said READY, and the epoch of the record it found.
+    heir: Option<(OwnerId, Epoch)>,
     verify: bool,
     forwarder: Forwarder,
     writer: PageWriter,
@@ -125,6 +127,7 @@ impl<'a> Driver<'a> {
             connection: None,
             arbiter: None,
             arbiter_address: order.arbiter,
+            heir: None,
             verify: order.verify,
             forwarder: Forwarder::new(&guest::macs(vm)),
             writer: PageWriter::new(),
@@ -199,6 +202,7 @@ impl<'a> Driver<'a> {
         match action {
             Action::Send(message) => self.send(&message),
             Action::StartDirtyLog => {
+                self.name_heir();
                 let started = Instant::now();
                 self.logging = true;
                 if let Err(e) = self.vm.memory().start_dirty_log(self.vm.fd()) {
@@ -420,11 +424,28 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn compete(&mut self, epoch: Epoch) {
-        let Some(address) = self.arbiter_address else { return };
+    fn arbiter(&mut self) -> Option<&mut Arbiter> {
+        let address = self.arbiter_address?;
         let owner = OwnerId(self.vm.owner().0);
         let vm_id = self.vm.config().vm_id;
-        self.arbiter.get_or_insert_with(|| Arbiter::new(address, vm_id, owner)).compete(epoch);
+        Some(self.arbiter.get_or_insert_with(|| Arbiter::new(address, vm_id, owner)))
+    }
+
+    /// Tells the arbiter, while the guest still runs, who may take the VM over: its compare-and-swap in the pause is then not
+    /// held up by a disk. Without that the port only takes longer.
+    fn name_heir(&mut self) {
+        let Some((heir, epoch)) = self.heir else { return };
+        match self.arbiter().map(|a| a.name(epoch, Some(heir))) {
+            None | Some(Ok(true)) => {}
+            Some(Ok(false)) => log::info!("the arbiter does not know this process as the VM's owner: no heir is named"),
+            Some(Err(e)) => log::warn!("naming the heir: {e}"),
+        }
+    }
+
+    fn compete(&mut self, epoch: Epoch) {
+        if let Some(arbiter) = self.arbiter() {
+            arbiter.compete(epoch);
+        }
     }
 
     /// The guest goes on here, as if nothing had happened.
@@ -488,6 +509,9 @@ impl<'a> Driver<'a> {
                 if let Message::Running { entered, steps, .. } = &message {
                     self.measured(entered, steps);
                     self.report_ported();
+                }
+                if let Message::Ready { owner, epoch } = message {
+                    self.heir = Some((owner, epoch));
                 }
                 if let Message::Opened { switched, late, waited_ns } = message {
                     let order = OrderReport { switched, late, waited_us: waited_ns / 1000 };

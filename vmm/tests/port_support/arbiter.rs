@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fabric::id::{Owner, VmId};
-use fabric::owner::{OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap};
+use fabric::owner::{OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, reserve};
 use fabric::wire::{CasStatus, Frame, FrameReader, encode};
 
 /// See the module. Stops answering when dropped.
@@ -96,6 +96,17 @@ fn serve(mut socket: TcpStream, table: &Mutex<OwnerTable>, silent: &AtomicBool, 
                     match compare_and_swap(table.get(vm_id), vm_id, expect, owner) {
                         Ok(record) => {
                             table.set(record).unwrap();
+                            Frame::OwnerCasResult { status: CasStatus::Won, record }
+                        }
+                        Err(OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+                Frame::OwnerReserve { vm_id, epoch, owner, heir } => {
+                    let heir = (heir != Owner::default()).then_some(heir);
+                    match reserve(table.get(vm_id), table.heir(vm_id), vm_id, epoch, owner, heir) {
+                        Ok(record) => {
+                            table.set_heir(vm_id, heir);
                             Frame::OwnerCasResult { status: CasStatus::Won, record }
                         }
                         Err(OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },

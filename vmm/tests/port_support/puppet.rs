@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use migration::message::{Message, Reason};
+use migration::message::{Message, Ownership, Reason};
 use migration::ownership::{Epoch, OwnerId};
 use migration::wire::{FrameType, HEADER_LEN, Receiver, Sender};
 
@@ -58,6 +58,7 @@ impl Puppet {
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut s = Stopped { socket, sender: Sender::new(), receiver: Receiver::new() };
+        let mut stream = false;
         loop {
             let (frame_type, payload) = s.next().expect("the source goes on");
             let at = match frame_type {
@@ -72,11 +73,14 @@ impl Puppet {
                 return s;
             }
             match Message::parse(frame_type, &payload) {
-                Ok(Message::Hello(_)) => s.say(&Message::Welcome { version: 1, features: 0 }),
+                Ok(Message::Hello(hello)) => {
+                    stream = hello.ownership == Ownership::Stream;
+                    s.say(&Message::Welcome { version: 1, features: 0 });
+                }
                 Ok(Message::Describe(_)) => s.say(&Message::Ready { owner: OwnerId([7, 7]), epoch: Epoch(epoch) }),
                 Ok(Message::Round { round, .. }) => s.say(&Message::RoundDone { round }),
-                // With an arbiter the source does not wait for it.
-                Err(_) if until == Until::Commit => s.say_loaded(),
+                // With an arbiter it would be a mistake.
+                Err(_) if stream && until == Until::Commit => s.say_loaded(),
                 _ => {}
             }
         }

@@ -248,6 +248,12 @@ pub fn frame() -> impl Strategy<Value = Frame> {
             expect: Epoch(e),
             owner: Owner([a, b])
         }),
+        any::<[u64; 6]>().prop_map(|[vm, e, a, b, c, d]| Frame::OwnerReserve {
+            vm_id: VmId(vm),
+            epoch: Epoch(e),
+            owner: Owner([a, b]),
+            heir: Owner([c, d])
+        }),
         (prop::sample::select(vec![CasStatus::Won, CasStatus::Lost, CasStatus::Refused, CasStatus::Unknown]), record)
             .prop_map(|(status, record)| Frame::OwnerCasResult { status, record }),
         any::<u64>().prop_map(|token| Frame::Ping { token }),
