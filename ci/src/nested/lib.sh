@@ -9,6 +9,8 @@ SHELL_PORT=7000
 # Ends the scenario: fail REASON…, skip REASON…
 fail() { echo "$*" > verdict; exit 1; }
 skip() { echo "$*" > verdict; exit 77; }
+# wrong REASON…: the scenario goes on, and has failed at its end.
+wrong() { echo "wrong: $*"; echo "$*" >> wrong; }
 # note TEXT…: a figure for the report.
 note() { echo "@@ note $SCENARIO $*"; }
 # Seconds with hundredths since the machine was switched on; since BEGIN: those from then to now.

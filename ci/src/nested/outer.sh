@@ -30,6 +30,7 @@ for SCENARIO in $SCENARIOS; do
     echo "@@ begin $SCENARIO"
     timeout -k 5 $(cat /scenarios/$SCENARIO.limit) sh -c '. /env.sh; . /lib.sh; . /scenarios/$SCENARIO.sh' 2>&1 </dev/null
     status=$?
+    [ $status = 0 ] && [ -e wrong ] && { status=1; tr '\n' ';' < wrong > verdict; }
     [ -e verdict ] && reason=$(cat verdict) || reason="ended with status $status"
     [ $status = 143 ] && reason="not done after $(cat /scenarios/$SCENARIO.limit) s"
     if [ $status = 0 ] || [ $status = 77 ]; then :; else

@@ -40,6 +40,7 @@ pub const ALL: &[Scenario] = &[
     scenario!("vhost_net", 20),
     scenario!("smp", 25),
     scenario!("power", 40),
+    scenario!("devices", 30),
     Scenario { images: true, ..scenario!("modules", 20) },
 ];
 
