@@ -78,6 +78,7 @@ impl Machine {
                 program("/usr/bin/curl"),
                 program("/usr/bin/nfs-cp"),
                 program("/usr/bin/socat"),
+                program("/usr/bin/qemu-storage-daemon"),
             ],
             files: vec![
                 (kernel.vmlinuz.clone(), "/guest/vmlinuz".into()),

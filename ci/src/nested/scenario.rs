@@ -41,6 +41,8 @@ pub const ALL: &[Scenario] = &[
     scenario!("smp", 25),
     scenario!("power", 40),
     scenario!("devices", 30),
+    scenario!("vhost_user", 20),
+    scenario!("migrate", 40),
     Scenario { images: true, ..scenario!("modules", 20) },
 ];
 
