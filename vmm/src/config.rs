@@ -49,7 +49,7 @@ pub enum BootMode {
     Pvh,
 }
 
-/// Where the 16550 at 0x3f8 and the guest's console print to.
+/// Where the 16550 at 0x3f8 and the guest's console print to, and where the former's input comes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SerialOutput {
@@ -58,8 +58,14 @@ pub enum SerialOutput {
     Stdout,
     /// Nowhere.
     None,
+    /// The process's standard output and input; keys go to the guest as they are.
+    Stdio,
+    /// A pseudo terminal that is made for it.
+    Pty,
     /// Appended to a file.
     File(PathBuf),
+    /// Whoever connects to this unix socket, one at a time.
+    Socket(PathBuf),
 }
 
 /// A whole VM.
@@ -185,6 +191,9 @@ impl Config {
         if let Some(balloon) = &self.balloon {
             check_id(BALLOON_ID, "balloon", &mut ids, &mut bad);
             balloon.validate(self.memory, &mut bad);
+        }
+        if let SerialOutput::Socket(path) = &self.serial {
+            devices::check_socket_path("serial.socket", path, 0, &mut bad);
         }
         if let Some(vsock) = &self.vsock {
             check_id(VSOCK_ID, "vsock", &mut ids, &mut bad);

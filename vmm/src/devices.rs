@@ -4,45 +4,20 @@
 //! event) or a control thread (quiesce, save); nothing in here waits for another of these threads.
 
 use serde::{Deserialize, Serialize};
-use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, SerialState as RawSerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
 use crate::error::{Error, FieldError, Result};
 use crate::event::Token;
 use crate::metrics::Exposition;
+pub use crate::serial::{SERIAL_GSI, SERIAL_PORT, SerialState};
+use crate::serial::{SERIAL_PORTS, SerialPort};
 use crate::stats::Stats;
 use crate::virtio::Progress;
 use crate::virtio::balloon::BalloonInfo;
 use crate::virtio::blk::Blk;
 use crate::virtio::mmio::{GSI_BASE, MMIO_BASE, MMIO_SIZE, Transport, TransportState};
 use crate::virtio::net::{Frame, Net};
-
-/// First port of the 16550.
-pub const SERIAL_PORT: u16 = 0x3f8;
-const SERIAL_PORTS: u16 = 8;
-/// GSI of the 16550.
-pub const SERIAL_GSI: u32 = 4;
-
-/// The serial port's interrupt: an irqfd where there is an interrupt controller.
-#[derive(Debug)]
-pub struct SerialTrigger(Option<EventFd>);
-
-impl Trigger for SerialTrigger {
-    type E = std::io::Error;
-
-    fn trigger(&self) -> std::io::Result<()> {
-        self.0.as_ref().map_or(Ok(()), |fd| fd.write(1))
-    }
-}
-
-/// The registers of the 16550.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SerialState {
-    /// Divisor, IER, IIR, LCR, LSR, MCR, MSR, scratch.
-    pub registers: [u8; 9],
-}
 
 /// State of all devices.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -55,15 +30,14 @@ pub struct DevicesState {
 
 /// The devices of one VM.
 pub struct Devices {
-    serial: Serial<SerialTrigger, NoEvents, Console>,
-    console: Console,
+    serial: SerialPort,
     virtio: Vec<Transport>,
 }
 
 impl Devices {
     /// A serial port, and virtio devices at their places.
     pub fn new(console: Console, serial_irq: Option<EventFd>, virtio: Vec<Transport>) -> Devices {
-        Devices { serial: Serial::new(SerialTrigger(serial_irq), console.clone()), console, virtio }
+        Devices { serial: SerialPort::new(console, serial_irq), virtio }
     }
 
     /// How the command line tells a guest of device `index`, in Linux's form.
@@ -116,11 +90,7 @@ impl Devices {
     /// A write to a port.
     pub fn pio_write(&mut self, port: u16, data: &[u8], stats: &Stats) {
         match (port.wrapping_sub(SERIAL_PORT), data) {
-            (offset @ 0..SERIAL_PORTS, [byte]) => {
-                if let Err(e) = self.serial.write(offset as u8, *byte) {
-                    log::debug!("serial port: {e:?}");
-                }
-            }
+            (offset @ 0..SERIAL_PORTS, [byte]) => self.serial.write(offset as u8, *byte),
             _ => stats.vcpu.unclaimed.inc(),
         }
     }
@@ -141,6 +111,10 @@ impl Devices {
         let (index, own) = match token {
             Token::Doorbell { device, .. } => (device, false),
             Token::Device { device } => (device, true),
+            Token::Console => {
+                self.serial.take_input();
+                return Progress::Done;
+            }
             Token::Wake => return Progress::Done,
         };
         match self.virtio.get_mut(usize::from(index)) {
@@ -152,6 +126,7 @@ impl Devices {
 
     /// Stops feeding receive queues: frames stay in the taps. The guest may still run and send.
     pub fn stop_input(&mut self) {
+        self.serial.stop_input();
         self.virtio.iter_mut().for_each(Transport::stop_input);
     }
 
@@ -163,29 +138,19 @@ impl Devices {
 
     /// With the vCPU stopped: all that was begun is completed, then nothing more is done.
     pub fn quiesce(&mut self) {
+        self.serial.stop_input();
         self.virtio.iter_mut().for_each(Transport::quiesce);
     }
 
     /// Ends [`Devices::stop_input`] and [`Devices::quiesce`].
     pub fn resume(&mut self) {
+        self.serial.resume();
         self.virtio.iter_mut().for_each(Transport::resume);
     }
 
     /// State of all devices; only while quiesced.
     pub fn save(&self) -> DevicesState {
-        let s = self.serial.state();
-        let registers = [
-            s.baud_divisor_low,
-            s.baud_divisor_high,
-            s.interrupt_enable,
-            s.interrupt_identification,
-            s.line_control,
-            s.line_status,
-            s.modem_control,
-            s.modem_status,
-            s.scratch,
-        ];
-        DevicesState { serial: SerialState { registers }, virtio: self.virtio.iter().map(Transport::save).collect() }
+        DevicesState { serial: self.serial.save(), virtio: self.virtio.iter().map(Transport::save).collect() }
     }
 
     /// Takes over the state of the same devices; they stay quiesced until [`Devices::resume`].
@@ -196,22 +161,7 @@ impl Devices {
         for (device, state) in self.virtio.iter_mut().zip(&state.virtio) {
             device.restore(state)?;
         }
-        let [low, high, ier, iir, lcr, lsr, mcr, msr, scratch] = state.serial.registers;
-        let raw = RawSerialState {
-            baud_divisor_low: low,
-            baud_divisor_high: high,
-            interrupt_enable: ier,
-            interrupt_identification: iir,
-            line_control: lcr,
-            line_status: lsr,
-            modem_control: mcr,
-            modem_status: msr,
-            scratch,
-            in_buffer: Vec::new(),
-        };
-        self.serial = Serial::from_state(&raw, SerialTrigger(serial_irq), NoEvents, self.console.clone())
-            .map_err(|e| Error::State(format!("serial port: {e:?}")))?;
-        Ok(())
+        self.serial.restore(&state.serial, serial_irq)
     }
 
     /// The disk with this id. Whoever changes what it may do calls [`Devices::process_all`] afterwards.
@@ -233,6 +183,11 @@ impl Devices {
         self.nets()
             .find(|n| crate::virtio::Device::id(*n) == id)
             .ok_or_else(|| Error::Conflict(format!("there is no network device {id}")))
+    }
+
+    /// Where a terminal program finds the console, if it is a pseudo terminal.
+    pub fn console_pty(&self) -> Option<std::path::PathBuf> {
+        self.serial.pty()
     }
 
     fn balloon(&mut self) -> Result<&mut Transport> {

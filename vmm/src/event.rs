@@ -27,6 +27,8 @@ pub enum Token {
         /// Its queue.
         queue: u16,
     },
+    /// The console may have input.
+    Console,
     /// A descriptor of a device's own is ready.
     Device {
         /// Index of the device.
@@ -38,6 +40,7 @@ impl Token {
     fn to_u64(self) -> u64 {
         match self {
             Token::Wake => 0,
+            Token::Console => 3 << 32,
             Token::Doorbell { device, queue } => 1 << 32 | u64::from(device) << 16 | u64::from(queue),
             Token::Device { device } => 2 << 32 | u64::from(device) << 16,
         }
@@ -48,6 +51,7 @@ impl Token {
         match v >> 32 {
             1 => Token::Doorbell { device, queue: v as u16 },
             2 => Token::Device { device },
+            3 => Token::Console,
             _ => Token::Wake,
         }
     }
@@ -81,7 +85,8 @@ impl Ready {
 }
 
 impl EventSet {
-    fn new() -> Result<EventSet> {
+    /// An empty set.
+    pub(crate) fn new() -> Result<EventSet> {
         // SAFETY: no memory is involved; the result is checked.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         if fd < 0 {
@@ -91,7 +96,8 @@ impl EventSet {
         Ok(EventSet(unsafe { OwnedFd::from_raw_fd(fd) }))
     }
 
-    fn add(&self, fd: RawFd, token: Token, flags: i32) -> Result<()> {
+    /// Adds a descriptor that becomes readable; `flags` of epoll besides.
+    pub(crate) fn add(&self, fd: RawFd, token: Token, flags: i32) -> Result<()> {
         let mut event = libc::epoll_event { events: (libc::EPOLLIN | flags) as u32, u64: token.to_u64() };
         // SAFETY: the event is valid for the call.
         let rc = unsafe { libc::epoll_ctl(self.0.as_raw_fd(), libc::EPOLL_CTL_ADD, fd, &mut event) };
@@ -129,6 +135,12 @@ impl EventSet {
     }
 }
 
+impl AsRawFd for EventSet {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
 /// The sets of both threads.
 #[derive(Debug)]
 pub struct Events {
@@ -146,7 +158,19 @@ impl Events {
 
     /// A descriptor of a device, or an epoll set of a device with many: for whichever thread waits.
     pub fn add_device(&self, fd: RawFd, device: u16) -> Result<()> {
-        let token = Token::Device { device };
+        self.add_shared(fd, Token::Device { device })
+    }
+
+    /// The console's descriptor: for whichever thread waits. One that cannot be waited for, as a file, is always ready and
+    /// is looked at when the guest can take input.
+    pub fn add_console(&self, fd: RawFd) -> Result<()> {
+        match self.add_shared(fd, Token::Console) {
+            Err(Error::Host { source, .. }) if source.raw_os_error() == Some(libc::EPERM) => Ok(()),
+            result => result,
+        }
+    }
+
+    fn add_shared(&self, fd: RawFd, token: Token) -> Result<()> {
         // The order is what gives the vCPU thread precedence: see the module. An epoll set cannot be waited for
         // exclusively: what happens in one wakes both threads, and the second finds nothing left to do.
         for set in [&self.vcpu, &self.io] {
@@ -256,7 +280,9 @@ mod tests {
 
     #[test]
     fn tokens_survive_the_kernel() {
-        for t in [Token::Wake, Token::Doorbell { device: 65535, queue: 7 }, Token::Device { device: 12 }] {
+        for t in
+            [Token::Wake, Token::Console, Token::Doorbell { device: 65535, queue: 7 }, Token::Device { device: 12 }]
+        {
             assert_eq!(Token::from_u64(t.to_u64()), t);
         }
     }

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod notice;
 pub mod platform;
 pub mod port;
+pub mod serial;
 pub mod socket_file;
 pub mod stats;
 pub mod vcpu;

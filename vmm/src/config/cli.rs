@@ -62,7 +62,7 @@ pub struct Args {
     /// Where the ownership record lives.
     #[arg(long, value_name = "IP:PORT")]
     pub arbiter: Option<SocketAddr>,
-    /// Console output: stdout, none or a file.
+    /// Console: stdout, stdio (with input), pty, socket=PATH, none, or a file.
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<String>,
     /// Name of the VM.
@@ -246,6 +246,9 @@ fn parse_serial(s: &str) -> SerialOutput {
     match s {
         "stdout" => SerialOutput::Stdout,
         "none" => SerialOutput::None,
+        "stdio" => SerialOutput::Stdio,
+        "pty" => SerialOutput::Pty,
+        s if s.starts_with("socket=") => SerialOutput::Socket(s.trim_start_matches("socket=").into()),
         path => SerialOutput::File(path.into()),
     }
 }

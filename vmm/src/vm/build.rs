@@ -220,6 +220,9 @@ impl Vm {
         let io_stop = (AtomicBool::new(false), EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?);
         events.add_vcpu_wake(gate.as_raw_fd())?;
         events.add_io_wake(io_stop.1.as_raw_fd())?;
+        if let Some(fd) = console.descriptor() {
+            events.add_console(fd)?;
+        }
         let virtio = open_devices(&config, &shell, &memory, &gate, &events)?;
         let serial_irq = serial_irq(&shell.fd, shell.irqchip)?;
         let context = Context {
