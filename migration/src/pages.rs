@@ -8,7 +8,9 @@
 //! ```
 //!
 //! Always true of a parsed [`Pages`]: addresses are page-aligned, every run is at least one page long and lies within
-//! the memory size given to [`Pages::parse`], and the data is exactly as long as the raw runs.
+//! one of the ranges of memory given to [`Pages::parse`], and the data is exactly as long as the raw runs.
+use std::ops::Range;
+
 use crate::wire::Reader;
 use crate::{Error, PAGE_SIZE};
 
@@ -120,8 +122,8 @@ pub struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Checks a payload against the size of guest memory (guest-physical 0 … `memory_size`).
-    pub fn parse(payload: &'a [u8], memory_size: u64) -> Result<Pages<'a>, Error> {
+    /// Checks a payload against the guest-physical addresses that are memory.
+    pub fn parse(payload: &'a [u8], memory: &[Range<u64>]) -> Result<Pages<'a>, Error> {
         let mut r = Reader::new("PAGES", payload);
         let count = r.count(RUNS_MAX, "page runs")?;
         if r.u32()? != 0 {
@@ -133,7 +135,8 @@ impl<'a> Pages<'a> {
         for entry in table.chunks_exact(RUN_LEN) {
             let run = parse_run(entry)?;
             let end = run.address.checked_add(run.bytes());
-            if run.pages == 0 || end.is_none_or(|e| e > memory_size) {
+            let inside = |end: u64| memory.iter().any(|m| m.start <= run.address && end <= m.end);
+            if run.pages == 0 || !end.is_some_and(inside) {
                 return Err(Error::OutsideMemory { address: run.address, pages: u64::from(run.pages) });
             }
             if !run.address.is_multiple_of(PAGE_SIZE as u64) {

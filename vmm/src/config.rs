@@ -17,7 +17,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, FieldError, Result, host};
-use crate::memory::{HUGE_PAGE, MEMORY_LIMIT};
+use crate::layout::{CPUS_MAX, DEVICES_MAX};
+use crate::memory::{HUGE_PAGE, MEMORY_MAX};
 pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig, VSOCK_ID, VsockConfig};
 pub use disk::{DiskConfig, DiskFormat};
 pub use net::{NetConfig, Vhost};
@@ -29,12 +30,13 @@ pub const DISKS_MAX: usize = 8;
 pub const NETS_MAX: usize = 8;
 /// Most devices there can be one of.
 const SINGLE_MAX: usize = 3;
+const _: () = assert!(DISKS_MAX + NETS_MAX + SINGLE_MAX <= DEVICES_MAX);
 /// Longest id of a device and longest name of a VM.
 pub const ID_MAX: usize = 64;
 /// Largest configuration file.
 const FILE_MAX: u64 = 1 << 20;
-/// Space kept in the command line for the devices the monitor announces.
-const CMDLINE_RESERVE: usize = (DISKS_MAX + NETS_MAX + SINGLE_MAX) * 48;
+/// Longest command line of Linux (COMMAND_LINE_SIZE less its NUL).
+pub const LINUX_CMDLINE_MAX: usize = 2047;
 
 /// How the image is started.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -47,6 +49,19 @@ pub enum BootMode {
     Direct,
     /// PVH.
     Pvh,
+    /// The Linux boot protocol, for a bzImage.
+    Linux,
+}
+
+/// What a reset by the guest does.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum OnReset {
+    /// The VM begins again, in this process.
+    #[default]
+    Reboot,
+    /// The VM ends.
+    Exit,
 }
 
 /// Where the 16550 at 0x3f8 and the guest's console print to, and where the former's input comes from.
@@ -78,13 +93,16 @@ pub struct Config {
     /// Key of the ownership record; 0: none.
     #[serde(default)]
     pub vm_id: u64,
-    /// ELF image.
+    /// ELF image or Linux bzImage.
     #[serde(default)]
     pub image: PathBuf,
+    /// Initial RAM disk, for Linux.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initrd: Option<PathBuf>,
     /// How it is started.
     #[serde(default)]
     pub boot: BootMode,
-    /// Kernel command line; devices are appended.
+    /// Kernel command line; for our own images devices are appended.
     #[serde(default)]
     pub cmdline: String,
     /// Guest memory.
@@ -93,6 +111,12 @@ pub struct Config {
     /// Guest memory can be given to other processes; so it is in any case where a device needs it (vhost-user).
     #[serde(default)]
     pub memory_shared: bool,
+    /// vCPUs.
+    #[serde(default = "one_cpu")]
+    pub cpus: u32,
+    /// What a reset by the guest does.
+    #[serde(default)]
+    pub on_reset: OnReset,
     /// Disks.
     #[serde(default)]
     pub disks: Vec<DiskConfig>,
@@ -152,13 +176,23 @@ impl Config {
             Ok(m) if !m.is_file() => bad("image".into(), format!("{}: not a file", self.image.display())),
             Ok(_) => {}
         }
-        let memory = self.memory.bytes();
-        if memory == 0 || !memory.is_multiple_of(HUGE_PAGE as u64) || memory > MEMORY_LIMIT {
-            bad("memory".into(), format!("{memory} bytes: must be a multiple of 2 MiB, from 2 MiB to 3 GiB"));
+        if let Some(initrd) = &self.initrd {
+            match std::fs::metadata(initrd) {
+                Err(e) => bad("initrd".into(), format!("{}: {e}", initrd.display())),
+                Ok(m) if !m.is_file() => bad("initrd".into(), format!("{}: not a file", initrd.display())),
+                Ok(_) => {}
+            }
         }
-        let room = guest_abi::CMDLINE_MAX - CMDLINE_RESERVE;
-        if self.cmdline.len() > room || self.cmdline.contains('\0') {
-            bad("cmdline".into(), format!("longer than {room} bytes or with a NUL"));
+        if self.cpus == 0 || self.cpus > CPUS_MAX {
+            bad("cpus".into(), format!("{}: from 1 to {CPUS_MAX}", self.cpus));
+        }
+        let memory = self.memory.bytes();
+        if memory == 0 || !memory.is_multiple_of(HUGE_PAGE as u64) || memory > MEMORY_MAX {
+            bad("memory".into(), format!("{memory} bytes: must be a multiple of 2 MiB, from 2 MiB to 1 TiB"));
+        }
+        // Less for a guest that starts directly in ring 3; that is known when the image has been read.
+        if self.cmdline.len() > LINUX_CMDLINE_MAX || self.cmdline.contains('\0') {
+            bad("cmdline".into(), format!("longer than {LINUX_CMDLINE_MAX} bytes or with a NUL"));
         }
         if self.disks.len() > DISKS_MAX {
             bad("disks".into(), format!("{} disks, at most {DISKS_MAX}", self.disks.len()));
@@ -201,6 +235,10 @@ impl Config {
         }
         if errors.is_empty() { Ok(()) } else { Err(Error::Config(errors)) }
     }
+}
+
+fn one_cpu() -> u32 {
+    1
 }
 
 /// Splits `key=value,key=value`.

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::acpi::{self, AcpiState};
 use crate::console::Console;
 use crate::error::{Error, FieldError, Result};
 use crate::event::Token;
@@ -24,6 +25,8 @@ use crate::virtio::net::{Frame, Net};
 pub struct DevicesState {
     /// Serial port.
     pub serial: SerialState,
+    /// ACPI's registers.
+    pub acpi: AcpiState,
     /// virtio devices, in their order.
     pub virtio: Vec<TransportState>,
 }
@@ -31,13 +34,19 @@ pub struct DevicesState {
 /// The devices of one VM.
 pub struct Devices {
     serial: SerialPort,
+    acpi: acpi::Registers,
     virtio: Vec<Transport>,
 }
 
 impl Devices {
-    /// A serial port, and virtio devices at their places.
-    pub fn new(console: Console, serial_irq: Option<EventFd>, virtio: Vec<Transport>) -> Devices {
-        Devices { serial: SerialPort::new(console, serial_irq), virtio }
+    /// A serial port, ACPI's registers, and virtio devices at their places.
+    pub fn new(
+        console: Console,
+        serial_irq: Option<EventFd>,
+        acpi: acpi::Registers,
+        virtio: Vec<Transport>,
+    ) -> Devices {
+        Devices { serial: SerialPort::new(console, serial_irq), acpi, virtio }
     }
 
     /// How the command line tells a guest of device `index`, in Linux's form.
@@ -78,6 +87,9 @@ impl Devices {
 
     /// A read from a port.
     pub fn pio_read(&mut self, port: u16, data: &mut [u8], stats: &Stats) {
+        if self.acpi.read(port, data) {
+            return;
+        }
         match (port.wrapping_sub(SERIAL_PORT), &mut *data) {
             (offset @ 0..SERIAL_PORTS, [byte]) => *byte = self.serial.read(offset as u8),
             _ => {
@@ -91,8 +103,14 @@ impl Devices {
     pub fn pio_write(&mut self, port: u16, data: &[u8], stats: &Stats) {
         match (port.wrapping_sub(SERIAL_PORT), data) {
             (offset @ 0..SERIAL_PORTS, [byte]) => self.serial.write(offset as u8, *byte),
+            _ if self.acpi.write(port) => {}
             _ => stats.vcpu.unclaimed.inc(),
         }
+    }
+
+    /// ACPI's registers.
+    pub fn acpi(&mut self) -> &mut acpi::Registers {
+        &mut self.acpi
     }
 
     /// Looks at all queues of all devices.
@@ -150,17 +168,27 @@ impl Devices {
 
     /// State of all devices; only while quiesced.
     pub fn save(&self) -> DevicesState {
-        DevicesState { serial: self.serial.save(), virtio: self.virtio.iter().map(Transport::save).collect() }
+        DevicesState {
+            serial: self.serial.save(),
+            acpi: self.acpi.save(),
+            virtio: self.virtio.iter().map(Transport::save).collect(),
+        }
     }
 
     /// Takes over the state of the same devices; they stay quiesced until [`Devices::resume`].
-    pub fn restore(&mut self, state: &DevicesState, serial_irq: Option<EventFd>) -> Result<()> {
+    pub fn restore(
+        &mut self,
+        state: &DevicesState,
+        serial_irq: Option<EventFd>,
+        event_irq: Option<EventFd>,
+    ) -> Result<()> {
         if state.virtio.len() != self.virtio.len() {
             return Err(Error::State(format!("{} devices instead of {}", state.virtio.len(), self.virtio.len())));
         }
         for (device, state) in self.virtio.iter_mut().zip(&state.virtio) {
             device.restore(state)?;
         }
+        self.acpi.restore(state.acpi, event_irq);
         self.serial.restore(&state.serial, serial_irq)
     }
 

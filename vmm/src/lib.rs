@@ -4,6 +4,7 @@
 //! [`memory`], [`boot`], [`vcpu`] and [`devices`] (with [`virtio`]), and runs it; [`api`] tells it what to do through
 //! [`control`]; [`port`] moves it to another host.
 
+pub mod acpi;
 pub mod api;
 pub mod boot;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod devices;
 pub mod error;
 pub mod event;
 pub mod gate;
+pub mod layout;
 pub mod limit;
 pub mod memory;
 pub mod metrics;

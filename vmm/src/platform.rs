@@ -11,8 +11,7 @@ use crate::console::Console;
 use crate::memory::GuestRam;
 use crate::stats::{BootTimes, Stats};
 
-/// Guest-physical address of the page.
-pub const PLATFORM_BASE: u64 = 0xd100_0000;
+pub use crate::layout::PLATFORM_BASE;
 /// Size of the page.
 pub const PLATFORM_SIZE: u64 = 0x1000;
 

@@ -12,13 +12,10 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
 use crate::error::{Error, Result};
+pub use crate::layout::{SERIAL_GSI, SERIAL_PORT};
 
-/// First port of the 16550.
-pub const SERIAL_PORT: u16 = 0x3f8;
 /// Number of ports.
 pub const SERIAL_PORTS: u16 = 8;
-/// GSI of the 16550.
-pub const SERIAL_GSI: u32 = 4;
 /// Bytes of input it holds.
 pub const BUFFER: usize = 64;
 

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use guest_abi::platform::PARK_FOREVER;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
+use crate::acpi::{self, Command};
 use crate::console::Console;
 use crate::devices::Devices;
 use crate::error::{Result, host};
@@ -24,9 +25,6 @@ use crate::platform::{self, Action, PLATFORM_BASE, PLATFORM_SIZE};
 use crate::stats::Stats;
 use crate::virtio::Progress;
 
-/// Keyboard controller command port: a guest resets by writing 0xfe.
-const I8042_COMMAND: u16 = 0x64;
-const I8042_RESET: u8 = 0xfe;
 /// Exit status of a process that was killed over its control interface: as if by SIGKILL.
 const KILLED_STATUS: i32 = 128 + libc::SIGKILL;
 /// KVM_EXIT_INTERNAL_ERROR data is not needed; the registers say where it happened.
@@ -37,8 +35,10 @@ const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 pub enum End {
     /// The guest ended itself with this status.
     Exit(u32),
-    /// The guest asked for a reset; one VMM process is one run of a VM, so it ends.
+    /// The guest asked for a reset, and `on_reset` says that this is its end.
     Reset,
+    /// The guest has switched itself off.
+    PowerOff,
     /// Triple fault or an error that KVM cannot get over.
     Crash(String),
     /// Ended from outside.
@@ -52,6 +52,7 @@ impl std::fmt::Display for End {
         match self {
             End::Exit(status) => write!(f, "the guest ended with status {status}"),
             End::Reset => f.write_str("the guest asked for a reset"),
+            End::PowerOff => f.write_str("the guest has switched itself off"),
             End::Crash(reason) => write!(f, "the guest crashed: {reason}"),
             End::Stopped => f.write_str("stopped"),
             End::Killed => f.write_str("killed"),
@@ -64,7 +65,7 @@ impl End {
     pub fn status(&self) -> i32 {
         match self {
             End::Exit(status) => *status as i32,
-            End::Reset | End::Stopped => 0,
+            End::Reset | End::PowerOff | End::Stopped => 0,
             End::Killed => KILLED_STATUS,
             End::Crash(_) => guest_abi::exit_status::RING0_FAULT as i32,
         }
@@ -239,11 +240,16 @@ impl Vcpu {
                 context.devices().mmio_read(address, data, &context.stats);
                 Step::On
             }
-            Ok(VcpuExit::IoOut(I8042_COMMAND, [I8042_RESET])) => Step::End(End::Reset),
             Ok(VcpuExit::IoOut(port, data)) => {
                 stats.pio.inc();
-                context.devices().pio_write(port, data, &context.stats);
-                Step::On
+                match acpi::command(port, data) {
+                    Some(Command::Reset) => Step::End(End::Reset),
+                    Some(Command::PowerOff) => Step::End(End::PowerOff),
+                    None => {
+                        context.devices().pio_write(port, data, &context.stats);
+                        Step::On
+                    }
+                }
             }
             Ok(VcpuExit::IoIn(port, data)) => {
                 stats.pio.inc();

@@ -2,6 +2,9 @@ use super::*;
 use proptest::prelude::*;
 
 const MEMORY: u64 = 64 << 20;
+const HIGH: u64 = 4 << 30;
+/// Two regions with a hole between them.
+const MAP: [Range<u64>; 2] = [0..MEMORY, HIGH..HIGH + MEMORY];
 
 fn table(entries: &[(u64, u32, u32)]) -> Vec<u8> {
     let mut out = Vec::new();
@@ -31,26 +34,34 @@ fn golden_table() {
 
 #[test]
 fn runs_outside_of_memory_are_refused() {
-    for (address, pages) in
-        [(MEMORY, 1), (MEMORY - 4096, 2), (u64::MAX - 4095, 1), (1 << 63, u32::MAX), (0, u32::MAX), (0, 0)]
-    {
+    for (address, pages) in [
+        (MEMORY, 1),
+        (MEMORY - 4096, 2),
+        (HIGH - 4096, 2),
+        (HIGH + MEMORY, 1),
+        (0, ((HIGH + MEMORY) / 4096) as u32),
+        (u64::MAX - 4095, 1),
+        (1 << 63, u32::MAX),
+        (0, u32::MAX),
+        (0, 0),
+    ] {
         let bytes = table(&[(address, pages, 1)]);
-        assert!(matches!(Pages::parse(&bytes, MEMORY), Err(Error::OutsideMemory { .. })), "{address:#x} {pages}");
+        assert!(matches!(Pages::parse(&bytes, &MAP), Err(Error::OutsideMemory { .. })), "{address:#x} {pages}");
     }
-    assert!(Pages::parse(&table(&[(0, (MEMORY / 4096) as u32, 1)]), MEMORY).is_ok());
-    assert!(matches!(Pages::parse(&table(&[(5, 1, 1)]), MEMORY), Err(Error::Value { .. })));
-    assert!(matches!(Pages::parse(&table(&[(0, 1, 2)]), MEMORY), Err(Error::Value { .. })));
+    assert!(Pages::parse(&table(&[(0, (MEMORY / 4096) as u32, 1)]), &MAP).is_ok());
+    assert!(matches!(Pages::parse(&table(&[(5, 1, 1)]), &MAP), Err(Error::Value { .. })));
+    assert!(matches!(Pages::parse(&table(&[(0, 1, 2)]), &MAP), Err(Error::Value { .. })));
 }
 
 #[test]
 fn data_must_fit_the_table() {
     let mut bytes = table(&[(0, 2, 0)]);
     bytes.extend_from_slice(&[7; 2 * PAGE_SIZE]);
-    assert!(Pages::parse(&bytes, MEMORY).is_ok());
+    assert!(Pages::parse(&bytes, &MAP).is_ok());
     bytes.push(0);
-    assert_eq!(Pages::parse(&bytes, MEMORY).err(), Some(Error::Trailing("PAGES", 1)));
+    assert_eq!(Pages::parse(&bytes, &MAP).err(), Some(Error::Trailing("PAGES", 1)));
     bytes.truncate(bytes.len() - 2);
-    assert_eq!(Pages::parse(&bytes, MEMORY).err(), Some(Error::Short("PAGES")));
+    assert_eq!(Pages::parse(&bytes, &MAP).err(), Some(Error::Short("PAGES")));
 }
 
 #[test]
@@ -69,7 +80,7 @@ fn a_full_table_says_so() {
     let mut out = Vec::new();
     t.encode(&mut out);
     assert_eq!(out.len(), TABLE_MAX);
-    assert!(Pages::parse(&out, MEMORY).is_ok());
+    assert!(Pages::parse(&out, &MAP).is_ok());
 }
 
 proptest! {
@@ -79,9 +90,9 @@ proptest! {
         if bytes.len() >= 8 {
             bytes[..8].copy_from_slice(&[count, 0, 0, 0, 0, 0, 0, 0]);
         }
-        if let Ok(pages) = Pages::parse(&bytes, MEMORY) {
+        if let Ok(pages) = Pages::parse(&bytes, &MAP) {
             for (run, data) in pages.runs() {
-                prop_assert!(run.address + run.bytes() <= MEMORY);
+                prop_assert!(MAP.iter().any(|m| m.start <= run.address && run.address + run.bytes() <= m.end));
                 prop_assert_eq!(data.len() as u64, if run.kind == RunKind::Raw { run.bytes() } else { 0 });
             }
         }
@@ -106,7 +117,7 @@ proptest! {
         t.encode(&mut payload);
         payload.extend_from_slice(&data);
         let mut got = std::collections::BTreeMap::new();
-        for (run, data) in Pages::parse(&payload, MEMORY).unwrap().runs() {
+        for (run, data) in Pages::parse(&payload, &MAP).unwrap().runs() {
             for i in 0..u64::from(run.pages) {
                 let fill = if run.kind == RunKind::Zero { 0 } else { data[i as usize * PAGE_SIZE] };
                 prop_assert!(got.insert(run.address / 4096 + i, fill).is_none());

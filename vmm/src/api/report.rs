@@ -1,6 +1,7 @@
 //! What `GET /v1/vm` and `GET /v1/metrics` say.
 
 use std::fs;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use schemars::JsonSchema;
@@ -23,12 +24,18 @@ struct Resident {
     guest: u64,
 }
 
-/// Reads the kernel's account of this process's mappings. `guest` is where guest memory begins.
-fn resident(guest: u64) -> Resident {
+/// Where guest memory is in this process.
+fn guest_ranges(vm: Option<&Vm>) -> Vec<Range<u64>> {
+    let regions = vm.into_iter().flat_map(|vm| vm.memory().regions());
+    regions.map(|r| r.host as u64..r.host as u64 + r.len as u64).collect()
+}
+
+/// Reads the kernel's account of this process's mappings.
+fn resident(guest: &[Range<u64>]) -> Resident {
     fs::read_to_string("/proc/self/smaps").map_or_else(|_| Resident::default(), |text| sum(&text, guest))
 }
 
-fn sum(smaps: &str, guest: u64) -> Resident {
+fn sum(smaps: &str, guest: &[Range<u64>]) -> Resident {
     let mut out = Resident::default();
     let mut in_guest = false;
     for line in smaps.lines() {
@@ -42,7 +49,7 @@ fn sum(smaps: &str, guest: u64) -> Resident {
             && let Some((start, end)) = range.split_once('-')
             && let (Ok(start), Ok(end)) = (u64::from_str_radix(start, 16), u64::from_str_radix(end, 16))
         {
-            in_guest = (start..end).contains(&guest);
+            in_guest = guest.iter().any(|g| g.start < end && start < g.end);
         }
     }
     out
@@ -176,7 +183,7 @@ fn boot(stats: &Stats) -> BootReport {
 
 fn memory(vm: Option<&Vm>) -> MemoryReport {
     let memory = vm.map(Vm::memory);
-    let resident = resident(memory.map_or(0, |m| m.host_base() as u64));
+    let resident = resident(&guest_ranges(vm));
     MemoryReport {
         guest_bytes: memory.map(|m| m.size() as u64),
         resident_bytes: resident.total,
@@ -218,8 +225,7 @@ pub fn metrics(control: &Control) -> String {
     stats.vcpu.metrics(0, &mut out);
     stats.boot.metrics(&mut out);
     let vm = control.vm();
-    let guest = vm.as_ref().map_or(0, |vm| vm.memory().host_base() as u64);
-    let resident = resident(guest);
+    let resident = resident(&guest_ranges(vm.as_deref()));
     for (name, help, bytes) in [
         ("vmm_resident_bytes", "Memory of this process.", resident.total),
         ("vmm_guest_resident_bytes", "Guest memory that is backed by pages.", resident.guest),
@@ -246,7 +252,7 @@ mod tests {
         let smaps = "55d0-55e0 r-xp 00000000 00:00 0 /bin/vmm\nSize: 4 kB\nRss:  100 kB\n\
                      7f0000000000-7f0002000000 rw-p 00000000 00:00 0 \nRss:  2048 kB\nPss: 2048 kB\n\
                      7f0003000000-7f0003001000 rw-p 00000000 00:00 0 \nRss:  4 kB\n";
-        let r = sum(smaps, 0x7f00_0000_0000);
+        let r = sum(smaps, std::slice::from_ref(&(0x7f00_0000_0000..0x7f00_0000_1000)));
         assert_eq!((r.total >> 10, r.guest >> 10), (2152, 2048));
     }
 }

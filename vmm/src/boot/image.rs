@@ -1,45 +1,53 @@
-//! Loads an ELF image and finds out how it wants to be started.
+//! Loads an image and finds out how it wants to be started.
 //!
 //! The image comes from the operator, but is checked like anything else from a disk: sizes are bounded before they are
 //! allocated, addresses must lie in guest memory.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 
-use guest_abi::{BOOT_INFO_SIZE, DirectStart, NOTE_NAME, NOTE_TYPE, NOTE_VERSION};
+use guest_abi::{BOOT_INFO_SIZE, CMDLINE_MAX, DirectStart, NOTE_NAME, NOTE_TYPE, NOTE_VERSION};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use zerocopy::FromBytes;
 
-use crate::config::BootMode;
+use super::linux;
+use crate::config::{BootMode, LINUX_CMDLINE_MAX};
 use crate::error::{Error, Result, host};
+use crate::layout::{HIGH_MEMORY, LOW_RAM_MAX};
 use crate::memory::Memory;
 
-/// Where the Linux boot protocol's magic "HdrS" stands in a bzImage.
-const BZIMAGE_MAGIC_AT: u64 = 0x202;
 /// Most bytes of ELF notes that are read.
 const NOTES_MAX: u64 = 64 << 10;
 /// Most program headers that are looked at.
 const PHDRS_MAX: u16 = 64;
 const PHDR_SIZE: u16 = 56;
+const PT_LOAD: u32 = 1;
 const PT_NOTE: u32 = 4;
 
 /// How the first vCPU starts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub enum Entry {
     /// In ring 3, from the tables the image names.
     Direct(DirectStart),
     /// 32-bit protected mode at this address (PVH).
     Pvh(u64),
+    /// 64-bit mode, by the Linux boot protocol.
+    Linux(Box<linux::Kernel>),
 }
 
 /// An image in guest memory.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Image {
     /// How to start it.
     pub entry: Entry,
+    /// End of the memory it uses by itself.
+    pub end: u64,
+    /// It is to be told of virtio devices by the command line: ours are, others read the ACPI tables.
+    pub wants_announcements: bool,
 }
 
 impl Image {
@@ -47,33 +55,68 @@ impl Image {
     pub fn load(path: &Path, memory: &Memory, mode: BootMode) -> Result<Image> {
         let bad = |reason: String| Error::Image { path: path.to_owned(), reason };
         let mut file = File::open(path).map_err(host(format!("image {}", path.display())))?;
-        let mut magic = [0u8; 4];
-        if file.read_exact_at(&mut magic, 0).is_err() || &magic != b"\x7fELF" {
-            let mut header = [0u8; 4];
-            if file.read_exact_at(&mut header, BZIMAGE_MAGIC_AT).is_ok() && &header == b"HdrS" {
-                return Err(bad(
-                    "is a Linux bzImage, which is not supported yet; give an ELF image with a PVH note".into()
-                ));
+        let magic = |at: u64| -> Option<[u8; 4]> {
+            let mut bytes = [0; 4];
+            file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)
+        };
+        let (elf, bzimage) =
+            (magic(0).as_ref() == Some(b"\x7fELF"), magic(linux::MAGIC_AT).as_ref() == Some(linux::MAGIC));
+        match (elf, bzimage, mode) {
+            (false, true, BootMode::Auto | BootMode::Linux) => {
+                let kernel = linux::Kernel::load(&mut file, memory).map_err(&bad)?;
+                let end = kernel.end;
+                return Ok(Image { entry: Entry::Linux(Box::new(kernel)), end, wants_announcements: false });
             }
-            return Err(bad("is not an ELF file".into()));
+            (false, true, _) => return Err(bad("is a Linux bzImage: boot must be auto or linux".into())),
+            (false, false, _) => return Err(bad("is neither an ELF file nor a Linux bzImage".into())),
+            (true, _, BootMode::Linux) => {
+                return Err(bad("is an ELF file, not a Linux bzImage: boot must be auto or pvh".into()));
+            }
+            (true, ..) => {}
         }
         let direct = direct_note(&mut file).map_err(&bad)?;
         let loaded: KernelLoaderResult =
             Elf::load(memory.ram().as_ref(), None, &mut file, None).map_err(|e| bad(e.to_string()))?;
-        if loaded.kernel_end > memory.size() as u64 {
-            return Err(bad(format!("needs {} bytes of memory, the VM has {}", loaded.kernel_end, memory.size())));
+        // Also what has no bytes in the file.
+        let ends = segments(&mut file).map_err(&bad)?.into_iter().map(|s| s.end);
+        let (end, low) = (ends.max().unwrap_or(0).max(loaded.kernel_end), memory.low_end());
+        if end > low {
+            return Err(bad(format!("ends at {end:#x}, the VM's memory at {low:#x}: give it more (memory)")));
         }
         let pvh = match loaded.pvh_boot_cap {
             PvhBootCapability::PvhEntryPresent(entry) => Some(entry.0),
             _ => None,
         };
+        let ours = direct.is_some();
         let entry = match (mode, direct, pvh) {
             (BootMode::Auto | BootMode::Direct, Some(note), _) => Entry::Direct(check(note, memory).map_err(&bad)?),
             (BootMode::Direct, None, _) => return Err(bad("carries no note for a direct start".into())),
-            (_, _, Some(entry)) => Entry::Pvh(entry),
+            (_, _, Some(entry)) => {
+                if let Some(low) = segments(&mut file).map_err(&bad)?.into_iter().find(|s| s.start < HIGH_MEMORY) {
+                    return Err(bad(format!("has a segment at {:#x}, where the monitor puts its tables", low.start)));
+                }
+                Entry::Pvh(entry)
+            }
             (_, _, None) => return Err(bad("carries neither a PVH note nor one for a direct start".into())),
         };
-        Ok(Image { entry })
+        Ok(Image { entry, end, wants_announcements: ours })
+    }
+
+    /// End of where an initial RAM disk may lie.
+    pub fn initrd_end(&self) -> u64 {
+        match &self.entry {
+            Entry::Linux(kernel) => kernel.initrd_end(),
+            _ => u64::MAX,
+        }
+    }
+
+    /// Longest command line it takes.
+    pub fn cmdline_max(&self) -> usize {
+        match &self.entry {
+            Entry::Linux(kernel) => kernel.cmdline_max(),
+            // Ours read as much as the boot-info page holds; others are most probably Linux.
+            _ => CMDLINE_MAX.max(LINUX_CMDLINE_MAX),
+        }
     }
 }
 
@@ -82,7 +125,10 @@ fn check(note: DirectStart, memory: &Memory) -> std::result::Result<DirectStart,
     if note.version != NOTE_VERSION {
         return Err(format!("note for the direct start has version {}, this VMM knows {NOTE_VERSION}", note.version));
     }
-    let inside = |at: u64, len: u64| at.checked_add(len).is_some_and(|end| end <= memory.size() as u64);
+    if memory.size() as u64 > memory.low_end() {
+        return Err(format!("is started directly in ring 3 and can have at most {LOW_RAM_MAX} bytes of memory"));
+    }
+    let inside = |at: u64, len: u64| at.checked_add(len).is_some_and(|end| end <= memory.low_end());
     for (what, at, len) in [
         ("page table", note.cr3, 4096),
         ("GDT", note.gdt_base, u64::from(note.gdt_limit) + 1),
@@ -114,19 +160,42 @@ fn u64_at(b: &[u8], at: usize) -> u64 {
     u64::from(u32_at(b, at)) | u64::from(u32_at(b, at + 4)) << 32
 }
 
-/// Finds the note for the direct start in the image's PT_NOTE segments.
-fn direct_note(file: &mut File) -> std::result::Result<Option<DirectStart>, String> {
-    let text = |e: std::io::Error| format!("truncated: {e}");
+fn truncated(e: std::io::Error) -> String {
+    format!("truncated: {e}")
+}
+
+/// The program headers.
+fn phdrs(file: &File) -> std::result::Result<Vec<[u8; PHDR_SIZE as usize]>, String> {
     let mut ehdr = [0u8; 64];
-    file.read_exact_at(&mut ehdr, 0).map_err(text)?;
+    file.read_exact_at(&mut ehdr, 0).map_err(truncated)?;
     let (phoff, phentsize, phnum) = (u64_at(&ehdr, 32), u16_at(&ehdr, 54), u16_at(&ehdr, 56));
     if phentsize != PHDR_SIZE || phnum > PHDRS_MAX {
         return Err(format!("{phnum} program headers of {phentsize} bytes"));
     }
-    for i in 0..u64::from(phnum) {
+    let read = |i: u64| {
         let mut phdr = [0u8; PHDR_SIZE as usize];
         let at = phoff.checked_add(i * u64::from(PHDR_SIZE)).ok_or("program headers out of range")?;
-        file.read_exact_at(&mut phdr, at).map_err(text)?;
+        file.read_exact_at(&mut phdr, at).map_err(truncated)?;
+        Ok(phdr)
+    };
+    (0..u64::from(phnum)).map(read).collect()
+}
+
+/// Guest-physical addresses of everything that is loaded.
+fn segments(file: &mut File) -> std::result::Result<Vec<Range<u64>>, String> {
+    let mut out = Vec::new();
+    for phdr in phdrs(file)? {
+        let (address, size) = (u64_at(&phdr, 24), u64_at(&phdr, 40));
+        if u32_at(&phdr, 0) == PT_LOAD && size != 0 {
+            out.push(address..address.checked_add(size).ok_or("a segment goes beyond the end of addresses")?);
+        }
+    }
+    Ok(out)
+}
+
+/// Finds the note for the direct start in the image's PT_NOTE segments.
+fn direct_note(file: &mut File) -> std::result::Result<Option<DirectStart>, String> {
+    for phdr in phdrs(file)? {
         if u32_at(&phdr, 0) != PT_NOTE {
             continue;
         }
@@ -135,8 +204,8 @@ fn direct_note(file: &mut File) -> std::result::Result<Option<DirectStart>, Stri
             return Err(format!("{size} bytes of notes"));
         }
         let mut notes = Vec::with_capacity(size as usize);
-        file.seek(SeekFrom::Start(offset)).map_err(text)?;
-        file.take(size).read_to_end(&mut notes).map_err(text)?;
+        file.seek(SeekFrom::Start(offset)).map_err(truncated)?;
+        file.take(size).read_to_end(&mut notes).map_err(truncated)?;
         if let Some(note) = find_note(&notes) {
             return Ok(Some(note));
         }

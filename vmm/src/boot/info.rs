@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::error::{Error, Result, host, kvm};
+use crate::error::{Error, FieldError, Result, host, kvm};
 use crate::memory::Memory;
 
 const MSR_TSC: u32 = 0x10;
@@ -108,7 +108,8 @@ impl InfoPage {
         cpuid: &CpuId,
     ) -> Result<()> {
         if cmdline.len() > CMDLINE_MAX {
-            return Err(Error::Memory(format!("command line of {} bytes, at most {CMDLINE_MAX}", cmdline.len())));
+            let text = format!("{} bytes with the devices, at most {CMDLINE_MAX}", cmdline.len());
+            return Err(Error::Config(vec![FieldError::new("cmdline", text)]));
         }
         let mut page = BootInfo {
             magic: BOOT_INFO_MAGIC,

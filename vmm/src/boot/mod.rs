@@ -1,10 +1,13 @@
 //! From an image file to a vCPU that can run it.
 //!
-//! Owns: loading an ELF image, the choice between a direct start in ring 3 and PVH, the registers of each.
+//! Owns: loading an image, the choice between a direct start in ring 3, PVH and the Linux boot protocol, what each wants in
+//! memory ([`crate::layout`] says where) and its registers.
 
 pub mod direct;
 pub mod image;
 pub mod info;
+pub mod linux;
 pub mod pvh;
+pub mod start;
 
 pub use image::{Entry, Image};

@@ -1,24 +1,20 @@
 //! The PVH start (Xen's "x86/HVM direct boot ABI"): 32-bit protected mode, paging off, RBX = start info.
-//!
-//! Owns the low-memory layout: start info, memory map and command line lie below 640 KiB, which no image uses.
 
 use kvm_bindings::{kvm_fpu, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::{Immutable, IntoBytes};
 
+use super::start::Payload;
 use crate::error::{Error, Result, kvm};
+use crate::layout::{CMDLINE, MEMMAP, RSDP, START_INFO, Stretch, memory_map};
 use crate::memory::Memory;
 
-const START_INFO: u64 = 0x6000;
-const MEMMAP: u64 = 0x7000;
-const CMDLINE: u64 = 0x2_0000;
-/// Longest command line, with its NUL.
-pub const CMDLINE_MAX: usize = 0x1_0000;
-const LOW_MEMORY_END: u64 = 0x9_fc00;
-const HIGH_MEMORY: u64 = 0x10_0000;
 const START_MAGIC: u32 = 0x336e_c578;
 const TYPE_RAM: u32 = 1;
+const TYPE_RESERVED: u32 = 2;
+/// The list of modules follows the start info.
+const MODULES: u64 = START_INFO + size_of::<StartInfo>() as u64;
 
 /// `struct hvm_start_info`, version 1.
 #[derive(IntoBytes, Immutable)]
@@ -36,6 +32,16 @@ struct StartInfo {
     reserved: u32,
 }
 
+/// `struct hvm_modlist_entry`.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+struct Module {
+    paddr: u64,
+    size: u64,
+    cmdline_paddr: u64,
+    reserved: u64,
+}
+
 /// `struct hvm_memmap_table_entry`.
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
@@ -46,35 +52,36 @@ struct MemmapEntry {
     reserved: u32,
 }
 
-/// Writes start info, memory map and command line.
-pub fn write_start_info(memory: &Memory, cmdline: &str) -> Result<()> {
-    if cmdline.len() >= CMDLINE_MAX {
-        return Err(Error::Memory(format!("command line of {} bytes", cmdline.len())));
-    }
-    let map = [
-        MemmapEntry { addr: 0, size: LOW_MEMORY_END, kind: TYPE_RAM, reserved: 0 },
-        MemmapEntry { addr: HIGH_MEMORY, size: memory.size() as u64 - HIGH_MEMORY, kind: TYPE_RAM, reserved: 0 },
-    ];
+/// Writes start info, list of modules and memory map; the command line is already there.
+pub fn write_start_info(memory: &Memory, payload: &Payload) -> Result<()> {
+    let entry = |s: Stretch| MemmapEntry {
+        addr: s.address,
+        size: s.len,
+        kind: if s.usable { TYPE_RAM } else { TYPE_RESERVED },
+        reserved: 0,
+    };
+    let map: Vec<MemmapEntry> = memory_map(memory).into_iter().map(entry).collect();
+    // The initial RAM disk is the first module.
+    let module =
+        |r: &std::ops::Range<u64>| Module { paddr: r.start, size: r.end - r.start, cmdline_paddr: 0, reserved: 0 };
+    let modules: Vec<Module> = payload.initrd.iter().map(module).collect();
     let info = StartInfo {
         magic: START_MAGIC,
         version: 1,
         flags: 0,
-        nr_modules: 0,
-        modlist_paddr: 0,
+        nr_modules: modules.len() as u32,
+        modlist_paddr: if modules.is_empty() { 0 } else { MODULES },
         cmdline_paddr: CMDLINE,
-        rsdp_paddr: 0,
+        rsdp_paddr: RSDP,
         memmap_paddr: MEMMAP,
         memmap_entries: map.len() as u32,
         reserved: 0,
     };
-    let mut line = cmdline.as_bytes().to_vec();
-    line.push(0);
-    for (bytes, at) in [(info.as_bytes(), START_INFO), (map.as_bytes(), MEMMAP), (&line[..], CMDLINE)] {
+    for (bytes, at) in [(info.as_bytes(), START_INFO), (modules.as_bytes(), MODULES), (map.as_bytes(), MEMMAP)] {
         memory.ram().write_slice(bytes, GuestAddress(at)).map_err(|e| Error::Memory(e.to_string()))?;
     }
     Ok(())
 }
-
 /// Loads the registers of the PVH entry.
 pub fn set_registers(vcpu: &VcpuFd, entry: u64) -> Result<()> {
     let flat = |selector, type_| kvm_segment {

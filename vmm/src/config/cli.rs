@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::{
-    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, RngConfig, SerialOutput, VsockConfig, field,
-    pairs,
+    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, OnReset, RngConfig, SerialOutput, VsockConfig,
+    field, pairs,
 };
 use crate::error::{Error, FieldError, Result};
 
@@ -22,12 +22,21 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
     /// Start empty and wait at IP:PORT for a VM to be ported here.
-    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "cmdline", "disk", "boot", "rng", "balloon"])]
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "initrd", "cmdline", "disk", "boot", "cpus", "on_reset", "rng", "balloon"])]
     pub receive: Option<SocketAddr>,
-    /// ELF image.
+    /// ELF image or Linux bzImage.
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
-    /// How to start it: auto, direct or pvh.
+    /// Initial RAM disk, for Linux.
+    #[arg(long, value_name = "FILE")]
+    pub initrd: Option<PathBuf>,
+    /// Number of vCPUs.
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<u32>,
+    /// What a reset by the guest does: reboot or exit.
+    #[arg(long, value_name = "WHAT")]
+    pub on_reset: Option<String>,
+    /// How to start it: auto, direct, pvh or linux.
     #[arg(long, value_name = "MODE")]
     pub boot: Option<String>,
     /// Guest memory, like 32M; with --receive the most a guest that arrives may have.
@@ -111,6 +120,7 @@ impl Args {
         let boot = self.boot.as_deref().and_then(|b| keep(parse_boot(b), "--boot", &mut errors));
         let balloon = single(self.balloon.as_deref(), "--balloon", parse_balloon, &mut errors);
         let vsock = single(self.vsock.as_deref(), "--vsock", parse_vsock, &mut errors);
+        let on_reset = self.on_reset.as_deref().and_then(|r| keep(parse_on_reset(r), "--on-reset", &mut errors));
         let serial = self.serial.as_deref().map(parse_serial);
 
         if let Some(listen) = self.receive {
@@ -149,6 +159,9 @@ impl Args {
             set(&mut config.memory, memory);
             config.memory_shared |= self.memory_shared;
             set(&mut config.boot, boot);
+            set(&mut config.cpus, self.cpus);
+            set(&mut config.on_reset, on_reset);
+            config.initrd = self.initrd.or(config.initrd.take());
             set(&mut config.cmdline, self.cmdline);
             set(&mut config.vm_id, self.vm_id);
             set(&mut config.serial, serial);
@@ -179,8 +192,11 @@ impl Config {
             image,
             boot: BootMode::Auto,
             cmdline: String::new(),
+            initrd: None,
             memory: MemorySize::default(),
             memory_shared: false,
+            cpus: 1,
+            on_reset: OnReset::default(),
             disks: Vec::new(),
             nets: Vec::new(),
             rng: None,
@@ -238,7 +254,16 @@ fn parse_boot(s: &str) -> std::result::Result<BootMode, String> {
         "auto" => Ok(BootMode::Auto),
         "direct" => Ok(BootMode::Direct),
         "pvh" => Ok(BootMode::Pvh),
-        _ => Err(format!("{s:?}: must be auto, direct or pvh")),
+        "linux" => Ok(BootMode::Linux),
+        _ => Err(format!("{s:?}: must be auto, direct, pvh or linux")),
+    }
+}
+
+fn parse_on_reset(s: &str) -> std::result::Result<OnReset, String> {
+    match s {
+        "reboot" => Ok(OnReset::Reboot),
+        "exit" => Ok(OnReset::Exit),
+        _ => Err(format!("{s:?}: must be reboot or exit")),
     }
 }
 

@@ -328,7 +328,7 @@ impl<'a> Driver<'a> {
         let shell = guest::build(description, self.config, self.owner, self.stats)?;
         let failed = |e: crate::Error| Reason::new(ReasonCode::Internal, e.to_string());
         self.arrival.prepare(&shell.vm).map_err(failed)?;
-        self.touched = vec![0; shell.vm.memory().pages().div_ceil(64)];
+        self.touched = vec![0; shell.vm.memory().bitmap_words()];
         let arbitrated = self.machine.hello().is_some_and(|h| h.ownership == Ownership::Arbiter);
         let mut epoch = Epoch(0);
         if arbitrated {
@@ -509,7 +509,7 @@ impl<'a> Driver<'a> {
                 if self.machine.phase() == Phase::Receiving && self.sections.is_none() {
                     let memory = shell.vm.memory();
                     let pages =
-                        Pages::parse(connection.payload(), memory.size() as u64).map_err(|e| connection.protocol(e))?;
+                        Pages::parse(connection.payload(), &memory.ranges()).map_err(|e| connection.protocol(e))?;
                     if let Err(e) = transfer::apply(&pages, memory, &mut self.touched) {
                         self.events.push_back(Event::Failed(Reason::new(ReasonCode::Memory, e.to_string())));
                     }

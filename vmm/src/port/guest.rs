@@ -22,7 +22,7 @@ use crate::config::cli::ReceiveConfig;
 use crate::config::{DISKS_MAX, NETS_MAX};
 use crate::devices::DevicesState;
 use crate::error::{Error, Result};
-use crate::memory::MEMORY_LIMIT;
+use crate::memory::MEMORY_MAX;
 use crate::stats::Stats;
 use crate::virtio::Progress;
 use crate::vm::{Phase, Vm, VmDescription, VmState};
@@ -33,6 +33,7 @@ const VCPU: &str = "vcpu0";
 const IRQCHIP: &str = "irqchip";
 const CLOCK: &str = "clock";
 const SERIAL: &str = "serial";
+const ACPI: &str = "acpi";
 const DIGEST: &str = "digest";
 /// Frames thrown away at once, at most: what a tap holds.
 const STALE_MAX: usize = 1024;
@@ -116,6 +117,7 @@ pub(crate) fn save(vm: &Vm) -> Result<(Sections, Epoch)> {
         put(&mut sections, CLOCK, clock)?;
     }
     put(&mut sections, SERIAL, &state.devices.serial)?;
+    put(&mut sections, ACPI, &state.devices.acpi)?;
     for device in &state.devices.virtio {
         put(&mut sections, &virtio_name(&device.id), device)?;
     }
@@ -235,8 +237,8 @@ pub(super) fn memory_available(config: &ReceiveConfig) -> u64 {
         .lines()
         .find_map(|l| l.strip_prefix("MemAvailable:"))
         .and_then(|l| l.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    let free = kib.map_or(MEMORY_LIMIT, |k| (k << 10).saturating_sub(HOST_RESERVE));
-    free.min(MEMORY_LIMIT).min(config.memory_max.map_or(u64::MAX, |m| m.bytes()))
+    let free = kib.map_or(MEMORY_MAX, |k| (k << 10).saturating_sub(HOST_RESERVE));
+    free.min(MEMORY_MAX).min(config.memory_max.map_or(u64::MAX, |m| m.bytes()))
 }
 
 /// Makes everything for a VM that is to arrive.
@@ -317,7 +319,7 @@ pub(crate) fn decode_state(vm: &Vm, sections: &Sections) -> Result<VmState> {
         vcpu: take(sections, VCPU)?,
         irqchip: has(sections, IRQCHIP).then(|| take(sections, IRQCHIP)).transpose()?,
         clock: has(sections, CLOCK).then(|| take(sections, CLOCK)).transpose()?,
-        devices: DevicesState { serial: take(sections, SERIAL)?, virtio },
+        devices: DevicesState { serial: take(sections, SERIAL)?, acpi: take(sections, ACPI)?, virtio },
     })
 }
 

@@ -17,6 +17,9 @@ use super::connection::{Connection, ConnectionError};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, PAGE_SIZE};
 
+/// Words of the bitmap that are asked of the kernel's pagemap at once (1 MiB of entries).
+const PAGEMAP_WORDS: usize = 2048;
+
 /// Pages to be sent: bit n of word m is page 64 m + n.
 #[derive(Debug, Clone, Default)]
 pub struct Pending {
@@ -26,17 +29,18 @@ pub struct Pending {
 impl Pending {
     /// Every page.
     pub fn all(memory: &Memory) -> Pending {
-        let pages = memory.pages();
-        let mut words = vec![u64::MAX; pages.div_ceil(64)];
-        if let (Some(last), rest @ 1..) = (words.last_mut(), pages % 64) {
-            *last = (1 << rest) - 1;
-        }
-        Pending { words }
+        let mut pending = Pending::none(memory);
+        memory.regions().for_each(|r| pending.words[r.words()].fill(u64::MAX));
+        pending
     }
 
     /// Every page that may have content: those the host has given memory. A page it has not is zero, here as in the fresh
     /// memory of a destination. To be called after the dirty log was started.
     pub fn populated(memory: &Memory) -> Pending {
+        if !memory.shared_regions().is_empty() {
+            // Another process may have written what this one has not mapped.
+            return Pending::all(memory);
+        }
         match populated(memory) {
             Ok(pending) => pending,
             Err(e) => {
@@ -48,7 +52,7 @@ impl Pending {
 
     /// No page.
     pub fn none(memory: &Memory) -> Pending {
-        Pending { words: vec![0; memory.pages().div_ceil(64)] }
+        Pending { words: vec![0; memory.bitmap_words()] }
     }
 
     /// Adds a bitmap of the same form.
@@ -105,15 +109,21 @@ impl Pending {
 fn populated(memory: &Memory) -> std::io::Result<Pending> {
     const PRESENT_OR_SWAPPED: u64 = 3 << 62;
     const ENTRY: usize = 8;
-    let mut entries = vec![0; memory.pages() * ENTRY];
-    let first = memory.host_base() as u64 / PAGE_SIZE as u64;
-    File::open("/proc/self/pagemap")?.read_exact_at(&mut entries, first * ENTRY as u64)?;
+    let pagemap = File::open("/proc/self/pagemap")?;
     let mut pending = Pending::none(memory);
-    for (page, entry) in entries.as_chunks::<ENTRY>().0.iter().enumerate() {
-        if u64::from_le_bytes(*entry) & PRESENT_OR_SWAPPED != 0
-            && let Some(word) = pending.words.get_mut(page / 64)
-        {
-            *word |= 1 << (page % 64);
+    for region in memory.regions() {
+        // A word of the bitmap at a time, times some.
+        let mut entries = vec![0; PAGEMAP_WORDS * 64 * ENTRY];
+        let first = region.host as u64 / PAGE_SIZE as u64;
+        for (index, words) in pending.words[region.words()].chunks_mut(PAGEMAP_WORDS).enumerate() {
+            let at = first + (index * PAGEMAP_WORDS * 64) as u64;
+            let entries = &mut entries[..words.len() * 64 * ENTRY];
+            pagemap.read_exact_at(entries, at * ENTRY as u64)?;
+            for (page, entry) in entries.as_chunks::<ENTRY>().0.iter().enumerate() {
+                if u64::from_le_bytes(*entry) & PRESENT_OR_SWAPPED != 0 {
+                    words[page / 64] |= 1 << (page % 64);
+                }
+            }
         }
     }
     Ok(pending)
@@ -269,11 +279,8 @@ pub fn apply(pages: &Pages<'_>, memory: &Memory, touched: &mut [u64]) -> Result<
 pub fn digest(memory: &Memory) -> Result<u64> {
     let mut hash = migration::wire::Digest::default();
     let mut page = [0u8; PAGE_SIZE];
-    for number in 0..memory.pages() as u64 {
-        memory
-            .ram()
-            .read_slice(&mut page, GuestAddress(number * PAGE_SIZE as u64))
-            .map_err(|e| Error::Memory(e.to_string()))?;
+    for address in memory.regions().flat_map(|r| r.range().step_by(PAGE_SIZE)) {
+        memory.ram().read_slice(&mut page, GuestAddress(address)).map_err(|e| Error::Memory(e.to_string()))?;
         hash.update(&page);
     }
     Ok(hash.finish())

@@ -20,12 +20,7 @@ use crate::gate::Gate;
 use crate::memory::Memory;
 use crate::metrics::Exposition;
 
-/// Guest-physical address of the first device's registers.
-pub const MMIO_BASE: u64 = 0xd000_0000;
-/// Bytes of address space a device has.
-pub const MMIO_SIZE: u64 = 0x1000;
-/// GSI of the first device.
-pub const GSI_BASE: u32 = 5;
+pub use crate::layout::{GSI_BASE, MMIO_BASE, MMIO_SIZE};
 
 const MAGIC: u32 = 0x7472_6976;
 const VERSION: u32 = 2;

@@ -8,24 +8,24 @@ use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
-use guest_abi::Identity;
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::life::Life;
 use super::{Vm, VmDescription};
-use crate::boot::info::{InfoPage, OwnerId, random};
-use crate::boot::{Entry, Image, direct, pvh};
+use crate::acpi;
+use crate::boot::info::{InfoPage, OwnerId};
+use crate::boot::{Entry, Image, start};
 use crate::config::cli::ReceiveConfig;
 use crate::config::{BALLOON_ID, Config, RNG_ID, VSOCK_ID};
 use crate::console::Console;
-use crate::devices::{Devices, SERIAL_GSI};
+use crate::devices::Devices;
 use crate::error::{Error, FieldError, Result, host};
 use crate::event::Events;
 use crate::gate::Gate;
+use crate::layout::{EVENT_GSI, SERIAL_GSI, TSS_ADDRESS};
 use crate::memory::{Memory, enable_manual_protect};
-use crate::platform::PLATFORM_BASE;
 use crate::stats::{BootTimes, Stats};
 use crate::vcpu::state::missing_features;
 use crate::vcpu::{Context, Kicker, Vcpu};
@@ -39,8 +39,6 @@ use crate::virtio::vhost_user::blk::VhostUserBlk;
 use crate::virtio::vhost_user::net::VhostUserNet;
 use crate::virtio::vsock::Vsock;
 
-/// Where KVM may put its TSS and identity map (needed on VT-x): three pages and one below 4 GiB.
-const TSS_ADDRESS: usize = 0xfffb_d000;
 /// How often making a VM is tried again after an interruption.
 const CREATE_ATTEMPTS: u32 = 100;
 
@@ -114,14 +112,24 @@ fn open_devices(
     devices.into_iter().enumerate().map(place).collect()
 }
 
-/// A new irqfd for the serial port, where there is an interrupt controller.
-pub(super) fn serial_irq(fd: &VmFd, irqchip: bool) -> Result<Option<EventFd>> {
+/// A new irqfd, where there is an interrupt controller.
+fn irq(fd: &VmFd, irqchip: bool, gsi: u32) -> Result<Option<EventFd>> {
     if !irqchip {
         return Ok(None);
     }
     let irq = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
-    fd.register_irqfd(&irq, SERIAL_GSI).map_err(crate::error::kvm("register irqfd"))?;
+    fd.register_irqfd(&irq, gsi).map_err(crate::error::kvm("register irqfd"))?;
     Ok(Some(irq))
+}
+
+/// For the serial port.
+pub(super) fn serial_irq(fd: &VmFd, irqchip: bool) -> Result<Option<EventFd>> {
+    irq(fd, irqchip, SERIAL_GSI)
+}
+
+/// For ACPI's events.
+pub(super) fn event_irq(fd: &VmFd, irqchip: bool) -> Result<Option<EventFd>> {
+    irq(fd, irqchip, EVENT_GSI)
 }
 
 impl Vm {
@@ -130,11 +138,12 @@ impl Vm {
         let kvm = open_kvm()?;
         let memory = new_memory(&config)?;
         let image = Image::load(&config.image, &memory, config.boot)?;
-        let irqchip = matches!(image.entry, Entry::Pvh(_));
-        let info = match image.entry {
+        let info = match &image.entry {
             Entry::Direct(start) => Some(InfoPage { address: start.boot_info }),
-            Entry::Pvh(_) => None,
+            Entry::Pvh(_) | Entry::Linux(_) => None,
         };
+        // A guest that starts directly in ring 3 needs no interrupts.
+        let irqchip = info.is_none();
         let shell = Shell::new(&kvm, &memory, irqchip)?;
         let vm = Vm::assemble(config, owner, info, shell, memory, stats)?;
         vm.prepare_start(&image)?;
@@ -142,33 +151,15 @@ impl Vm {
     }
 
     /// The command line as the guest sees it: the user's words, then the devices.
-    pub(crate) fn guest_cmdline(&self) -> String {
-        let mut cmdline = self.config.cmdline.clone();
-        for index in 0..self.devices().virtio().len() {
-            if !cmdline.is_empty() {
-                cmdline.push(' ');
-            }
-            cmdline += &Devices::announcement(index as u16);
-        }
-        cmdline
+    pub fn guest_cmdline(&self) -> String {
+        start::announce(&self.config.cmdline, self.devices().virtio().len())
     }
 
-    /// Registers and pages of the first start.
+    /// Registers and pages of a start.
     fn prepare_start(&self, image: &Image) -> Result<()> {
-        let cmdline = self.guest_cmdline();
+        let devices = self.devices().virtio().len();
         let vcpu = self.vcpu();
-        match image.entry {
-            Entry::Direct(start) => {
-                direct::set_registers(vcpu.fd(), &start)?;
-                let identity = Identity { vm_id: self.config.vm_id, epoch: 0, owner: self.owner.0, entropy: random()? };
-                let info = InfoPage { address: start.boot_info };
-                info.write(&self.memory, vcpu.fd(), &cmdline, PLATFORM_BASE, identity, &self.cpuid)
-            }
-            Entry::Pvh(entry) => {
-                pvh::write_start_info(&self.memory, &cmdline)?;
-                pvh::set_registers(vcpu.fd(), entry)
-            }
-        }
+        start::prepare(&self.config, self.owner, image, devices, &self.memory, vcpu.fd(), &self.cpuid)
     }
 
     /// Builds an empty VM for one that will be ported here: everything but its state. The taps are this host's, joined by
@@ -225,8 +216,9 @@ impl Vm {
         }
         let virtio = open_devices(&config, &shell, &memory, &gate, &events)?;
         let serial_irq = serial_irq(&shell.fd, shell.irqchip)?;
+        let acpi = acpi::Registers::new(event_irq(&shell.fd, shell.irqchip)?);
         let context = Context {
-            devices: Arc::new(Mutex::new(Devices::new(console.clone(), serial_irq, virtio))),
+            devices: Arc::new(Mutex::new(Devices::new(console.clone(), serial_irq, acpi, virtio))),
             gate,
             events,
             ram: memory.ram().clone(),

@@ -15,7 +15,7 @@ use kvm_bindings::{
 };
 use serde::{Deserialize, Serialize};
 
-use super::build::serial_irq;
+use super::build::{event_irq, serial_irq};
 use super::{Phase, Vm};
 use crate::boot::info::{ClockState, InfoPage, OwnerId};
 use crate::config::Config;
@@ -131,7 +131,8 @@ impl Vm {
         vcpu_state::restore(self.vcpu().fd(), &state.vcpu, state.clock.is_none())?;
         // An irqfd stays registered when its descriptor is closed only until then; the new one replaces it.
         let serial_irq = serial_irq(&self.fd, self.irqchip)?;
-        self.devices().restore(&state.devices, serial_irq)
+        let event_irq = event_irq(&self.fd, self.irqchip)?;
+        self.devices().restore(&state.devices, serial_irq, event_irq)
     }
 
     /// Makes the loaded VM this process's: writes owner and epoch (`None` leaves it) in the boot-info page and continues

@@ -60,11 +60,15 @@ fn other_files_are_refused_by_name() {
     let memory = Memory::new(crate::memory::HUGE_PAGE).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vmlinuz");
+    let refused = |mode| Image::load(&path, &memory, mode).unwrap_err().to_string();
     let mut bz = vec![0u8; 4096];
     bz[0x202..0x206].copy_from_slice(b"HdrS");
     std::fs::write(&path, &bz).unwrap();
-    let e = Image::load(&path, &memory, BootMode::Auto).unwrap_err().to_string();
-    assert!(e.contains("bzImage") && e.contains("vmlinuz"), "{e}");
+    let e = refused(BootMode::Pvh);
+    assert!(e.contains("bzImage") && e.contains("vmlinuz") && e.contains("boot"), "{e}");
+    assert!(!refused(BootMode::Linux).contains("boot must be"));
     std::fs::write(&path, b"text").unwrap();
-    assert!(Image::load(&path, &memory, BootMode::Auto).unwrap_err().to_string().contains("not an ELF"));
+    assert!(refused(BootMode::Auto).contains("neither an ELF"));
+    std::fs::write(&path, [b"\x7fELF".as_slice(), &[0; 100]].concat()).unwrap();
+    assert!(refused(BootMode::Linux).contains("boot must be auto or pvh"));
 }

@@ -25,7 +25,7 @@ fn receive(connection: &mut Connection, memory: &Memory, touched: &mut [u64], mu
     while pages > 0 {
         if let Some(incoming) = connection.poll().unwrap() {
             assert_eq!(incoming.frame_type, FrameType::Pages);
-            let parsed = Pages::parse(connection.payload(), memory.size() as u64).unwrap();
+            let parsed = Pages::parse(connection.payload(), &memory.ranges()).unwrap();
             pages -= apply(&parsed, memory, touched).unwrap();
         }
     }
@@ -44,7 +44,7 @@ fn memory_arrives_over_a_connection() {
     for page in [0, 1, 2, 77, 500, 511, 1023] {
         fill(&from, page, page as u8 | 1);
     }
-    let mut touched = vec![0; to.pages().div_ceil(64)];
+    let mut touched = vec![0; to.bitmap_words()];
     let mut writer = PageWriter::new();
     let sent = writer.send(&mut Pending::all(&from), &from, &mut a, &|| false).unwrap();
     assert_eq!((sent.raw, sent.zero), (7, 1024 - 7));
@@ -110,7 +110,7 @@ fn more_pages_than_fit_one_frame() {
             fill(&from, page, page as u8 | 1);
         }
     }
-    let mut touched = vec![0; to.pages().div_ceil(64)];
+    let mut touched = vec![0; to.bitmap_words()];
     let (source, sent) = (from.clone(), 1024);
     let sender = std::thread::spawn(move || {
         PageWriter::new().send(&mut Pending::all(&source), &source, &mut a, &|| false).unwrap();
@@ -125,7 +125,7 @@ fn more_pages_than_fit_one_frame() {
 fn a_blocked_send_can_be_stopped() {
     let (mut a, _b) = pair();
     let from = Memory::new(64 << 20).unwrap();
-    for page in 0..from.pages() as u64 {
+    for page in 0..(from.size() / PAGE_SIZE) as u64 {
         fill(&from, page, 1);
     }
     let asked = std::cell::Cell::new(0);

@@ -1,0 +1,125 @@
+//! The first start and every restart: what an image needs besides itself is put into memory, the first vCPU at its entry.
+//!
+//! Owns the order of things: image, initial RAM disk, ACPI tables, command line, registers. Always true: guest memory was all
+//! zeroes before, so a restart finds the machine as the first start did.
+
+use std::fs::File;
+use std::ops::Range;
+use std::path::Path;
+
+use guest_abi::Identity;
+use kvm_bindings::CpuId;
+use kvm_ioctls::VcpuFd;
+use vm_memory::{Bytes, GuestAddress};
+
+use super::image::{Entry, Image};
+use super::info::{InfoPage, OwnerId, random};
+use super::{direct, linux, pvh};
+use crate::acpi::generation;
+use crate::acpi::tables::{self, Machine};
+use crate::config::Config;
+use crate::devices::Devices;
+use crate::error::{Error, FieldError, Result, host};
+use crate::layout::{CMDLINE, CMDLINE_AREA};
+use crate::memory::{Memory, PAGE_SIZE};
+use crate::platform::PLATFORM_BASE;
+
+/// What goes with an image.
+#[derive(Debug, Clone, Default)]
+pub struct Payload {
+    /// Command line.
+    pub cmdline: String,
+    /// Where the initial RAM disk lies.
+    pub initrd: Option<Range<u64>>,
+}
+
+/// Puts everything beside the image into memory and the vCPU at its entry. `devices` is the number of virtio devices.
+pub fn prepare(
+    config: &Config,
+    owner: OwnerId,
+    image: &Image,
+    devices: usize,
+    memory: &Memory,
+    vcpu: &VcpuFd,
+    cpuid: &CpuId,
+) -> Result<()> {
+    let mut payload = Payload { cmdline: config.cmdline.clone(), initrd: None };
+    if image.wants_announcements {
+        payload.cmdline = announce(&config.cmdline, devices);
+    }
+    if let Entry::Direct(start) = &image.entry {
+        if config.initrd.is_some() {
+            return Err(wrong("initrd", "the image starts directly in ring 3 and has no use for one".into()));
+        }
+        direct::set_registers(vcpu, start)?;
+        let identity = Identity { vm_id: config.vm_id, epoch: 0, owner: owner.0, entropy: random()? };
+        let info = InfoPage { address: start.boot_info };
+        return info.write(memory, vcpu, &payload.cmdline, PLATFORM_BASE, identity, cpuid);
+    }
+    if let Some(path) = &config.initrd {
+        payload.initrd = Some(load_initrd(path, memory, image.end, image.initrd_end())?);
+    }
+    write_cmdline(memory, &payload.cmdline, image.cmdline_max())?;
+    tables::write(memory, Machine { cpus: config.cpus, devices })?;
+    generation::renew(memory)?;
+    match &image.entry {
+        Entry::Direct(_) => {}
+        Entry::Pvh(entry) => {
+            pvh::write_start_info(memory, &payload)?;
+            pvh::set_registers(vcpu, *entry)?;
+        }
+        Entry::Linux(kernel) => {
+            kernel.prepare(memory, &payload)?;
+            kernel.set_registers(vcpu)?;
+        }
+    }
+    linux::set_memory_types(vcpu)
+}
+
+/// A command line with the virtio devices, for guests that read of them there.
+pub fn announce(cmdline: &str, devices: usize) -> String {
+    let words = (0..devices).map(|index| Devices::announcement(index as u16));
+    std::iter::once(cmdline.to_owned()).filter(|c| !c.is_empty()).chain(words).collect::<Vec<_>>().join(" ")
+}
+
+fn wrong(field: &str, message: String) -> Error {
+    Error::Config(vec![FieldError::new(field, message)])
+}
+
+fn write_cmdline(memory: &Memory, cmdline: &str, max: usize) -> Result<()> {
+    let max = max.min(CMDLINE_AREA as usize - 1);
+    if cmdline.len() > max {
+        return Err(wrong("cmdline", format!("{} bytes, this image takes at most {max}", cmdline.len())));
+    }
+    let mut line = cmdline.as_bytes().to_vec();
+    line.push(0);
+    memory.ram().write_slice(&line, GuestAddress(CMDLINE)).map_err(|e| Error::Memory(e.to_string()))
+}
+
+/// Loads an initial RAM disk as high as it may lie, between the image's end and `ceiling`.
+fn load_initrd(path: &Path, memory: &Memory, floor: u64, ceiling: u64) -> Result<Range<u64>> {
+    let mut file = File::open(path).map_err(host(format!("initrd {}", path.display())))?;
+    let size = file.metadata().map_err(host(format!("initrd {}", path.display())))?.len();
+    if size == 0 {
+        return Err(wrong("initrd", format!("{} is empty", path.display())));
+    }
+    let page = PAGE_SIZE as u64;
+    let start = ceiling.min(memory.low_end()).checked_sub(size).map_or(0, |s| s / page * page);
+    if start < floor {
+        return Err(wrong(
+            "initrd",
+            format!(
+                "{} of {size} bytes does not fit between the image and the end of memory: give the VM more (memory)",
+                path.display()
+            ),
+        ));
+    }
+    memory
+        .ram()
+        .read_exact_volatile_from(GuestAddress(start), &mut file, size as usize)
+        .map_err(|e| Error::Memory(format!("initrd {}: {e}", path.display())))?;
+    Ok(start..start + size)
+}
+
+#[cfg(test)]
+mod tests;
