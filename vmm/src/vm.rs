@@ -6,6 +6,7 @@
 mod build;
 mod copy;
 mod life;
+mod power;
 pub mod state;
 
 use std::sync::atomic::AtomicBool;
