@@ -1,9 +1,9 @@
-//! The image of a disk: opened, locked, measured.
+//! A raw image: opened, locked, measured, grown.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use super::SECTOR;
@@ -30,21 +30,33 @@ pub struct Image {
     sectors: u64,
     readonly: bool,
     align: DirectAlign,
+    is_device: bool,
+    /// File system block or physical sector, in bytes.
+    block: u64,
 }
 
 impl Image {
-    /// Opens `path` past the page cache where that is possible, and locks it: one writer, or any number of readers.
-    pub fn open(path: &Path, readonly: bool) -> Result<Image> {
+    /// Opens `path` and locks it: one writer, or any number of readers. Past the page cache if `direct` says so, or, if it says
+    /// nothing, where that is possible (not on tmpfs, for one).
+    pub fn open(path: &Path, readonly: bool, direct: Option<bool>) -> Result<Image> {
         let what = || format!("disk {}", path.display());
         let open =
             |flags| OpenOptions::new().read(true).write(!readonly).custom_flags(flags | libc::O_CLOEXEC).open(path);
-        let (mut file, align) = match open(libc::O_DIRECT) {
-            Ok(file) => match direct_align(&file) {
-                Some(align) => (file, align),
-                None => (open(0).map_err(host(what()))?, ANY),
+        let past_cache = match direct {
+            Some(false) => None,
+            _ => match open(libc::O_DIRECT) {
+                Ok(file) => direct_align(&file).map(|align| (file, align)),
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => None,
+                Err(e) => return Err(host(what())(e)),
             },
-            Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(host(what()))?, ANY),
-            Err(e) => return Err(host(what())(e)),
+        };
+        let (file, align) = match past_cache {
+            Some(found) => found,
+            None if direct == Some(true) => {
+                let why = "the file system cannot do I/O past the page cache in sectors; leave direct out";
+                return Err(Error::Conflict(format!("{}: {why}", what())));
+            }
+            None => (open(0).map_err(host(what()))?, ANY),
         };
         lock(&file, readonly).map_err(|e| match e.raw_os_error() {
             Some(libc::EAGAIN | libc::EACCES) => {
@@ -52,8 +64,43 @@ impl Image {
             }
             _ => host(format!("{}: lock", what()))(e),
         })?;
-        let size = file.seek(SeekFrom::End(0)).map_err(host(what()))?;
-        Ok(Image { file, sectors: size / SECTOR, readonly, align })
+        let metadata = file.metadata().map_err(host(what()))?;
+        let mut image = Image {
+            sectors: 0,
+            readonly,
+            align,
+            is_device: metadata.file_type().is_block_device(),
+            block: metadata.blksize(),
+            file,
+        };
+        image.measure().map_err(host(what()))?;
+        Ok(image)
+    }
+
+    /// Looks how large it is now.
+    pub fn measure(&mut self) -> io::Result<()> {
+        self.sectors = self.file.seek(SeekFrom::End(0))? / SECTOR;
+        Ok(())
+    }
+
+    /// Makes the file larger if it is smaller than `bytes`.
+    pub fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        self.measure()?;
+        if !self.is_device && bytes > self.sectors * SECTOR {
+            self.file.set_len(bytes)?;
+            self.measure()?;
+        }
+        Ok(())
+    }
+
+    /// A block device, not a file.
+    pub fn is_device(&self) -> bool {
+        self.is_device
+    }
+
+    /// What ranges to discard should be multiples of, in bytes.
+    pub fn block(&self) -> u64 {
+        self.block
     }
 
     /// Size in sectors.
@@ -95,7 +142,8 @@ fn direct_align(file: &File) -> Option<DirectAlign> {
     possible.then_some(DirectAlign { address, length })
 }
 
-fn lock(file: &File, readonly: bool) -> io::Result<()> {
+/// One writer or any number of readers, of this program or QEMU.
+pub fn lock(file: &File, readonly: bool) -> io::Result<()> {
     let lock = libc::flock {
         l_type: if readonly { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,

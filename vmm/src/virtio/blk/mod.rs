@@ -1,53 +1,89 @@
-//! virtio-blk (virtio 1.2, section 5.2) on a raw file or block device.
+//! virtio-blk (virtio 1.2, section 5.2) on a file or block device.
 //!
 //! Owns the open image, its lock, and the requests in flight. Always true: a flush is answered after fdatasync has
 //! succeeded; a request that fails on the host is answered with an error, counted and logged, and the VM lives; an image that is
-//! written has one writer. Survives: a full disk, I/O errors, images that shrink, any request a guest can make up.
+//! written has one writer; what a limit holds back waits in the guest's ring. Survives: a full disk, I/O errors, images that
+//! shrink, any request a guest can make up.
 
+mod bounce;
 mod image;
 mod request;
+mod uring;
 
+use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
-use io_uring::{IoUring, opcode, squeue, types};
 use serde::{Deserialize, Serialize};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::queue::{Chain, QueueError, VirtQueue, total, write_at};
 use super::{Device, DeviceState, Progress, Work};
 use crate::config::DiskConfig;
 use crate::error::{Error, Result, host};
-use crate::memory::Memory;
+use crate::limit::{LimiterState, Limits, Throttle};
+use crate::memory::{GuestRange, Memory};
 use crate::metrics::Exposition;
-use crate::stats::Counter;
+use crate::stats::{Counter, Histogram};
 use image::Image;
-use request::{Operation, Parsed, Request, Status};
+use request::{DISCARD_MAX, Operation, Parsed, Request, Status, WRITE_ZEROES_MAX};
+use uring::Uring;
 
 /// Bytes of a sector, the unit of the protocol.
 pub const SECTOR: u64 = 512;
-/// Memory all requests together may have for buffers the image cannot be read into or written from directly.
+/// Memory all requests together may have for buffers the image cannot be read into or written from directly; one that is
+/// larger has to be alone.
 pub const BOUNCE_MAX: usize = 2 << 20;
+/// Largest request that is copied.
+pub const BOUNCE_ONE_MAX: usize = 16 << 20;
+/// Requests in flight at most, of all queues.
+pub const DEPTH: usize = 256;
 
 const KIND: u32 = 2;
-const QUEUE_SIZE: u16 = 128;
-/// Requests in flight at most: as many as the queue holds.
-const DEPTH: usize = QUEUE_SIZE as usize;
+const QUEUE_SIZE: u16 = 256;
 /// Data pieces of a request: all of the queue but header and status.
 const SEG_MAX: u32 = QUEUE_SIZE as u32 - 2;
 const ID_SIZE: usize = 20;
 /// Requests logged as failed, per device; more are only counted.
 const LOGGED_MAX: u64 = 100;
+/// `struct virtio_blk_config` up to and with the fields of write-zeroes.
+const CONFIG_SIZE: usize = 60;
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
 const F_BLK_SIZE: u64 = 1 << 6;
 const F_FLUSH: u64 = 1 << 9;
+const F_MQ: u64 = 1 << 12;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
 
-/// State that moves with the guest: there is none besides the queue once nothing is in flight.
+/// State that moves with the guest; once nothing is in flight the rest is in the queues.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlkState {
     /// Size in sectors that the guest was told.
     pub capacity: u64,
+    /// Limits as they were last set, and what is left of them.
+    pub limiter: LimiterState,
+}
+
+/// Who does the I/O.
+trait Engine: Send {
+    /// Whether it takes one more request.
+    fn room(&self) -> bool;
+    /// How many it has.
+    fn in_flight(&self) -> usize;
+    /// Takes a request on. There must be room.
+    fn submit(&mut self, request: Request);
+    /// Sees to it that all it has taken on is being done.
+    fn push(&mut self);
+    /// One that is done, with its error if it failed.
+    fn completed(&mut self) -> Option<Request>;
+    /// Whether [`Engine::completed`] has something.
+    fn has_completed(&mut self) -> bool;
+    /// Waits until something is done.
+    fn wait(&mut self) -> io::Result<()>;
+    /// Its descriptor was ready.
+    fn event(&mut self);
+    /// Ready when something is done.
+    fn descriptor(&self) -> RawFd;
 }
 
 #[derive(Debug, Default)]
@@ -55,70 +91,106 @@ struct BlkStats {
     reads: Counter,
     writes: Counter,
     flushes: Counter,
+    discards: Counter,
+    zeroed: Counter,
     read_bytes: Counter,
     written_bytes: Counter,
     errors: Counter,
     bounced: Counter,
+    read_time: Histogram,
+    write_time: Histogram,
+    flush_time: Histogram,
 }
 
 /// A disk.
 pub struct Blk {
     id: String,
+    serial: [u8; ID_SIZE],
+    /// Before the image, which it works on.
+    engine: Box<dyn Engine>,
     image: Image,
-    ring: IoUring,
-    done: EventFd,
-    requests: Vec<Option<Request>>,
-    free: Vec<u16>,
-    in_flight: usize,
+    queue_sizes: Vec<u16>,
+    /// Queue to be served first next time.
+    next_queue: usize,
     bounce: usize,
-    unsubmitted: usize,
+    throttle: Throttle,
+    resized: bool,
     stats: BlkStats,
 }
 
 impl Blk {
     /// Opens and locks the image.
     pub fn open(config: &DiskConfig) -> Result<Blk> {
-        let image = Image::open(&config.path, config.readonly)?;
-        let ring = IoUring::builder()
-            .setup_clamp()
-            .build(QUEUE_SIZE.into())
-            .map_err(host(format!("{}: io_uring", config.id)))?;
-        let done = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
-        ring.submitter().register_eventfd(done.as_raw_fd()).map_err(host("io_uring: register eventfd"))?;
+        if config.format != crate::config::DiskFormat::Raw {
+            return Err(Error::Conflict(format!("{}: only raw images can be opened yet", config.id)));
+        }
+        let image = Image::open(&config.path, config.readonly, config.direct)?;
+        let engine = Box::new(Uring::new(&image)?);
+        let mut serial = [0; ID_SIZE];
+        let text = config.serial.as_ref().unwrap_or(&config.id).as_bytes();
+        let n = text.len().min(ID_SIZE);
+        serial[..n].copy_from_slice(&text[..n]);
         Ok(Blk {
             id: config.id.clone(),
+            serial,
+            engine,
             image,
-            ring,
-            done,
-            requests: (0..DEPTH).map(|_| None).collect(),
-            free: (0..QUEUE_SIZE).rev().collect(),
-            in_flight: 0,
+            queue_sizes: vec![QUEUE_SIZE; config.queues.into()],
+            next_queue: 0,
             bounce: 0,
-            unsubmitted: 0,
+            throttle: Throttle::new(config.limits)?,
+            resized: false,
             stats: BlkStats::default(),
         })
     }
 
-    fn next_completion(&mut self) -> Option<io_uring::cqueue::Entry> {
-        self.ring.completion().next()
+    /// Size in bytes.
+    pub fn size(&self) -> u64 {
+        self.image.sectors() * SECTOR
+    }
+
+    /// Makes the disk larger: to `bytes` (the image file is made as long), or to what its image has become. The guest is told
+    /// when the device next looks at its queues. It does not become smaller. Returns the new size.
+    pub fn resize(&mut self, bytes: Option<u64>) -> Result<u64> {
+        let before = self.size();
+        if bytes.is_some_and(|b| !b.is_multiple_of(SECTOR)) {
+            return Err(Error::Conflict(format!("{}: a size is a multiple of {SECTOR} bytes", self.id)));
+        }
+        if bytes.is_some_and(|b| b < before) {
+            return Err(Error::Conflict(format!("{}: has {before} bytes; a disk cannot be made smaller", self.id)));
+        }
+        self.image.grow(bytes.unwrap_or(0)).map_err(host(format!("{}: resize", self.id)))?;
+        let now = self.size();
+        if bytes.is_some_and(|b| now < b) {
+            let why = "make the block device larger first";
+            return Err(Error::Conflict(format!("{}: its image has {now} bytes; {why}", self.id)));
+        }
+        self.resized |= now != before;
+        Ok(now)
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> Limits {
+        self.throttle.limits()
+    }
+
+    /// Changes the limits, from now on. Whoever does calls [`crate::devices::Devices::process_all`] afterwards.
+    pub fn set_limits(&mut self, limits: Limits) -> Result<()> {
+        let mistakes = limits.mistakes("limits");
+        if !mistakes.is_empty() {
+            return Err(Error::Config(mistakes));
+        }
+        self.throttle.set(limits);
+        Ok(())
     }
 
     /// Takes what has been completed. True if there was something.
-    fn reap(&mut self, queue: &mut VirtQueue, memory: &Memory) -> std::result::Result<bool, QueueError> {
+    fn reap(&mut self, queues: &mut [VirtQueue], memory: &Memory) -> std::result::Result<bool, QueueError> {
         let mut any = false;
-        while let Some(entry) = self.next_completion() {
+        while let Some(request) = self.engine.completed() {
             any = true;
-            let slot = entry.user_data() as usize;
-            let Some(mut request) = self.requests.get_mut(slot).and_then(Option::take) else { continue };
-            if request.advance(entry.result()) {
-                // A part was done; the rest is a request of its own. Each time it gets shorter.
-                self.submit(slot, request);
-                continue;
-            }
-            self.free.push(slot as u16);
-            self.in_flight -= 1;
             self.bounce -= request.bounce_len();
-            self.finish(request, queue, memory)?;
+            self.finish(request, queues, memory)?;
         }
         Ok(any)
     }
@@ -127,7 +199,7 @@ impl Blk {
     fn finish(
         &mut self,
         mut request: Request,
-        queue: &mut VirtQueue,
+        queues: &mut [VirtQueue],
         memory: &Memory,
     ) -> std::result::Result<(), QueueError> {
         let status = match &request.error {
@@ -137,150 +209,134 @@ impl Blk {
                 if self.stats.errors.get() <= LOGGED_MAX {
                     log::error!("{}: {} at sector {} failed: {e}", self.id, request.operation, request.sector);
                 }
-                Status::IoError
+                match e.raw_os_error() {
+                    Some(libc::EOPNOTSUPP) if !request.operation.has_data() => Status::Unsupported,
+                    _ => Status::IoError,
+                }
             }
         };
         let mut written = 1;
         if status == Status::Ok {
+            let s = &self.stats;
             match request.operation {
                 Operation::Read => {
-                    self.stats.reads.inc();
-                    self.stats.read_bytes.add(request.len.into());
+                    s.reads.inc();
+                    s.read_bytes.add(request.len.into());
                     request.deliver(memory);
                     written += request.len;
+                    s.read_time.record(request.since.elapsed());
                 }
                 Operation::Write => {
-                    self.stats.writes.inc();
-                    self.stats.written_bytes.add(request.len.into());
+                    s.writes.inc();
+                    s.written_bytes.add(request.len.into());
+                    s.write_time.record(request.since.elapsed());
                 }
-                Operation::Flush => self.stats.flushes.inc(),
-            }
-        }
-        self.answer(request.head, request.status_at, status, written, queue, memory)
-    }
-
-    fn answer(
-        &self,
-        head: u16,
-        status_at: crate::memory::GuestRange,
-        status: Status,
-        written: u32,
-        queue: &mut VirtQueue,
-        memory: &Memory,
-    ) -> std::result::Result<(), QueueError> {
-        if !write_at(memory, &[status_at], 0, &[status as u8]) {
-            return Err(QueueError("no room for the status".into()));
-        }
-        queue.push(memory, head, written)
-    }
-
-    /// Hands a request to the kernel; it counts as in flight already.
-    fn submit(&mut self, slot: usize, request: Request) {
-        let fd = types::Fd(self.image.as_raw_fd());
-        let entry = match request.operation {
-            Operation::Flush => opcode::Fsync::new(fd).flags(types::FsyncFlags::DATASYNC).build(),
-            Operation::Read => {
-                let pieces = request.pieces();
-                opcode::Readv::new(fd, pieces.as_ptr().cast(), pieces.len() as u32).offset(request.offset()).build()
-            }
-            Operation::Write => {
-                let pieces = request.pieces();
-                opcode::Writev::new(fd, pieces.as_ptr().cast(), pieces.len() as u32).offset(request.offset()).build()
-            }
-        };
-        self.requests[slot] = Some(request);
-        self.enqueue(&entry.user_data(slot as u64));
-    }
-
-    fn enqueue(&mut self, entry: &squeue::Entry) {
-        // SAFETY: the pieces and what they point to live in `self.requests` (or are guest memory) until the completion
-        // with this slot has been taken; a `Vec` in a moved `Request` keeps its place.
-        while unsafe { self.ring.submission().push(entry) }.is_err() {
-            // Full: more retries than places cannot be, as places are as many as requests.
-            self.flush_submissions();
-        }
-        self.unsubmitted += 1;
-    }
-
-    fn flush_submissions(&mut self) {
-        while self.unsubmitted > 0 {
-            match self.ring.submit() {
-                Ok(n) => self.unsubmitted -= n.min(self.unsubmitted),
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
-                Err(e) => {
-                    log::error!("{}: io_uring: {e}", self.id);
-                    break;
+                Operation::Flush => {
+                    s.flushes.inc();
+                    s.flush_time.record(request.since.elapsed());
                 }
+                Operation::Discard => s.discards.inc(),
+                Operation::WriteZeroes { .. } => s.zeroed.inc(),
             }
         }
+        let Some(queue) = queues.get_mut(usize::from(request.queue)) else { return Ok(()) };
+        answer(request.head, request.status_at, status, written, queue, memory)
     }
 
     /// Starts what the guest has asked for.
-    fn take(&mut self, queue: &mut VirtQueue, memory: &Memory) -> std::result::Result<(), QueueError> {
+    fn take(&mut self, queues: &mut [VirtQueue], memory: &Memory) -> std::result::Result<(), QueueError> {
+        self.next_queue = (self.next_queue + 1) % queues.len().max(1);
+        for i in 0..queues.len() {
+            let n = (self.next_queue + i) % queues.len();
+            let go_on = self.take_from(n, queues, memory)?;
+            if !go_on {
+                break;
+            }
+        }
+        self.engine.push();
+        Ok(())
+    }
+
+    /// False if nothing more can be taken on at present, from whichever queue.
+    fn take_from(
+        &mut self,
+        n: usize,
+        queues: &mut [VirtQueue],
+        memory: &Memory,
+    ) -> std::result::Result<bool, QueueError> {
+        let queue = &mut queues[n];
         loop {
-            while !self.free.is_empty() {
+            while self.engine.room() {
                 let Some(chain) = queue.pop(memory)? else { break };
-                if !self.start(chain, queue, memory)? {
-                    // Waits in the ring until others have been answered.
+                if !self.start(n as u16, chain, queue, memory)? {
+                    // Waits in the ring until others have been answered, or its time has come.
                     queue.unpop(1);
-                    self.flush_submissions();
-                    return Ok(());
+                    return Ok(false);
                 }
             }
-            self.flush_submissions();
-            if self.free.is_empty() || !queue.arm(memory)? {
-                return Ok(());
+            if !self.engine.room() {
+                return Ok(false);
+            }
+            // Before the driver is asked to ring, what it has given is on its way.
+            self.engine.push();
+            if !queue.arm(memory)? {
+                return Ok(true);
             }
         }
     }
 
-    /// Starts or answers one chain; false if it has to wait for room.
-    fn start(&mut self, chain: Chain, queue: &mut VirtQueue, memory: &Memory) -> std::result::Result<bool, QueueError> {
+    /// Starts or answers one chain; false if it has to wait.
+    fn start(
+        &mut self,
+        n: u16,
+        chain: Chain,
+        queue: &mut VirtQueue,
+        memory: &Memory,
+    ) -> std::result::Result<bool, QueueError> {
         let head = chain.head;
         let mut request = match request::parse(chain, memory)? {
             Parsed::Io(request) => request,
             Parsed::Id { data, status_at } => {
-                let mut id = [0u8; ID_SIZE];
-                let n = self.id.len().min(ID_SIZE);
-                id[..n].copy_from_slice(&self.id.as_bytes()[..n]);
                 let len = total(&data).min(ID_SIZE as u64) as usize;
-                write_at(memory, &data, 0, &id[..len]);
-                self.answer(head, status_at, Status::Ok, len as u32 + 1, queue, memory)?;
+                write_at(memory, &data, 0, &self.serial[..len]);
+                answer(head, status_at, Status::Ok, len as u32 + 1, queue, memory)?;
                 return Ok(true);
             }
             Parsed::Refused { status, status_at } => {
                 self.stats.errors.inc();
-                self.answer(head, status_at, status, 1, queue, memory)?;
+                answer(head, status_at, status, 1, queue, memory)?;
                 return Ok(true);
             }
         };
-        let bounces = !request.is_aligned(self.image.align());
-        if !self.is_possible(&request) || bounces && request.len as usize > BOUNCE_MAX {
+        request.queue = n;
+        let bounces = request.operation.has_data() && !request.is_aligned(self.image.align());
+        if !self.is_possible(&request) || bounces && request.len as usize > BOUNCE_ONE_MAX {
             self.stats.errors.inc();
-            self.answer(head, request.status_at, Status::IoError, 1, queue, memory)?;
+            answer(head, request.status_at, Status::IoError, 1, queue, memory)?;
             return Ok(true);
         }
         if request.operation != Operation::Flush && request.len == 0 {
-            self.answer(head, request.status_at, Status::Ok, 1, queue, memory)?;
+            answer(head, request.status_at, Status::Ok, 1, queue, memory)?;
             return Ok(true);
         }
+        let moved = if request.operation.has_data() { request.len } else { 0 };
+        if bounces && self.bounce > 0 && self.bounce + request.len as usize > BOUNCE_MAX
+            || !self.throttle.admit(moved.into())
+        {
+            return Ok(false);
+        }
         if bounces {
-            if self.bounce + request.len as usize > BOUNCE_MAX {
-                return Ok(false);
-            }
             request.use_bounce(memory);
             self.bounce += request.bounce_len();
             self.stats.bounced.inc();
         } else {
             request.use_guest_memory(memory);
         }
-        let Some(slot) = self.free.pop() else { return Ok(false) };
-        self.in_flight += 1;
-        self.submit(usize::from(slot), request);
+        self.engine.submit(request);
         Ok(true)
     }
 
-    /// Whole sectors within the disk, and no write to one that is read-only.
+    /// Whole sectors within the disk, and no change of one that is read-only.
     fn is_possible(&self, request: &Request) -> bool {
         if request.operation == Operation::Flush {
             return true;
@@ -288,38 +344,39 @@ impl Blk {
         let sectors = u64::from(request.len) / SECTOR;
         u64::from(request.len).is_multiple_of(SECTOR)
             && request.sector.checked_add(sectors).is_some_and(|end| end <= self.image.sectors())
-            && !(request.operation == Operation::Write && self.image.is_readonly())
+            && !(request.operation.changes() && self.image.is_readonly())
     }
 
-    /// Waits until nothing is in flight. Answers go to `queue`, or nowhere if there is none.
-    fn drain(&mut self, mut to: Option<(&mut VirtQueue, &Memory)>) -> std::result::Result<(), QueueError> {
+    /// Waits until nothing is in flight. Answers go to the queues, or nowhere if there are none.
+    fn drain(&mut self, mut to: Option<&mut Work<'_>>) -> std::result::Result<(), QueueError> {
         let mut result = Ok(());
-        while self.in_flight > 0 {
-            self.flush_submissions();
-            if let Err(e) = self.ring.submit_and_wait(1)
-                && e.raw_os_error() != Some(libc::EINTR)
-            {
-                return Err(QueueError(format!("io_uring: {e}")));
-            }
+        while self.engine.in_flight() > 0 {
+            self.engine.wait().map_err(|e| QueueError(format!("disk I/O: {e}")))?;
             match &mut to {
-                Some((queue, memory)) if result.is_ok() => result = self.reap(queue, memory).map(drop),
-                _ => self.discard(),
+                Some(work) if result.is_ok() => result = self.reap(work.queues, work.memory).map(drop),
+                _ => {
+                    while let Some(request) = self.engine.completed() {
+                        self.bounce -= request.bounce_len();
+                    }
+                }
             }
         }
         result
     }
+}
 
-    /// Takes completions whose requests nobody wants answered any more.
-    fn discard(&mut self) {
-        while let Some(entry) = self.next_completion() {
-            let slot = entry.user_data() as usize;
-            if let Some(request) = self.requests.get_mut(slot).and_then(Option::take) {
-                self.free.push(slot as u16);
-                self.in_flight -= 1;
-                self.bounce -= request.bounce_len();
-            }
-        }
+fn answer(
+    head: u16,
+    status_at: GuestRange,
+    status: Status,
+    written: u32,
+    queue: &mut VirtQueue,
+    memory: &Memory,
+) -> std::result::Result<(), QueueError> {
+    if !write_at(memory, &[status_at], 0, &[status as u8]) {
+        return Err(QueueError("no room for the status".into()));
     }
+    queue.push(memory, head, written)
 }
 
 impl Device for Blk {
@@ -332,19 +389,33 @@ impl Device for Blk {
     }
 
     fn features(&self) -> u64 {
-        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | if self.image.is_readonly() { F_RO } else { 0 }
+        let several = if self.queue_sizes.len() > 1 { F_MQ } else { 0 };
+        let writable = if self.image.is_readonly() { F_RO } else { F_DISCARD | F_WRITE_ZEROES };
+        F_SEG_MAX | F_BLK_SIZE | F_FLUSH | several | writable
     }
 
     fn queue_sizes(&self) -> &[u16] {
-        &[QUEUE_SIZE]
+        &self.queue_sizes
     }
 
     fn read_config(&self, offset: u64, data: &mut [u8]) {
-        let mut config = [0u8; 60];
+        let mut config = [0u8; CONFIG_SIZE];
+        let mut put = |at: usize, value: u32| config[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        put(12, SEG_MAX);
+        put(20, SECTOR as u32);
+        put(36, DISCARD_MAX);
+        put(40, 1);
+        put(44, u32::try_from(self.image.block() / SECTOR).unwrap_or(1).max(1));
+        put(48, WRITE_ZEROES_MAX);
+        put(52, 1);
+        put(56, 1);
         config[..8].copy_from_slice(&self.image.sectors().to_le_bytes());
-        config[12..16].copy_from_slice(&SEG_MAX.to_le_bytes());
-        config[20..24].copy_from_slice(&(SECTOR as u32).to_le_bytes());
+        config[34..36].copy_from_slice(&(self.queue_sizes.len() as u16).to_le_bytes());
         super::read_bytes(&config, offset, data);
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        std::mem::take(&mut self.resized)
     }
 
     fn activate(&mut self, _features: u64) -> Result<()> {
@@ -358,16 +429,15 @@ impl Device for Blk {
     }
 
     fn event(&mut self) {
-        let _ = self.done.read();
+        self.engine.event();
     }
 
     fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError> {
-        let queue = &mut work.queues[0];
         for _ in 0..DEPTH {
-            let any = self.reap(queue, work.memory)?;
-            self.take(queue, work.memory)?;
+            let any = self.reap(work.queues, work.memory)?;
+            self.take(work.queues, work.memory)?;
             // What the page cache had is complete already.
-            if !any && self.ring.completion().is_empty() {
+            if !any && !self.engine.has_completed() {
                 return Ok(Progress::Done);
             }
         }
@@ -375,32 +445,32 @@ impl Device for Blk {
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        vec![self.done.as_raw_fd()]
+        vec![self.engine.descriptor(), self.throttle.as_raw_fd()]
     }
 
     fn stop_input(&mut self) {}
 
     fn quiesce(&mut self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
-        self.drain(Some((&mut work.queues[0], work.memory)))
+        self.drain(Some(work))
     }
 
     fn resume(&mut self) {}
 
     fn save(&self) -> DeviceState {
-        DeviceState::Blk(BlkState { capacity: self.image.sectors() })
+        DeviceState::Blk(BlkState { capacity: self.image.sectors(), limiter: self.throttle.save() })
     }
 
     fn restore(&mut self, state: &DeviceState, _features: u64) -> Result<()> {
-        match state {
-            DeviceState::Blk(state) if state.capacity == self.image.sectors() => Ok(()),
-            DeviceState::Blk(state) => Err(Error::State(format!(
-                "{}: the disk had {} sectors, it has {} here",
-                self.id,
-                state.capacity,
-                self.image.sectors()
-            ))),
-            _ => Err(Error::State(format!("{}: not the state of a disk", self.id))),
+        let DeviceState::Blk(state) = state else {
+            return Err(Error::State(format!("{}: not the state of a disk", self.id)));
+        };
+        let here = self.image.sectors();
+        if state.capacity > here {
+            let there = state.capacity;
+            return Err(Error::State(format!("{}: the disk had {there} sectors, it has {here} here", self.id)));
         }
+        self.resized = state.capacity < here;
+        self.throttle.restore(&state.limiter).map_err(|e| Error::State(format!("{}: {e}", self.id)))
     }
 
     fn metrics(&self, out: &mut Exposition) {
@@ -411,12 +481,18 @@ impl Device for Blk {
             ("vmm_blk_writes_total", "Writes completed.", &s.writes),
             ("vmm_blk_written_bytes_total", "Bytes written.", &s.written_bytes),
             ("vmm_blk_flushes_total", "Flushes completed.", &s.flushes),
+            ("vmm_blk_discards_total", "Discards completed.", &s.discards),
+            ("vmm_blk_write_zeroes_total", "Ranges filled with zeroes.", &s.zeroed),
             ("vmm_blk_errors_total", "Requests answered with an error.", &s.errors),
             ("vmm_blk_bounced_total", "Requests that were copied, as the image needs other alignment.", &s.bounced),
         ] {
             out.counter(name, help, labels, counter);
         }
-        out.gauge("vmm_blk_in_flight", "Requests the host works on.", labels, self.in_flight as f64);
+        out.count("vmm_blk_throttled_total", "Times a limit made it wait.", labels, self.throttle.waits());
+        out.gauge("vmm_blk_in_flight", "Requests the host works on.", labels, self.engine.in_flight() as f64);
+        out.histogram("vmm_blk_read_seconds", "Time reads took on the host.", labels, &s.read_time);
+        out.histogram("vmm_blk_write_seconds", "Time writes took on the host.", labels, &s.write_time);
+        out.histogram("vmm_blk_flush_seconds", "Time flushes took on the host.", labels, &s.flush_time);
     }
 
     fn as_blk(&mut self) -> Option<&mut Blk> {

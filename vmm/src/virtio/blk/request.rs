@@ -1,13 +1,13 @@
 //! What a chain of the guest asks of a disk.
 
-use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
 use std::fmt;
 use std::io;
-use std::ptr::NonNull;
+use std::time::Instant;
 
 use vm_memory::Bytes;
 
 use super::SECTOR;
+use super::bounce::Bounce;
 use super::image::DirectAlign;
 use crate::memory::{GuestRange, IoVec, Memory};
 use crate::virtio::queue::{Chain, QueueError, read_front, total};
@@ -17,8 +17,15 @@ const TYPE_IN: u32 = 0;
 const TYPE_OUT: u32 = 1;
 const TYPE_FLUSH: u32 = 4;
 const TYPE_GET_ID: u32 = 8;
-/// Alignment of a bounce buffer: enough for any device.
-const BOUNCE_ALIGN: usize = 4096;
+const TYPE_DISCARD: u32 = 11;
+const TYPE_WRITE_ZEROES: u32 = 13;
+/// `struct virtio_blk_discard_write_zeroes`.
+const RANGE_SIZE: usize = 16;
+const FLAG_UNMAP: u32 = 1;
+/// Longest range to discard, in sectors.
+pub const DISCARD_MAX: u32 = 1 << 21;
+/// Longest range to be filled with zeroes, in sectors: they may have to be written.
+pub const WRITE_ZEROES_MAX: u32 = 1 << 15;
 
 /// Status byte of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,6 +48,25 @@ pub enum Operation {
     Write,
     /// VIRTIO_BLK_T_FLUSH.
     Flush,
+    /// VIRTIO_BLK_T_DISCARD.
+    Discard,
+    /// VIRTIO_BLK_T_WRITE_ZEROES.
+    WriteZeroes {
+        /// The space may be given back.
+        unmap: bool,
+    },
+}
+
+impl Operation {
+    /// Whether it changes the disk.
+    pub fn changes(self) -> bool {
+        matches!(self, Operation::Write | Operation::Discard | Operation::WriteZeroes { .. })
+    }
+
+    /// Whether it moves data between guest and disk.
+    pub fn has_data(self) -> bool {
+        matches!(self, Operation::Read | Operation::Write)
+    }
 }
 
 impl fmt::Display for Operation {
@@ -49,6 +75,8 @@ impl fmt::Display for Operation {
             Operation::Read => "read",
             Operation::Write => "write",
             Operation::Flush => "flush",
+            Operation::Discard => "discard",
+            Operation::WriteZeroes { .. } => "write zeroes",
         })
     }
 }
@@ -74,57 +102,30 @@ pub enum Parsed {
     },
 }
 
-/// An aligned buffer of the monitor's own.
-#[derive(Debug)]
-struct Bounce {
-    at: NonNull<u8>,
-    layout: Layout,
-}
-
-// SAFETY: the buffer belongs to this value alone.
-unsafe impl Send for Bounce {}
-
-impl Bounce {
-    fn new(len: usize) -> Bounce {
-        // A multiple of 4096 of at most a few MiB is a valid layout.
-        let layout = Layout::from_size_align(len.max(1), BOUNCE_ALIGN).unwrap_or(Layout::new::<u64>());
-        assert!(layout.size() >= len, "bounce buffer of {len} bytes");
-        // SAFETY: the layout has a size that is not zero.
-        let at = NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
-        Bounce { at, layout }
-    }
-
-    fn bytes(&mut self) -> &mut [u8] {
-        // SAFETY: the buffer is ours, initialised, of this size; the kernel is done with it when this is called.
-        unsafe { std::slice::from_raw_parts_mut(self.at.as_ptr(), self.layout.size()) }
-    }
-}
-
-impl Drop for Bounce {
-    fn drop(&mut self) {
-        // SAFETY: allocated with this layout.
-        unsafe { dealloc(self.at.as_ptr(), self.layout) }
-    }
-}
-
 /// I/O on the image, from chain to answer.
 #[derive(Debug)]
 pub struct Request {
+    /// Queue it came from.
+    pub queue: u16,
     /// Head of its chain.
     pub head: u16,
     /// What is done.
     pub operation: Operation,
     /// From which sector on.
     pub sector: u64,
-    /// Bytes of data.
+    /// Bytes of data, or of the range.
     pub len: u32,
+    /// When it was taken on.
+    pub since: Instant,
     /// Where the status goes.
     pub status_at: GuestRange,
     /// Why it failed.
     pub error: Option<io::Error>,
     data: Vec<GuestRange>,
-    bounce: Option<Bounce>,
-    pieces: Vec<IoVec>,
+    /// Copied through here, if the guest's own memory will not do.
+    pub bounce: Option<Bounce>,
+    /// What it still wants read or written.
+    pub pieces: Vec<IoVec>,
     done: u32,
 }
 
@@ -144,7 +145,28 @@ pub fn parse(mut chain: Chain, memory: &Memory) -> Result<Parsed, QueueError> {
     let [a, b, c, d, _, _, _, _, sector @ ..] = header;
     let kind = u32::from_le_bytes([a, b, c, d]);
     let sector = u64::from_le_bytes(sector);
+    let mut range = [0u8; RANGE_SIZE];
+    let mut sectors = 0u32;
     let (operation, data) = match kind {
+        TYPE_DISCARD | TYPE_WRITE_ZEROES => {
+            if total(&chain.readable) != RANGE_SIZE as u64 || !read_front(memory, &mut chain.readable, &mut range) {
+                return Ok(Parsed::Refused { status: Status::IoError, status_at });
+            }
+            let [.., c0, c1, c2, c3, f0, f1, f2, f3] = range;
+            let flags = u32::from_le_bytes([f0, f1, f2, f3]);
+            sectors = u32::from_le_bytes([c0, c1, c2, c3]);
+            let (operation, allowed, most) = match kind {
+                TYPE_DISCARD => (Operation::Discard, 0, DISCARD_MAX),
+                _ => (Operation::WriteZeroes { unmap: flags & FLAG_UNMAP != 0 }, FLAG_UNMAP, WRITE_ZEROES_MAX),
+            };
+            if flags & !allowed != 0 {
+                return Ok(Parsed::Refused { status: Status::Unsupported, status_at });
+            }
+            if sectors > most {
+                return Ok(Parsed::Refused { status: Status::IoError, status_at });
+            }
+            (operation, Vec::new())
+        }
         TYPE_IN => (Operation::Read, chain.writable),
         TYPE_OUT => (Operation::Write, chain.readable),
         TYPE_FLUSH => (Operation::Flush, Vec::new()),
@@ -152,11 +174,20 @@ pub fn parse(mut chain: Chain, memory: &Memory) -> Result<Parsed, QueueError> {
         _ => return Ok(Parsed::Refused { status: Status::Unsupported, status_at }),
     };
     // More than an i32 cannot be told as a result; nothing near that is ever asked for.
-    let Some(len) = u32::try_from(total(&data)).ok().filter(|n| *n <= i32::MAX as u32 - SECTOR as u32) else {
+    let bytes =
+        if operation.has_data() || operation == Operation::Flush { total(&data) } else { u64::from(sectors) * SECTOR };
+    let sector = match range.first_chunk() {
+        Some(start) if operation.changes() && operation != Operation::Write => u64::from_le_bytes(*start),
+        _ if operation == Operation::Flush => 0,
+        _ => sector,
+    };
+    let Some(len) = u32::try_from(bytes).ok().filter(|n| *n <= i32::MAX as u32 - SECTOR as u32) else {
         return Ok(Parsed::Refused { status: Status::IoError, status_at });
     };
     Ok(Parsed::Io(Request {
+        queue: 0,
         head: chain.head,
+        since: Instant::now(),
         operation,
         sector,
         len,
@@ -195,18 +226,13 @@ impl Request {
                 at += n;
             }
         }
-        self.pieces = vec![IoVec(libc::iovec { iov_base: bounce.at.as_ptr().cast(), iov_len: self.len as usize })];
+        self.pieces = vec![IoVec(libc::iovec { iov_base: bounce.address().cast(), iov_len: self.len as usize })];
         self.bounce = Some(bounce);
     }
 
     /// Bytes of the monitor's own memory it holds.
     pub fn bounce_len(&self) -> usize {
-        self.bounce.as_ref().map_or(0, |b| b.layout.size())
-    }
-
-    /// What is still to be read or written.
-    pub fn pieces(&self) -> &[IoVec] {
-        &self.pieces
+        self.bounce.as_ref().map_or(0, Bounce::len)
     }
 
     /// Where in the image it goes on, in bytes.
@@ -224,7 +250,7 @@ impl Request {
                 return false;
             }
         };
-        if self.operation == Operation::Flush {
+        if self.pieces.is_empty() {
             return false;
         }
         self.done += n.min(self.len - self.done);

@@ -112,7 +112,10 @@ fn a_state_of_something_else_is_refused() {
         TransportState { queues: Vec::new(), ..good.clone() },
         TransportState { driver_features: u64::MAX, ..good.clone() },
         TransportState { queues: vec![QueueState { used_ring: u64::MAX - 7, ..good.queues[0] }], ..good.clone() },
-        TransportState { device: DeviceState::Blk(crate::virtio::blk::BlkState { capacity: 1 }), ..good.clone() },
+        TransportState {
+            device: DeviceState::Blk(crate::virtio::blk::BlkState { capacity: 1 << 40, limiter: Default::default() }),
+            ..good.clone()
+        },
     ] {
         assert!(b.transport.restore(&bad).is_err(), "{bad:?}");
         assert_eq!(b.status(), 0);
