@@ -7,7 +7,7 @@ pub mod cli;
 mod devices;
 mod disk;
 mod net;
-mod parts;
+pub(crate) mod parts;
 mod units;
 
 use std::net::SocketAddr;

@@ -1,8 +1,10 @@
-//! The `vmm` binary: one process, one VM.
+//! The `vmm` binary: one process, one VM; and `vmm ctl`, which tells such a process what to do.
 //!
 //! Order of things: everything that can be wrong with the command line is said first; then the control socket is taken,
 //! then the VM is built and runs on its own threads; this thread serves the control interface until the VM ends, a signal comes
 //! or a shutdown is asked for.
+
+mod ctl;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -28,7 +30,7 @@ const MALLOC_ARENAS: libc::c_int = 1;
 
 /// KVM virtual machine monitor for storage guests.
 #[derive(Debug, Parser)]
-#[command(name = "vmm", version, args_conflicts_with_subcommands = true)]
+#[command(name = "vmm", version, args_conflicts_with_subcommands = true, after_help = AFTER_HELP)]
 struct Cli {
     #[command(flatten)]
     args: Args,
@@ -36,8 +38,24 @@ struct Cli {
     command: Option<Command>,
 }
 
+const AFTER_HELP: &str = "\
+Without a subcommand one virtual machine is started: from --image or --config, from another host (--receive), or, with \
+nothing but --api-sock, when it has been configured over that socket.
+
+Exit status: the guest's own (0: orderly end, 99: fault, 101: panic, 102: crash), 1 if the VM could not be started, 2 for \
+mistakes in flags or configuration, 137 if it was killed over its control socket.
+
+Examples:
+  vmm --image nmodule --memory 32M --net tap=tap0 --api-sock vm.sock
+  vmm --config vm.json --api-sock vm.sock
+  vmm ctl --sock vm.sock info
+  vmm ctl --sock vm.sock migrate --to 10.77.0.2:7000
+
+See docs/vmm.md.";
+
 #[derive(Debug, Subcommand)]
 enum Command {
+    Ctl(ctl::Ctl),
     /// Print completions for a shell.
     Completions {
         /// Which one.
@@ -50,6 +68,7 @@ enum Command {
 impl Command {
     fn run(self) -> ExitCode {
         let text = match self {
+            Command::Ctl(ctl) => return ExitCode::from(ctl::run(&ctl)),
             Command::Completions { shell } => {
                 let mut text = Vec::new();
                 clap_complete::generate(shell, &mut Cli::command(), "vmm", &mut text);
@@ -59,6 +78,7 @@ impl Command {
         };
         match std::io::stdout().write_all(&text) {
             Ok(()) => ExitCode::SUCCESS,
+            Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Err(e) => {
                 eprintln!("vmm: standard output: {e}");
                 ExitCode::from(STATUS_FAILED)

@@ -20,8 +20,8 @@ use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
 use serde::de::DeserializeOwned;
 
+use crate::config::parts::mistake;
 use crate::control::Control;
-use crate::error::FieldError;
 use problem::Problem;
 pub use routes::router;
 
@@ -48,10 +48,9 @@ fn body<T: DeserializeOwned>(bytes: &Bytes) -> Answer<T> {
     let mut de = serde_json::Deserializer::from_slice(bytes);
     let value = serde_path_to_error::deserialize(&mut de).map_err(|e| {
         let path = e.path().to_string();
-        let detail = e.inner().to_string();
         match path.as_str() {
-            "." => Problem::new(StatusCode::BAD_REQUEST, detail),
-            _ => Problem::invalid(vec![FieldError::new(path, detail)]),
+            "." => Problem::new(StatusCode::BAD_REQUEST, e.inner().to_string()),
+            _ => Problem::invalid(vec![mistake(&path, e.inner())]),
         }
     })?;
     de.end().map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.to_string()))?;

@@ -66,8 +66,13 @@ impl Config {
     }
 }
 
-fn mistake(path: &str, e: &serde_json::Error) -> FieldError {
-    FieldError::new(if path == "." { WHOLE } else { path }, e.to_string())
+/// A mistake at `path`; where in the text it is, is said only if the path does not.
+pub(crate) fn mistake(path: &str, e: &serde_json::Error) -> FieldError {
+    let text = e.to_string();
+    match path {
+        "." => FieldError::new(WHOLE, text),
+        path => FieldError::new(path, text.split(" at line ").next().unwrap_or_default()),
+    }
 }
 
 /// What is wrong with a JSON value that is to be a configuration: at most one mistake for each field and element.

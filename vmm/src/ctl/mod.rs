@@ -1,0 +1,180 @@
+//! `vmm ctl`: the control interface for people.
+//!
+//! Every command is one or a few requests of the control interface, so what it can do any program can do. With `--json` the
+//! answers are printed as they came.
+
+mod http;
+mod migrate;
+mod show;
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Map, Value, json};
+
+use http::{Client, Failure};
+use migrate::Migrate;
+
+/// Largest configuration read from a file.
+const CONFIG_MAX: u64 = 1 << 20;
+
+/// Tell a running vmm what to do.
+#[derive(Debug, Args)]
+#[command(after_help = STATUS_HELP, arg_required_else_help = true)]
+pub struct Ctl {
+    /// Control socket of the vmm (its --api-sock).
+    #[arg(long, value_name = "PATH", env = "VMM_API_SOCK", global = true)]
+    sock: Option<PathBuf>,
+    /// Print answers as JSON.
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const STATUS_HELP: &str = "Exit status: 0 done, 1 refused or failed, 2 wrong usage, 3 no vmm answers at the socket, \
+    4 in doubt (see docs/vmm.md), 130 cancelled with Ctrl-C.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// State, memory, boot times and devices of the VM.
+    Info,
+    /// Print the configuration, or set it from a file.
+    Config {
+        /// JSON file; - is standard input.
+        file: Option<PathBuf>,
+    },
+    /// Set single fields of the configuration, as JSON or text: memory=64M nets='[{"tap":"tap0"}]'.
+    Set {
+        /// Field and value.
+        #[arg(value_name = "FIELD=VALUE", required = true)]
+        fields: Vec<String>,
+    },
+    /// Start the VM that was configured.
+    Boot,
+    /// Stop all vCPUs.
+    Pause,
+    /// Let the vCPUs run again.
+    Resume,
+    /// End the VM and the process in order; the guest is not asked.
+    Shutdown,
+    /// End the process at once.
+    Kill,
+    /// Port the VM to another vmm; Ctrl-C cancels.
+    Migrate(Migrate),
+    /// List the ports of this process.
+    Migrations,
+    /// Cancel a port.
+    Cancel {
+        /// Its number.
+        id: u64,
+    },
+    /// Say who runs a VM whose port broke at the hand-over.
+    Resolve {
+        /// Number of the port.
+        id: u64,
+        /// The VM runs here.
+        #[arg(long, required_unless_present = "there")]
+        here: bool,
+        /// The VM runs at the destination.
+        #[arg(long, conflicts_with = "here")]
+        there: bool,
+    },
+    /// Print what happens, until Ctrl-C or the end of the VM.
+    Events,
+    /// Print the metrics.
+    Metrics,
+}
+
+/// Does what was asked for; exit status.
+pub fn run(ctl: &Ctl) -> u8 {
+    let Some(sock) = &ctl.sock else {
+        eprintln!("vmm ctl: which vmm? Give --sock PATH or set VMM_API_SOCK");
+        return 2;
+    };
+    match execute(&Client::new(sock), &ctl.command, ctl.json) {
+        Ok(()) => 0,
+        Err(e) => {
+            match &e {
+                Failure::Refused(problem) if ctl.json => eprint!("{}", show::pretty(problem)),
+                e if e.status() == 0 => {}
+                e => e.to_string().lines().for_each(|line| eprintln!("vmm ctl: {line}")),
+            }
+            e.status()
+        }
+    }
+}
+
+fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure> {
+    let order = |method: &str, path: &str, body: Option<&Value>| {
+        let answer = client.json(method, path, body)?;
+        if raw { show::print(&show::pretty(&answer)) } else { Ok(()) }
+    };
+    match command {
+        Command::Info => {
+            let vm = client.json("GET", "/v1/vm", None)?;
+            show::print(&if raw { show::pretty(&vm) } else { show::info(&vm) })
+        }
+        Command::Config { file: None } => show::print(&show::pretty(&client.json("GET", "/v1/vm/config", None)?)),
+        Command::Config { file: Some(file) } => order("PUT", "/v1/vm/config", Some(&read(file)?)),
+        Command::Set { fields } => order("PATCH", "/v1/vm/config", Some(&patch(fields)?)),
+        Command::Boot => order("PUT", "/v1/vm/boot", None),
+        Command::Pause => order("PUT", "/v1/vm/pause", None),
+        Command::Resume => order("PUT", "/v1/vm/resume", None),
+        Command::Shutdown => order("PUT", "/v1/vm/shutdown", None),
+        Command::Kill => order("PUT", "/v1/vm/kill", None),
+        Command::Migrate(order) => migrate::run(client, order, raw),
+        Command::Migrations => {
+            let all = client.json("GET", "/v1/migrations", None)?;
+            show::print(&if raw { show::pretty(&all) } else { show::migrations(&all) })
+        }
+        Command::Cancel { id } => order("DELETE", &format!("/v1/migrations/{id}"), None),
+        Command::Resolve { id, here, .. } => {
+            order("PUT", &format!("/v1/migrations/{id}/resolve"), Some(&json!({ "here": here })))
+        }
+        Command::Events => events(client, raw),
+        Command::Metrics => show::print(&client.text("GET", "/v1/metrics", None)?),
+    }
+}
+
+fn events(client: &Client, raw: bool) -> Result<(), Failure> {
+    let mut reader = client.open("GET", "/v1/events", None)?;
+    let mut name = String::new();
+    while let Some(line) = http::line(&mut reader).map_err(|e| Failure::Unreachable(format!("events: {e}")))? {
+        match line.split_once(": ") {
+            Some(("event", value)) => value.clone_into(&mut name),
+            Some(("data", text)) => {
+                let data: Value = serde_json::from_str(text).unwrap_or(Value::Null);
+                let raw_line = || format!("{}\n", json!({ "event": name, "data": data }));
+                show::print(&if raw { raw_line() } else { show::event(&name, &data) })?;
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// A configuration from a file or standard input. Its fields are checked by the vmm.
+fn read(file: &std::path::Path) -> Result<Value, Failure> {
+    use std::io::Read;
+    let wrong = |e: &dyn std::fmt::Display| Failure::Failed(format!("{}: {e}", file.display()));
+    let mut text = String::new();
+    let size = match file.as_os_str() == "-" {
+        true => std::io::stdin().take(CONFIG_MAX).read_to_string(&mut text),
+        false => std::fs::File::open(file).and_then(|f| f.take(CONFIG_MAX).read_to_string(&mut text)),
+    };
+    size.map_err(|e| wrong(&e))?;
+    serde_json::from_str(&text).map_err(|e| wrong(&e))
+}
+
+/// FIELD=VALUE, the value as JSON where it is some, else as text.
+fn patch(fields: &[String]) -> Result<Value, Failure> {
+    let mut out = Map::new();
+    for field in fields {
+        let Some((name, value)) = field.split_once('=') else {
+            return Err(Failure::Failed(format!("{field:?} is not FIELD=VALUE")));
+        };
+        out.insert(name.into(), serde_json::from_str(value).unwrap_or_else(|_| value.into()));
+    }
+    Ok(Value::Object(out))
+}
