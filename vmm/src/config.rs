@@ -22,6 +22,7 @@ use crate::memory::{HUGE_PAGE, MEMORY_MAX};
 pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig, VSOCK_ID, VsockConfig};
 pub use disk::{DiskConfig, DiskFormat};
 pub use net::{NetConfig, Vhost};
+pub use parts::ConfigPatch;
 pub use units::{MacAddress, MemorySize, optional_socket_address_schema, socket_address_schema};
 
 /// Most disks of a VM.

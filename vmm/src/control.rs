@@ -76,7 +76,7 @@ pub trait Porting: Send + Sync {
 /// Where the VM of this process comes from.
 enum Origin {
     /// From a configuration given over the control interface: what there is of it.
-    Configured(Box<Option<Config>>),
+    Configured(Option<Box<Config>>),
     /// From the command line, or from elsewhere: there is nothing to configure.
     Given,
 }
@@ -108,7 +108,7 @@ impl Control {
 
     /// The VM will be configured over the control interface.
     pub fn await_configuration(&self) {
-        *self.origin() = Origin::Configured(Box::default());
+        *self.origin() = Origin::Configured(None);
     }
 
     /// Whether there is no VM because nothing has been booted yet, and if so, whether there is a configuration.
@@ -124,15 +124,14 @@ impl Control {
         if let Some(vm) = self.vm() {
             return Ok(vm.config().clone());
         }
-        let config = match &*self.origin() {
-            Origin::Configured(config) => (**config).clone(),
-            Origin::Given => None,
-        };
-        config.ok_or_else(|| Error::Conflict("there is no configuration yet: PUT /v1/vm/config".into()))
+        match &*self.origin() {
+            Origin::Configured(Some(config)) => Ok(Config::clone(config)),
+            _ => Err(Error::Conflict("there is no configuration yet: PUT /v1/vm/config".into())),
+        }
     }
 
     /// The configuration to be booted, if it may be changed.
-    fn draft<'a>(&self, origin: &'a mut Origin) -> Result<&'a mut Option<Config>> {
+    fn draft<'a>(&self, origin: &'a mut Origin) -> Result<&'a mut Option<Box<Config>>> {
         if self.vm().is_some() {
             return Err(Error::Conflict("the VM has been started: its configuration is fixed".into()));
         }
@@ -147,7 +146,7 @@ impl Control {
         let mut origin = self.origin();
         let draft = self.draft(&mut origin)?;
         config.validate()?;
-        *draft = Some(config.clone());
+        *draft = Some(Box::new(config.clone()));
         notice::state("configured", None);
         Ok(config)
     }
@@ -157,9 +156,9 @@ impl Control {
     pub fn configure_parts(&self, parts: Map<String, Value>) -> Result<Config> {
         let mut origin = self.origin();
         let draft = self.draft(&mut origin)?;
-        let before = draft.clone().unwrap_or_else(|| Config::for_image(Default::default()));
+        let before = draft.as_deref().cloned().unwrap_or_else(|| Config::for_image(Default::default()));
         let config = before.with_parts(parts)?;
-        *draft = Some(config.clone());
+        *draft = Some(Box::new(config.clone()));
         notice::state("configured", None);
         Ok(config)
     }
@@ -168,7 +167,7 @@ impl Control {
     pub fn boot(self: &Arc<Self>) -> Result<()> {
         let mut origin = self.origin();
         let draft = self.draft(&mut origin)?;
-        let mut config = draft.clone().ok_or_else(|| {
+        let mut config = draft.as_deref().cloned().ok_or_else(|| {
             Error::Conflict("there is no configuration yet: PUT /v1/vm/config before PUT /v1/vm/boot".into())
         })?;
         config.validate()?;

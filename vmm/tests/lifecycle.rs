@@ -181,3 +181,39 @@ fn kill_waits_for_nothing() {
     assert_eq!(p.wait(), Some(137));
     assert!(!p.socket.exists());
 }
+
+#[test]
+fn devices_are_listed_and_the_balloon_has_a_target() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = dir.path().join("disk.img");
+    std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    let mut p = Process::empty(dir.path());
+    p.connect();
+    assert_eq!(p.json("GET", "/v1/devices", "").0, 409);
+    let image = dir.path().join("image");
+    std::fs::write(&image, guest::image(park_for_ever())).unwrap();
+    let config =
+        json!({ "image": image, "memory": "8M", "serial": "none", "disks": [{ "path": disk }], "balloon": {} });
+    let (status, answer) = p.json("PUT", "/v1/vm/config", &config.to_string());
+    assert_eq!(status, 200, "{answer}");
+    assert_eq!(p.json("PUT", "/v1/vm/boot", "").0, 200);
+    let (status, all) = p.json("GET", "/v1/devices", "");
+    assert_eq!(status, 200);
+    let ids: Vec<_> = all["devices"].as_array().unwrap().iter().map(|d| (&d["id"], &d["kind"], &d["driver"])).collect();
+    assert!(ids.contains(&(&json!("disk0"), &json!("block"), &json!("idle"))), "{ids:?}");
+    let (status, balloon) = p.json("PUT", "/v1/devices/balloon0/target", r#"{"target":"2M"}"#);
+    assert_eq!((status, balloon["balloon"]["target"].as_u64()), (200, Some(2 << 20)), "{balloon}");
+    let (_, balloon) = p.json("GET", "/v1/devices/balloon0", "");
+    assert_eq!(balloon["balloon"]["target"].as_u64(), Some(2 << 20));
+    for (method, path, body, status, field) in [
+        ("GET", "/v1/devices/nothing", "", 404, None),
+        ("PUT", "/v1/devices/nothing/target", r#"{"target":1}"#, 404, None),
+        ("PUT", "/v1/devices/disk0/target", r#"{"target":1}"#, 409, None),
+        ("PUT", "/v1/devices/balloon0/target", r#"{"target":"8M"}"#, 400, Some("target")),
+        ("PUT", "/v1/devices/balloon0/target", r#"{"target":-1}"#, 400, Some("target")),
+        ("PUT", "/v1/devices/balloon0/target", r#"{"size":1}"#, 400, Some("size")),
+    ] {
+        let (got, problem) = p.json(method, path, body);
+        assert_eq!((got, problem["field"].as_str()), (status, field), "{method} {path} {body}: {problem}");
+    }
+}

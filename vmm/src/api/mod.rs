@@ -4,6 +4,7 @@
 //! them ([`openapi`]). Handlers do not wait for anything slow: pausing takes as long as the vCPUs need to leave the guest,
 //! booting as long as the host needs to give memory and devices.
 
+mod devices;
 mod events;
 mod migrations;
 pub mod openapi;

@@ -67,6 +67,7 @@ pub struct Problem {
     pub field: Option<String>,
     /// All mistakes, where fields are wrong.
     #[serde(skip_serializing_if = "Vec::is_empty")]
+    #[schemars(default)]
     pub errors: Vec<Mistake>,
 }
 

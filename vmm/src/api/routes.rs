@@ -10,9 +10,9 @@ use axum::handler::Handler;
 use axum::routing::{MethodFilter, MethodRouter, on};
 use schemars::{JsonSchema, Schema, SchemaGenerator};
 
-use super::{BODY_MAX, events, migrations, problem, vm};
+use super::{BODY_MAX, devices, events, migrations, problem, vm};
 use crate::api::report::VmReport;
-use crate::config::Config;
+use crate::config::{Config, ConfigPatch};
 use crate::control::{Control, MigrationRequest, Resolution};
 use crate::port::job::JobStatus;
 
@@ -157,11 +157,11 @@ pub fn all() -> Vec<Route> {
              reported at boot.",
             vm::patch_config,
         )
-        .takes::<vm::ConfigPatch>()
+        .takes::<ConfigPatch>()
         .gives::<Config>()
         .fails(&[409, 413]),
         Route::new(Put, "/v1/vm/boot", "boot", "Checks the configuration, builds the VM and starts it.", vm::boot)
-            .fails(&[409, 422, 500]),
+            .fails(&[400, 409, 422, 500]),
         Route::new(Put, "/v1/vm/pause", "pause", "Stops all vCPUs; answers when they have stopped.", vm::pause)
             .fails(&[409]),
         Route::new(Put, "/v1/vm/resume", "resume", "Lets the vCPUs run again.", vm::resume).fails(&[409]),
@@ -181,6 +181,22 @@ pub fn all() -> Vec<Route> {
             vm::kill,
         )
         .accepts(),
+        Route::new(Get, "/v1/devices", "listDevices", "All virtio devices: state, queues, figures.", devices::list)
+            .gives::<devices::DeviceList>()
+            .fails(&[409]),
+        Route::new(Get, "/v1/devices/{id}", "getDevice", "One device.", devices::show)
+            .gives::<devices::DeviceReport>()
+            .fails(&[404, 409]),
+        Route::new(
+            Put,
+            "/v1/devices/{id}/target",
+            "setBalloonTarget",
+            "How much memory the guest is to give back by its balloon. It does so as it can.",
+            devices::target,
+        )
+        .takes::<devices::Target>()
+        .gives::<devices::DeviceReport>()
+        .fails(&[404, 409, 413]),
         Route::new(Post, "/v1/migrations", "migrate", "Begins to port the VM to another VMM.", migrations::start)
             .takes::<MigrationRequest>()
             .gives::<JobStatus>()

@@ -5,19 +5,11 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use schemars::JsonSchema;
-use serde_json::{Map, Value};
 
 use super::report::{self, VmReport};
 use super::{Answer, Shared, body};
-use crate::config::Config;
+use crate::config::{Config, ConfigPatch};
 use crate::vcpu::End;
-
-/// Some fields of a configuration.
-#[derive(Debug, serde::Deserialize, JsonSchema)]
-#[serde(transparent)]
-#[schemars(transparent)]
-pub struct ConfigPatch(Map<String, Value>);
 
 pub(super) async fn show(State(control): Shared) -> Json<VmReport> {
     Json(report::vm(&control))

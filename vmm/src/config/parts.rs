@@ -3,6 +3,9 @@
 //! A parser stops at the first mistake. So when one is found, each field, and each element of a list, is parsed for itself: what
 //! is reported is complete, though not what a mistake in one field would have hidden within the same element.
 
+use std::borrow::Cow;
+
+use schemars::{JsonSchema, Schema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use super::Config;
@@ -10,6 +13,33 @@ use crate::error::{Error, FieldError, Result};
 
 /// What a path is called that is not a field's.
 const WHOLE: &str = "config";
+
+/// Some fields of a configuration; null stands for a field's default.
+#[derive(Debug, serde::Deserialize)]
+#[serde(transparent)]
+pub struct ConfigPatch(pub Map<String, Value>);
+
+impl JsonSchema for ConfigPatch {
+    fn schema_name() -> Cow<'static, str> {
+        "ConfigPatch".into()
+    }
+
+    /// As that of [`Config`], with nothing required.
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let mut schema = Config::json_schema(generator);
+        let object = schema.ensure_object();
+        object.remove("required");
+        object
+            .insert("description".into(), "Some fields of a configuration; null stands for a field's default.".into());
+        if let Some(Value::Object(fields)) = object.get_mut("properties") {
+            for field in fields.values_mut() {
+                let of_field = field.take();
+                *field = json!({ "anyOf": [of_field, { "type": "null" }] });
+            }
+        }
+        schema
+    }
+}
 
 impl Config {
     /// Parses JSON; the error names all fields that are wrong. Not yet checked: see [`Config::validate`].
@@ -98,6 +128,8 @@ fn mistakes(value: &Value) -> Vec<FieldError> {
             value => out.extend(alone(name, value.clone())),
         }
     }
+    // A field that is not there is the same mistake for each element of its list.
+    out.dedup();
     out
 }
 

@@ -50,6 +50,19 @@ enum Command {
         #[arg(value_name = "FIELD=VALUE", required = true)]
         fields: Vec<String>,
     },
+    /// List the devices, or show one.
+    Devices {
+        /// Its id.
+        id: Option<String>,
+    },
+    /// Set how much memory the guest is to give back, like 64M.
+    Balloon {
+        /// Size.
+        size: String,
+        /// Id of the balloon.
+        #[arg(long, default_value = "balloon0")]
+        id: String,
+    },
     /// Start the VM that was configured.
     Boot,
     /// Stop all vCPUs.
@@ -118,6 +131,19 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
         Command::Config { file: None } => show::print(&show::pretty(&client.json("GET", "/v1/vm/config", None)?)),
         Command::Config { file: Some(file) } => order("PUT", "/v1/vm/config", Some(&read(file)?)),
         Command::Set { fields } => order("PATCH", "/v1/vm/config", Some(&patch(fields)?)),
+        Command::Devices { id } => {
+            let path =
+                id.as_ref().map_or_else(|| "/v1/devices".to_owned(), |id| format!("/v1/devices/{}", segment(id)));
+            let answer = client.json("GET", &path, None)?;
+            show::print(&match (raw, id) {
+                (true, _) => show::pretty(&answer),
+                (false, None) => show::devices(answer["devices"].as_array().map_or(&[], Vec::as_slice)),
+                (false, Some(_)) => show::device(&answer),
+            })
+        }
+        Command::Balloon { size, id } => {
+            order("PUT", &format!("/v1/devices/{}/target", segment(id)), Some(&json!({ "target": number(size) })))
+        }
         Command::Boot => order("PUT", "/v1/vm/boot", None),
         Command::Pause => order("PUT", "/v1/vm/pause", None),
         Command::Resume => order("PUT", "/v1/vm/resume", None),
@@ -135,6 +161,17 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
         Command::Events => events(client, raw),
         Command::Metrics => show::print(&client.text("GET", "/v1/metrics", None)?),
     }
+}
+
+/// A part of a path, with what may not stand there encoded.
+fn segment(id: &str) -> String {
+    let plain = |b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_');
+    id.bytes().map(|b| if plain(&b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
+}
+
+/// A size as JSON: a number stays one.
+fn number(size: &str) -> Value {
+    size.parse::<u64>().map_or_else(|_| size.into(), Value::from)
 }
 
 fn events(client: &Client, raw: bool) -> Result<(), Failure> {

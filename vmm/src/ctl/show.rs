@@ -110,6 +110,60 @@ pub fn table(heading: &[&str], rows: &[Vec<String>]) -> String {
     out
 }
 
+/// `GET /v1/devices`.
+pub fn devices(all: &[Value]) -> String {
+    let rows: Vec<Vec<String>> = all
+        .iter()
+        .map(|d| {
+            let queues = d["queues"].as_array().map_or(&[][..], Vec::as_slice);
+            let waiting: u64 = queues.iter().filter_map(|q| q["depth"].as_u64()).sum();
+            let text = |name: &str| plain(&d[name]).unwrap_or_default();
+            vec![text("id"), text("kind"), text("driver"), queues.len().to_string(), waiting.to_string(), detail(d)]
+        })
+        .collect();
+    table(&["ID", "KIND", "DRIVER", "QUEUES", "WAITING", ""], &rows)
+}
+
+/// What is special about a device.
+fn detail(device: &Value) -> String {
+    let balloon = &device["balloon"];
+    match (size(&balloon["actual"]), size(&balloon["target"])) {
+        (Some(actual), Some(target)) => format!("holds {actual} of {target}"),
+        _ => String::new(),
+    }
+}
+
+/// `GET /v1/devices/{id}`: field by field, what is below a field indented.
+pub fn device(device: &Value) -> String {
+    fn rows(out: &mut String, value: &Value, indent: usize) {
+        for (name, value) in value.as_object().into_iter().flatten() {
+            match value {
+                Value::Object(_) => {
+                    let _ = writeln!(out, "{:indent$}{name}", "");
+                    rows(out, value, indent + 2);
+                }
+                Value::Array(all) => {
+                    for (i, one) in all.iter().enumerate() {
+                        let text: Vec<String> = one
+                            .as_object()
+                            .into_iter()
+                            .flatten()
+                            .filter_map(|(k, v)| Some(format!("{k} {}", plain(v)?)))
+                            .collect();
+                        let _ = writeln!(out, "{:indent$}{:<14} {}", "", format!("{name}[{i}]"), text.join(", "));
+                    }
+                }
+                value => {
+                    let _ = writeln!(out, "{:indent$}{name:<14} {}", "", plain(value).unwrap_or_default());
+                }
+            }
+        }
+    }
+    let mut out = String::new();
+    rows(&mut out, device, 0);
+    out
+}
+
 /// `GET /v1/migrations`.
 pub fn migrations(all: &Value) -> String {
     let rows: Vec<Vec<String>> = all["migrations"]

@@ -4,6 +4,8 @@
 //! DRIVER_OK with accepted features and valid queues, and the next reset; a driver that breaks a rule finds
 //! DEVICE_NEEDS_RESET set and nothing served until it resets.
 
+pub mod report;
+
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 
