@@ -26,6 +26,9 @@ const BENCH_PACKAGES: &[&str] = &["gcc", "libc6-dev", "libnfs-dev", "nfs-ganesha
 /// What the emulated machine is made of; `lz4` unpacks its kernel.
 const NESTED_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "cpio", "lz4", "socat", "e2fsprogs"];
 
+/// What the tests of single crates need: the control interface of `vmm` is tried with a program from PyPI.
+const TEST_PACKAGES: &[&str] = &["python3-venv"];
+
 /// While it is there, Debian's packages start no service.
 const POLICY: &str = "/usr/sbin/policy-rc.d";
 /// Space for tool output, images and small files, beside what a command needs for its disks.
@@ -86,6 +89,9 @@ fn packages(need: Need) -> Result<()> {
     }
     if matches!(need, Need::Nested | Need::Test) {
         wanted.extend(NESTED_PACKAGES);
+    }
+    if need == Need::Test {
+        wanted.extend(TEST_PACKAGES);
     }
     let missing = missing(&wanted)?;
     if missing.is_empty() {

@@ -24,6 +24,12 @@ guest_code!(
 "
 );
 
+/// The calling thread and what it starts have a network of their own.
+fn network_namespace() {
+    // SAFETY: no memory is involved; only this thread changes its namespace.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "this test needs root");
+}
+
 fn state(p: &mut Process) -> String {
     p.json("GET", "/v1/vm", "").1["state"].as_str().unwrap().to_owned()
 }
@@ -187,13 +193,16 @@ fn devices_are_listed_and_the_balloon_has_a_target() {
     let dir = tempfile::tempdir().unwrap();
     let disk = dir.path().join("disk.img");
     std::fs::write(&disk, vec![0; 1 << 20]).unwrap();
+    network_namespace();
     let mut p = Process::empty(dir.path());
     p.connect();
     assert_eq!(p.json("GET", "/v1/devices", "").0, 409);
     let image = dir.path().join("image");
     std::fs::write(&image, guest::image(park_for_ever())).unwrap();
-    let config =
-        json!({ "image": image, "memory": "8M", "serial": "none", "disks": [{ "path": disk }], "balloon": {} });
+    let config = json!({
+        "image": image, "memory": "8M", "serial": "none", "disks": [{ "path": disk }], "balloon": {},
+        "nets": [{ "tap": "tap0" }],
+    });
     let (status, answer) = p.json("PUT", "/v1/vm/config", &config.to_string());
     assert_eq!(status, 200, "{answer}");
     assert_eq!(p.json("PUT", "/v1/vm/boot", "").0, 200);
@@ -205,7 +214,16 @@ fn devices_are_listed_and_the_balloon_has_a_target() {
     assert_eq!((status, balloon["balloon"]["target"].as_u64()), (200, Some(2 << 20)), "{balloon}");
     let (_, balloon) = p.json("GET", "/v1/devices/balloon0", "");
     assert_eq!(balloon["balloon"]["target"].as_u64(), Some(2 << 20));
+    let tx = r#"{"tx_limits":{"bytes":{"rate":"10M","burst":4096}}}"#;
+    let (status, net) = p.json("PUT", "/v1/devices/net0/limits", tx);
+    assert_eq!((status, net["tx_limits"]["bytes"]["rate"].as_u64()), (200, Some(10 << 20)), "{net}");
+    assert!(net["rx_limits"]["bytes"].is_null());
+    let (_, net) = p.json("PUT", "/v1/devices/net0/limits", r#"{"tx_limits":{}}"#);
+    assert!(net["tx_limits"]["bytes"].is_null(), "{net}");
+    let zero = r#"{"rx_limits":{"ops":{"rate":0}}}"#;
     for (method, path, body, status, field) in [
+        ("PUT", "/v1/devices/net0/limits", zero, 400, Some("rx_limits.ops.rate")),
+        ("PUT", "/v1/devices/balloon0/limits", "{}", 409, None),
         ("GET", "/v1/devices/nothing", "", 404, None),
         ("PUT", "/v1/devices/nothing/target", r#"{"target":1}"#, 404, None),
         ("PUT", "/v1/devices/disk0/target", r#"{"target":1}"#, 409, None),

@@ -10,6 +10,8 @@ use super::problem::Problem;
 use super::{Answer, Shared, body};
 use crate::config::MemorySize;
 use crate::devices::Devices;
+use crate::limit::Limits;
+use crate::virtio::Progress;
 use crate::virtio::balloon::BalloonInfo;
 use crate::virtio::mmio::report::TransportReport;
 
@@ -21,6 +23,12 @@ pub struct DeviceReport {
     /// Of a balloon: what it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     balloon: Option<BalloonInfo>,
+    /// Of a network device: limits of what the guest receives.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rx_limits: Option<Limits>,
+    /// Of a network device: limits of what the guest sends.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    tx_limits: Option<Limits>,
 }
 
 /// All devices of the VM.
@@ -38,9 +46,32 @@ pub struct Target {
     target: MemorySize,
 }
 
+/// Body of `PUT /v1/devices/{id}/limits`. What is not given stays as it is; `{}` is no limit.
+#[derive(Debug, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LimitsChange {
+    /// Of a network device: limits of what the guest receives.
+    #[serde(default)]
+    rx_limits: Option<Limits>,
+    /// Of a network device: limits of what the guest sends.
+    #[serde(default)]
+    tx_limits: Option<Limits>,
+}
+
+impl LimitsChange {
+    fn check(&self) -> Answer<()> {
+        let mut mistakes = Vec::new();
+        for (field, limits) in [("rx_limits", self.rx_limits), ("tx_limits", self.tx_limits)] {
+            mistakes.extend(limits.iter().flat_map(|l| l.mistakes(field)));
+        }
+        if mistakes.is_empty() { Ok(()) } else { Err(Problem::invalid(mistakes)) }
+    }
+}
+
 fn report(devices: &mut Devices, transport: TransportReport) -> DeviceReport {
     let balloon = (transport.kind == "balloon").then(|| devices.balloon_info().ok()).flatten();
-    DeviceReport { transport, balloon }
+    let limits = devices.net(&transport.id).ok().map(|net| net.limits());
+    DeviceReport { transport, balloon, rx_limits: limits.map(|l| l.0), tx_limits: limits.map(|l| l.1) }
 }
 
 fn find(devices: &mut Devices, id: &str) -> Answer<DeviceReport> {
@@ -74,5 +105,17 @@ pub(super) async fn target(State(control): Shared, Path(id): Path<String>, bytes
     let mut devices = vm.devices();
     need(&mut devices, &id, "balloon")?;
     devices.set_balloon(order.target.bytes())?;
+    find(&mut devices, &id).map(Json)
+}
+
+pub(super) async fn limits(State(control): Shared, Path(id): Path<String>, bytes: Bytes) -> Answer<Json<DeviceReport>> {
+    let change: LimitsChange = body(&bytes)?;
+    change.check()?;
+    let vm = control.need_vm()?;
+    let mut devices = vm.devices();
+    need(&mut devices, &id, "network")?;
+    devices.net(&id)?.set_limits(change.rx_limits, change.tx_limits);
+    // What was held back may go on now.
+    while devices.process_all() == Progress::More {}
     find(&mut devices, &id).map(Json)
 }

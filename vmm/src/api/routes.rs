@@ -197,6 +197,16 @@ pub fn all() -> Vec<Route> {
         .takes::<devices::Target>()
         .gives::<devices::DeviceReport>()
         .fails(&[404, 409, 413]),
+        Route::new(
+            Put,
+            "/v1/devices/{id}/limits",
+            "setLimits",
+            "Changes the rate limits of a device while it runs.",
+            devices::limits,
+        )
+        .takes::<devices::LimitsChange>()
+        .gives::<devices::DeviceReport>()
+        .fails(&[404, 409, 413]),
         Route::new(Post, "/v1/migrations", "migrate", "Begins to port the VM to another VMM.", migrations::start)
             .takes::<MigrationRequest>()
             .gives::<JobStatus>()

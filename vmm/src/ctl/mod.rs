@@ -63,6 +63,20 @@ enum Command {
         #[arg(long, default_value = "balloon0")]
         id: String,
     },
+    /// Change the rate limits of a device; with neither --ops nor --bytes there is none from now on.
+    Limit {
+        /// Its id.
+        id: String,
+        /// Of a network device: only what the guest receives (rx) or sends (tx).
+        #[arg(long, value_parser = ["rx", "tx"])]
+        only: Option<String>,
+        /// Operations a second, and how many can be saved up.
+        #[arg(long, value_name = "RATE[:BURST]")]
+        ops: Option<String>,
+        /// Bytes a second, and how many can be saved up, like 10M:50M.
+        #[arg(long, value_name = "RATE[:BURST]")]
+        bytes: Option<String>,
+    },
     /// Start the VM that was configured.
     Boot,
     /// Stop all vCPUs.
@@ -144,6 +158,22 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
         Command::Balloon { size, id } => {
             order("PUT", &format!("/v1/devices/{}/target", segment(id)), Some(&json!({ "target": number(size) })))
         }
+        Command::Limit { id, only, ops, bytes } => {
+            let path = format!("/v1/devices/{}", segment(id));
+            let device = client.json("GET", &path, None)?;
+            let limits = json!({ "ops": ops.as_deref().map(rate), "bytes": bytes.as_deref().map(rate) });
+            let mut change = Map::new();
+            let fields: &[&str] = match (device["kind"].as_str(), only.as_deref()) {
+                (Some("network"), Some("rx")) => &["rx_limits"],
+                (Some("network"), Some(_)) => &["tx_limits"],
+                (Some("network"), None) => &["rx_limits", "tx_limits"],
+                _ => &["limits"],
+            };
+            for field in fields {
+                change.insert((*field).to_owned(), limits.clone());
+            }
+            order("PUT", &format!("{path}/limits"), Some(&change.into()))
+        }
         Command::Boot => order("PUT", "/v1/vm/boot", None),
         Command::Pause => order("PUT", "/v1/vm/pause", None),
         Command::Resume => order("PUT", "/v1/vm/resume", None),
@@ -172,6 +202,14 @@ fn segment(id: &str) -> String {
 /// A size as JSON: a number stays one.
 fn number(size: &str) -> Value {
     size.parse::<u64>().map_or_else(|_| size.into(), Value::from)
+}
+
+/// RATE[:BURST] as JSON. What is wrong with it the vmm says, by its field.
+fn rate(text: &str) -> Value {
+    match text.split_once(':') {
+        Some((rate, burst)) => json!({ "rate": number(rate), "burst": number(burst) }),
+        None => json!({ "rate": number(text) }),
+    }
 }
 
 fn events(client: &Client, raw: bool) -> Result<(), Failure> {

@@ -188,9 +188,9 @@ impl Job {
 
     pub(super) fn update(&self, change: impl FnOnce(&mut JobStatus)) {
         let mut status = self.lock();
-        let before = (status.state, status.round, status.phase.clone());
+        let (state, round, phase) = (status.state, status.round, status.phase.clone());
         change(&mut status);
-        if before != (status.state, status.round, status.phase.clone()) {
+        if (state, round, phase.as_str()) != (status.state, status.round, status.phase.as_str()) {
             let (id, state, phase, round) = (status.id, status.state, status.phase.clone(), status.round);
             notice::publish(Notice::Migration { id, state, phase, round });
         }
