@@ -39,7 +39,7 @@ pub struct DeviceList {
 }
 
 /// Body of `PUT /v1/devices/{id}/target`.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Target {
     /// How much memory the guest is to give back.
@@ -47,7 +47,7 @@ pub struct Target {
 }
 
 /// Body of `PUT /v1/devices/{id}/limits`. What is not given stays as it is; `{}` is no limit.
-#[derive(Debug, Deserialize, JsonSchema)]
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsChange {
     /// Of a network device: limits of what the guest receives.

@@ -19,9 +19,10 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{Method, StatusCode, Uri};
+use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::config::parts::mistake;
+use crate::config::parts::{misplaced_list, mistake};
 use crate::control::Control;
 use problem::Problem;
 pub use routes::router;
@@ -42,12 +43,12 @@ async fn wrong_method(method: Method, uri: Uri) -> Problem {
 }
 
 /// Parses a body; the error names the field.
-fn body<T: DeserializeOwned>(bytes: &Bytes) -> Answer<T> {
+fn body<T: DeserializeOwned + Serialize>(bytes: &Bytes) -> Answer<T> {
     if bytes.trim_ascii_start().first() != Some(&b'{') {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "the body must be a JSON object"));
     }
     let mut de = serde_json::Deserializer::from_slice(bytes);
-    let value = serde_path_to_error::deserialize(&mut de).map_err(|e| {
+    let value: T = serde_path_to_error::deserialize(&mut de).map_err(|e| {
         let path = e.path().to_string();
         match path.as_str() {
             "." => Problem::new(StatusCode::BAD_REQUEST, e.inner().to_string()),
@@ -55,7 +56,11 @@ fn body<T: DeserializeOwned>(bytes: &Bytes) -> Answer<T> {
         }
     })?;
     de.end().map_err(|e| Problem::new(StatusCode::BAD_REQUEST, e.to_string()))?;
-    Ok(value)
+    let given = serde_json::from_slice(bytes).unwrap_or_default();
+    match misplaced_list(&given, &value) {
+        Some(e) => Err(Problem::invalid(vec![e])),
+        None => Ok(value),
+    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,7 @@ use crate::error::{Error, FieldError, Result};
 const WHOLE: &str = "config";
 
 /// Some fields of a configuration; null stands for a field's default.
-#[derive(Debug, serde::Deserialize)]
+#[derive(Debug, serde::Serialize, serde::Deserialize)]
 #[serde(transparent)]
 pub struct ConfigPatch(pub Map<String, Value>);
 
@@ -59,7 +59,11 @@ impl Config {
             Error::Config(if all.is_empty() { vec![first] } else { all })
         })?;
         de.end().map_err(wrong)?;
-        Ok(config)
+        let given: Value = serde_json::from_slice(json).map_err(wrong)?;
+        match misplaced_list(&given, &config) {
+            Some(e) => Err(Error::Config(vec![e])),
+            None => Ok(config),
+        }
     }
 
     /// This configuration with some of its fields set, null to their defaults. Only these are checked.
@@ -82,6 +86,9 @@ impl Config {
                 return Err(Error::Config(if all.is_empty() { first() } else { all }));
             }
         };
+        if let Some(e) = misplaced_list(&whole, &config) {
+            return Err(Error::Config(vec![e]));
+        }
         let of_parts = |field: &str| {
             let end = field.find(['[', '.']).unwrap_or(field.len());
             names.iter().any(|n| n == &field[..end])
@@ -103,6 +110,27 @@ pub(crate) fn mistake(path: &str, e: &serde_json::Error) -> FieldError {
         "." => FieldError::new(WHOLE, text),
         path => FieldError::new(path, text.split(" at line ").next().unwrap_or_default()),
     }
+}
+
+/// A list that stands for an object: serde takes the fields of a struct in their order, too, which nobody means.
+pub(crate) fn misplaced_list(given: &Value, understood: &impl serde::Serialize) -> Option<FieldError> {
+    fn find(given: &Value, understood: Option<&Value>, path: &str) -> Option<String> {
+        match (given, understood) {
+            (Value::Array(a), Some(Value::Array(b))) => {
+                a.iter().zip(b).enumerate().find_map(|(i, (a, b))| find(a, Some(b), &format!("{path}[{i}]")))
+            }
+            // A field that is not written when it is empty.
+            (Value::Array(a), None) if a.is_empty() => None,
+            (Value::Array(_), _) => Some(path.to_owned()),
+            (Value::Object(a), Some(Value::Object(b))) => {
+                let dot = if path.is_empty() { "" } else { "." };
+                a.iter().find_map(|(name, a)| find(a, b.get(name), &format!("{path}{dot}{name}")))
+            }
+            _ => None,
+        }
+    }
+    let understood = serde_json::to_value(understood).ok()?;
+    find(given, Some(&understood), "").map(|path| FieldError::new(path, "must be an object, not a list"))
 }
 
 /// What is wrong with a JSON value that is to be a configuration: at most one mistake for each field and element.

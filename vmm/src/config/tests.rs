@@ -43,6 +43,21 @@ fn all_mistakes_of_form_are_reported_at_once() {
 }
 
 #[test]
+fn a_list_is_no_object() {
+    for (json, field) in [
+        (r#"{"image":"x","disks":[{"path":"a"},["id","b"]]}"#, "disks[1]"),
+        (r#"{"image":"x","balloon":[0,true,true,0]}"#, "balloon"),
+        (r#"{"image":"x","nets":[{"tap":"t","rx_limits":[null,null]}]}"#, "nets[0].rx_limits"),
+    ] {
+        match Config::from_json(json.as_bytes()) {
+            Err(Error::Config(e)) => assert_eq!(e[0].field, field, "{json}: {}", e[0].message),
+            other => panic!("{json}: {other:?}"),
+        }
+    }
+    assert!(Config::from_json(br#"{"image":"x","disks":[],"nets":[{"tap":"t","rx_limits":{}}]}"#).is_ok());
+}
+
+#[test]
 fn parts_are_checked_for_themselves() {
     let parts = |json: &str| serde_json::from_str(json).unwrap();
     let empty = || Config::for_image(PathBuf::new());
