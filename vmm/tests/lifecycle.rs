@@ -126,6 +126,8 @@ fn configured_booted_and_watched_over_the_socket() {
         let (status, problem) = p.json(method, path, &body.to_string());
         assert_eq!(status, 409, "{problem}");
     }
+    let (status, problem) = p.json("PUT", "/v1/vm/power-button", "");
+    assert_eq!(status, 409, "an image that was started directly has no ACPI: {problem}");
     assert_eq!(p.json("PUT", "/v1/vm/pause", "").1["state"], "paused");
     assert_eq!(p.json("PUT", "/v1/vm/resume", "").1["state"], "running");
     assert_eq!(p.json("PUT", "/v1/vm/shutdown", "").0, 202);

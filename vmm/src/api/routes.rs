@@ -167,6 +167,14 @@ pub fn all() -> Vec<Route> {
         Route::new(Put, "/v1/vm/resume", "resume", "Lets the vCPUs run again.", vm::resume).fails(&[409]),
         Route::new(
             Put,
+            "/v1/vm/power-button",
+            "powerButton",
+            "Presses the ACPI power button: a guest that heeds it powers off by itself.",
+            vm::power_button,
+        )
+        .fails(&[409, 500]),
+        Route::new(
+            Put,
             "/v1/vm/shutdown",
             "shutdown",
             "Ends the VM and the process: what the devices have begun is completed; the guest is not asked.",

@@ -43,6 +43,11 @@ pub(super) async fn resume(State(control): Shared) -> Answer<Json<VmReport>> {
     Ok(Json(report::vm(&control)))
 }
 
+pub(super) async fn power_button(State(control): Shared) -> Answer<Json<VmReport>> {
+    control.need_vm()?.power_button()?;
+    Ok(Json(report::vm(&control)))
+}
+
 pub(super) async fn shutdown(State(control): Shared) -> (StatusCode, Json<VmReport>) {
     let report = report::vm(&control);
     control.finish(End::Stopped);
