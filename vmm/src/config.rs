@@ -220,8 +220,9 @@ impl Config {
                 bad(format!("nets[{i}].tap"), format!("{tap} is used twice"));
             }
         }
-        if self.rng.is_some() {
+        if let Some(rng) = &self.rng {
             check_id(RNG_ID, "rng", &mut ids, &mut bad);
+            rng.limits.mistakes("rng.limits").into_iter().for_each(|e| bad(e.field, e.message));
         }
         if let Some(balloon) = &self.balloon {
             check_id(BALLOON_ID, "balloon", &mut ids, &mut bad);

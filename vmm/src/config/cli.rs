@@ -56,9 +56,9 @@ pub struct Args {
     /// [,rx_bytes=RATE[:BURST]][,rx_ops=…][,tx_bytes=…][,tx_ops=…][,id=NAME].
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub net: Vec<String>,
-    /// An entropy source for the guest (virtio-rng).
-    #[arg(long)]
-    pub rng: bool,
+    /// An entropy source for the guest (virtio-rng): [ops=RATE[:BURST]][,bytes=RATE[:BURST]].
+    #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "")]
+    pub rng: Option<String>,
     /// Memory balloon: [target=SIZE][,deflate_on_oom=BOOL][,reporting=BOOL][,stats_seconds=N].
     #[arg(long, value_name = "KEY=VALUE,…", num_args = 0..=1, default_missing_value = "")]
     pub balloon: Option<String>,
@@ -118,6 +118,7 @@ impl Args {
         let disks = collect(&self.disk, "--disk", DiskConfig::from_flag, &mut errors);
         let memory = self.memory.as_deref().and_then(|m| keep(m.parse::<MemorySize>(), "--memory", &mut errors));
         let boot = self.boot.as_deref().and_then(|b| keep(parse_boot(b), "--boot", &mut errors));
+        let rng = single(self.rng.as_deref(), "--rng", parse_rng, &mut errors);
         let balloon = single(self.balloon.as_deref(), "--balloon", parse_balloon, &mut errors);
         let vsock = single(self.vsock.as_deref(), "--vsock", parse_vsock, &mut errors);
         let on_reset = self.on_reset.as_deref().and_then(|r| keep(parse_on_reset(r), "--on-reset", &mut errors));
@@ -167,7 +168,7 @@ impl Args {
             set(&mut config.serial, serial);
             set(&mut config.name, self.name);
             config.arbiter = self.arbiter.or(config.arbiter);
-            config.rng = self.rng.then(RngConfig::default).or(config.rng.take());
+            config.rng = rng.or(config.rng.take());
             config.balloon = balloon.or(config.balloon.take());
             config.vsock = vsock.or(config.vsock.take());
             config.disks.extend(disks);
@@ -276,6 +277,18 @@ fn parse_serial(s: &str) -> SerialOutput {
         s if s.starts_with("socket=") => SerialOutput::Socket(s.trim_start_matches("socket=").into()),
         path => SerialOutput::File(path.into()),
     }
+}
+
+fn parse_rng(s: &str) -> std::result::Result<RngConfig, FieldError> {
+    let mut rng = RngConfig::default();
+    for pair in pairs(s).filter(|_| !s.is_empty()) {
+        match pair? {
+            ("ops", v) => rng.limits.ops = Some(field("ops", v)?),
+            ("bytes", v) => rng.limits.bytes = Some(field("bytes", v)?),
+            (key, _) => return Err(FieldError::new(key, "unknown; known are ops, bytes")),
+        }
+    }
+    Ok(rng)
 }
 
 fn parse_balloon(s: &str) -> std::result::Result<BalloonConfig, FieldError> {

@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::MemorySize;
+use crate::limit::Limits;
 
 /// Id of the entropy source.
 pub const RNG_ID: &str = "rng0";
@@ -17,7 +18,11 @@ const STATS_SECONDS_MAX: u32 = 86_400;
 /// A virtio-rng device.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-pub struct RngConfig {}
+pub struct RngConfig {
+    /// Requests and bytes a second.
+    #[serde(default, skip_serializing_if = "Limits::is_none")]
+    pub limits: Limits,
+}
 
 /// A virtio-balloon device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]

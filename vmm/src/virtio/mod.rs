@@ -40,8 +40,10 @@ pub enum DeviceState {
     Net(Box<net::NetState>),
     /// virtio-blk.
     Blk(blk::BlkState),
-    /// A device without state of its own: virtio-rng.
+    /// A device without state of its own.
     Stateless,
+    /// virtio-rng.
+    Rng(crate::limit::LimiterState),
     /// virtio-balloon.
     Balloon(balloon::BalloonState),
     /// vhost-user-blk.

@@ -1,15 +1,17 @@
 //! virtio-rng (virtio 1.2, section 5.4): random bytes from the host's generator.
 //!
-//! Owns nothing but its counters. Always true: a request gets at most [`REQUEST_MAX`] bytes and one call hands out at most
+//! Owns its limits and counters. Always true: a request gets at most [`REQUEST_MAX`] bytes and one call hands out at most
 //! [`BUDGET`] requests, so that a guest that only asks keeps nobody else from the devices; what the host cannot give is
 //! answered with no bytes, never with bytes that are not random.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 
 use super::queue::{QueueError, total, write_at};
 use super::{Device, DeviceState, Progress, Work};
+use crate::config::RngConfig;
 use crate::error::{Error, Result};
+use crate::limit::{Limits, Throttle};
 use crate::metrics::Exposition;
 use crate::stats::Counter;
 
@@ -27,6 +29,7 @@ pub struct Rng {
     id: String,
     /// Bytes on their way; kept so that a request costs no allocation.
     scratch: Vec<u8>,
+    throttle: Throttle,
     requests: Counter,
     bytes: Counter,
     errors: Counter,
@@ -34,14 +37,20 @@ pub struct Rng {
 
 impl Rng {
     /// A source called `id`.
-    pub fn new(id: &str) -> Rng {
-        Rng {
+    pub fn new(id: &str, config: &RngConfig) -> Result<Rng> {
+        Ok(Rng {
             id: id.to_owned(),
             scratch: Vec::new(),
+            throttle: Throttle::new(config.limits)?,
             requests: Counter::default(),
             bytes: Counter::default(),
             errors: Counter::default(),
-        }
+        })
+    }
+
+    /// Changes the limits, which must be free of mistakes. The device is to be processed.
+    pub fn set_limits(&mut self, limits: Limits) {
+        self.throttle.set(limits);
     }
 
     /// Fills the buffer with `len` random bytes; with none if the host has none.
@@ -105,13 +114,17 @@ impl Device for Rng {
     fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError> {
         let mut budget = BUDGET;
         loop {
-            while let Some(chain) = work.queues[0].pop(work.memory)? {
+            // How much a request wants is not known before it is taken: what it costs too much is paid off afterwards.
+            while self.throttle.is_ready(1)
+                && let Some(chain) = work.queues[0].pop(work.memory)?
+            {
                 let wanted = usize::try_from(total(&chain.writable)).unwrap_or(usize::MAX).min(REQUEST_MAX);
                 let bytes = self.fill(wanted);
                 let written = match write_at(work.memory, &chain.writable, 0, bytes) {
                     true => bytes.len() as u32,
                     false => 0,
                 };
+                self.throttle.charge(u64::from(written));
                 self.requests.inc();
                 self.bytes.add(u64::from(written));
                 work.queues[0].push(work.memory, chain.head, written)?;
@@ -120,14 +133,14 @@ impl Device for Rng {
                     return Ok(Progress::More);
                 }
             }
-            if !work.queues[0].arm(work.memory)? {
+            if !self.throttle.is_ready(1) || !work.queues[0].arm(work.memory)? {
                 return Ok(Progress::Done);
             }
         }
     }
 
     fn descriptors(&self) -> Vec<RawFd> {
-        Vec::new()
+        vec![self.throttle.as_raw_fd()]
     }
 
     fn stop_input(&mut self) {}
@@ -139,12 +152,12 @@ impl Device for Rng {
     fn resume(&mut self) {}
 
     fn save(&self) -> DeviceState {
-        DeviceState::Stateless
+        DeviceState::Rng(self.throttle.save())
     }
 
     fn restore(&mut self, state: &DeviceState, _features: u64) -> Result<()> {
         match state {
-            DeviceState::Stateless => Ok(()),
+            DeviceState::Rng(state) => self.throttle.restore(state),
             _ => Err(Error::State(format!("{}: not the state of an entropy source", self.id))),
         }
     }
@@ -157,6 +170,8 @@ impl Device for Rng {
         ] {
             out.counter(name, help, &[("device", &self.id)], counter);
         }
+        let help = "Times the entropy source had to wait for its limits.";
+        out.count("vmm_rng_throttled_total", help, &[("device", &self.id)], self.throttle.waits());
     }
 }
 

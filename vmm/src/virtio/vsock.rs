@@ -161,6 +161,7 @@ impl Vsock {
             };
             match step {
                 Step::Gone => self.streams.forget(id),
+                Step::Drains => self.streams.release(id),
                 _ => self.streams.settle(id),
             }
             self.stats.tx_bytes.add(self.scratch.len() as u64);

@@ -97,8 +97,8 @@ fn open_devices(
             None => Box::new(Blk::open(disk)?),
         });
     }
-    if config.rng.is_some() {
-        devices.push(Box::new(Rng::new(RNG_ID)));
+    if let Some(rng) = &config.rng {
+        devices.push(Box::new(Rng::new(RNG_ID, rng)?));
     }
     if let Some(balloon) = &config.balloon {
         devices.push(Box::new(Balloon::new(BALLOON_ID, balloon)?));

@@ -2,7 +2,7 @@ use super::*;
 use crate::virtio::testing::{Bench, DATA, Random, STATUS_NEEDS_RESET, WRITE};
 
 fn rng() -> Bench {
-    let mut bench = Bench::new(Box::new(Rng::new("rng0")));
+    let mut bench = Bench::new(Box::new(Rng::new("rng0", &RngConfig::default()).unwrap()));
     bench.start(0, 1);
     bench
 }
@@ -39,6 +39,34 @@ fn one_call_serves_a_bounded_number_and_says_that_there_is_more() {
     assert_eq!(b.used(0).len(), BUDGET);
     assert_eq!(b.transport.process(), Progress::Done);
     assert_eq!(b.used(0).len(), 1);
+}
+
+#[test]
+fn limits_make_requests_wait_and_go_with_the_state() {
+    use crate::limit::Rate;
+    let limits = Limits { ops: None, bytes: Some(Rate { rate: 10_000, burst: Some(1000) }) };
+    let mut b = Bench::new(Box::new(Rng::new("rng0", &RngConfig { limits }).unwrap()));
+    b.start(0, 1);
+    for _ in 0..3 {
+        b.chain(0, &[(DATA, 1000, WRITE)]);
+    }
+    b.transport.process();
+    let at_once = b.used(0).len();
+    assert!(at_once < 3, "not all at once");
+    // the rest comes by itself, in time
+    let mut rest = 0;
+    while at_once + rest < 3 {
+        rest += b.wait_used(0).len();
+    }
+    b.chain(0, &[(DATA, 4000, WRITE)]);
+    b.wait_used(0);
+    b.transport.quiesce();
+    let state = b.transport.save();
+    let mut there = Bench::with_memory(Box::new(Rng::new("rng0", &RngConfig::default()).unwrap()), b.memory.clone());
+    there.transport.restore(&state).unwrap();
+    there.transport.quiesce();
+    let crate::virtio::DeviceState::Rng(moved) = there.transport.save().device else { panic!() };
+    assert_eq!(moved.limits, limits);
 }
 
 #[test]

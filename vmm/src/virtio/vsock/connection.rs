@@ -21,6 +21,8 @@ pub const HELLO_TIME: Duration = Duration::from_secs(5);
 pub const REQUEST_TIME: Duration = Duration::from_secs(2);
 /// How long a connection that one side has closed waits for the other.
 pub const LINGER_TIME: Duration = Duration::from_secs(8);
+/// How long what a guest has sent before it closed waits for the host to take it.
+pub const DRAIN_TIME: Duration = Duration::from_secs(60);
 /// Longest `CONNECT <port>` with its line end.
 const HELLO_MAX: usize = 32;
 
@@ -35,6 +37,10 @@ pub enum Phase {
     Open,
     /// Nothing but a reset is still to be said to the guest.
     Closed,
+    /// The guest has closed and forgotten it; the host still takes what was sent before.
+    Draining,
+    /// The host has taken all of it.
+    Drained,
 }
 
 /// What came of a step.
@@ -44,6 +50,8 @@ pub enum Step {
     Done,
     /// The host wants this port of the guest.
     Wants(u32),
+    /// The guest knows it no more, the host still does.
+    Drains,
     /// The connection is to be forgotten.
     Gone,
 }
@@ -176,7 +184,12 @@ impl Connection {
         match (self.phase, header.op) {
             (_, op::RST) => {
                 self.flush();
-                return Step::Gone;
+                if self.phase != Phase::Open || self.guest_closed & shutdown::SEND == 0 || self.out.is_empty() {
+                    return Step::Gone;
+                }
+                self.phase = Phase::Draining;
+                self.deadline = Some(now + DRAIN_TIME);
+                return Step::Drains;
             }
             (Phase::Requested, op::RESPONSE) => {
                 self.phase = Phase::Open;
@@ -197,10 +210,10 @@ impl Connection {
             }
             (Phase::Open, op::SHUTDOWN) => {
                 self.guest_closed |= header.flags & shutdown::BOTH;
-                if self.guest_closed == shutdown::BOTH {
-                    self.deadline.get_or_insert(now + LINGER_TIME);
-                }
                 self.flush();
+                if self.guest_closed == shutdown::BOTH {
+                    self.deadline.get_or_insert(now + DRAIN_TIME);
+                }
             }
             (Phase::Open, op::CREDIT_REQUEST) => self.tell_credit = true,
             (Phase::Open, op::CREDIT_UPDATE) => {}
@@ -222,7 +235,7 @@ impl Connection {
 
     /// Writes to the host what it takes.
     pub fn flush(&mut self) {
-        if self.phase != Phase::Open {
+        if !matches!(self.phase, Phase::Open | Phase::Draining) {
             return;
         }
         while self.writable && !self.out.is_empty() {
@@ -241,7 +254,9 @@ impl Connection {
             if self.out.capacity() > BUFFER / 4 {
                 self.out = VecDeque::new();
             }
-            if self.guest_closed == shutdown::BOTH {
+            if self.phase == Phase::Draining {
+                self.phase = Phase::Drained;
+            } else if self.guest_closed == shutdown::BOTH {
                 self.close();
             } else if self.guest_closed & shutdown::SEND != 0 {
                 let _ = self.stream.shutdown(std::net::Shutdown::Write);
@@ -265,7 +280,7 @@ impl Connection {
     /// Whether the guest may have to be sent something.
     pub fn has_something(&self) -> bool {
         match self.phase {
-            Phase::Hello => false,
+            Phase::Hello | Phase::Draining | Phase::Drained => false,
             Phase::Requested => self.tell_request,
             Phase::Closed => true,
             Phase::Open => {
@@ -303,7 +318,7 @@ impl Connection {
 
     fn next(&mut self, room: usize, bytes: &mut Vec<u8>, now: Instant) -> Option<(u16, u32)> {
         match self.phase {
-            Phase::Hello => return None,
+            Phase::Hello | Phase::Draining | Phase::Drained => return None,
             Phase::Closed => return Some((op::RST, 0)),
             Phase::Requested => return std::mem::take(&mut self.tell_request).then_some((op::REQUEST, 0)),
             Phase::Open => {}

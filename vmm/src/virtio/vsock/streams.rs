@@ -120,8 +120,17 @@ impl Streams {
 
     /// Ends one connection. The set forgets its descriptor when it is closed.
     pub fn forget(&mut self, id: u64) {
-        if let Some(gone) = self.connections.remove(&id) {
-            self.ports.remove(&(gone.host_port, gone.guest_port));
+        self.release(id);
+        self.connections.remove(&id);
+    }
+
+    /// The guest knows a connection no more: it may use the ports for another.
+    pub fn release(&mut self, id: u64) {
+        if let Some(gone) = self.connections.get(&id) {
+            let ports = (gone.host_port, gone.guest_port);
+            if self.ports.get(&ports) == Some(&id) {
+                self.ports.remove(&ports);
+            }
         }
     }
 
@@ -189,6 +198,9 @@ impl Streams {
                         if let Some(connection) = self.connections.get_mut(&id) {
                             connection.ready(event.events);
                             connection.flush();
+                            if connection.phase == Phase::Drained {
+                                self.forget(id);
+                            }
                             self.settle(id);
                             if !stopped {
                                 self.greet(id, now);
@@ -231,7 +243,7 @@ impl Streams {
     fn greet(&mut self, id: u64, now: Instant) {
         let Some(connection) = self.connections.get_mut(&id).filter(|c| c.phase == Phase::Hello) else { return };
         match connection.read_hello() {
-            Step::Done => {}
+            Step::Done | Step::Drains => {}
             Step::Gone => self.forget(id),
             Step::Wants(guest_port) => {
                 let host_port = self.free_port(guest_port);
@@ -290,7 +302,7 @@ impl Streams {
             let Some(connection) = self.connections.get_mut(&id) else { continue };
             connection.deadline = None;
             match connection.phase {
-                Phase::Hello => self.forget(id),
+                Phase::Hello | Phase::Draining => self.forget(id),
                 _ => {
                     connection.close();
                     self.settle(id);

@@ -261,6 +261,45 @@ fn a_host_that_does_not_read_costs_one_buffer() {
 }
 
 #[test]
+fn what_a_guest_has_sent_before_it_closed_reaches_a_slow_host() {
+    let mut g = Guest::new();
+    let listener = UnixListener::bind(g.dir.path().join("v_1234")).unwrap();
+    let ports = (9, 1234);
+    g.send(op::REQUEST, ports, 0, &[]);
+    assert_eq!(g.hear().0, op::RESPONSE);
+    let (mut host, _) = listener.accept().unwrap();
+    let chunk = vec![5; 32 << 10];
+    let (mut sent, mut taken) = (0u64, 0u64);
+    while sent - taken + chunk.len() as u64 <= BUFFER as u64 {
+        g.send(op::RW, ports, 0, &chunk);
+        sent += chunk.len() as u64;
+        g.send(op::CREDIT_REQUEST, ports, 0, &[]);
+        taken = g.receive().0.fwd_cnt.into();
+    }
+    g.send(op::SHUTDOWN, ports, shutdown::BOTH, &[]);
+    g.send(op::RST, ports, 0, &[]);
+    assert_eq!(g.connections(), 1);
+    // the guest uses the same ports again
+    g.send(op::REQUEST, ports, 0, &[]);
+    assert_eq!(g.hear().0, op::RESPONSE);
+    assert_eq!(g.connections(), 2);
+    let reader = std::thread::spawn(move || {
+        let mut bytes = Vec::new();
+        host.read_to_end(&mut bytes).unwrap();
+        bytes.len() as u64
+    });
+    while !reader.is_finished() {
+        for _ in g.bench.events.io.wait(Some(Duration::from_millis(20))).iter() {
+            g.bench.transport.event();
+        }
+    }
+    assert_eq!(reader.join().unwrap(), sent);
+    assert_eq!(g.connections(), 1);
+    g.send(op::CREDIT_REQUEST, ports, 0, &[]);
+    assert_eq!(g.hear().0, op::CREDIT_UPDATE);
+}
+
+#[test]
 fn greetings_that_are_none_are_refused_and_slow_ones_given_up() {
     let mut g = Guest::new();
     for bad in [&b"HELLO\n"[..], b"CONNECT x\n", b"CONNECT 1234567890123456789012345678901234567890"] {
