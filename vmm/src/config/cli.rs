@@ -103,7 +103,7 @@ pub struct ReceiveConfig {
     pub serial: SerialOutput,
     /// Most memory a guest that arrives may have; the host's free memory is another bound.
     pub memory_max: Option<MemorySize>,
-    /// Where the socket of an incoming vsock device is to be, if not where its configuration says.
+    /// Where the socket of an incoming vsock device is to be; without it none is taken in.
     pub vsock: Option<PathBuf>,
 }
 

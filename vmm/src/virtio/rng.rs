@@ -38,6 +38,10 @@ pub struct Rng {
 impl Rng {
     /// A source called `id`.
     pub fn new(id: &str, config: &RngConfig) -> Result<Rng> {
+        let mistakes = config.limits.mistakes("rng.limits");
+        if !mistakes.is_empty() {
+            return Err(Error::Config(mistakes));
+        }
         Ok(Rng {
             id: id.to_owned(),
             scratch: Vec::new(),

@@ -181,13 +181,16 @@ impl Vm {
                 None => errors.push(FieldError::new(format!("nets[{i}].id"), format!("no tap for {} here", net.id))),
             }
         }
+        // Where a socket is made on this host is not for the other to say.
+        match (&mut config.vsock, &host.vsock) {
+            (Some(vsock), Some(path)) => vsock.path.clone_from(path),
+            (Some(_), None) => errors.push(FieldError::new("vsock.path", "no path here: give --vsock path=SOCKET")),
+            (None, _) => {}
+        }
         if !errors.is_empty() {
             return Err(Error::Config(errors));
         }
         config.serial.clone_from(&host.serial);
-        if let (Some(vsock), Some(path)) = (&mut config.vsock, &host.vsock) {
-            vsock.path.clone_from(path);
-        }
         config.arbiter = host.arbiter.or(config.arbiter);
         let kvm = open_kvm()?;
         let told = CpuId::from_entries(&description.cpuid).map_err(|e| Error::State(format!("CPUID: {e:?}")))?;
