@@ -11,6 +11,7 @@ pub(crate) mod feature;
 mod filter;
 mod port;
 mod rx;
+mod settings;
 pub mod tap;
 mod tx;
 mod vhost;
@@ -22,13 +23,12 @@ use serde::{Deserialize, Serialize};
 use super::queue::{QueueError, VirtQueue};
 use super::{Device, DeviceState, Progress, Work};
 use crate::boot::info::random;
-use crate::config::{MacAddress, NetConfig, Vhost as VhostMode};
+use crate::config::{MacAddress, NetConfig};
 use crate::error::{Error, Result};
 use crate::limit::{LimiterState, Limits, Throttle};
 use crate::memory::Memory;
 use crate::metrics::Exposition;
 use crate::stats::Counter;
-use control::Command;
 use feature::*;
 use filter::Filter;
 pub use port::is_announcement;
@@ -187,59 +187,6 @@ impl Net {
         })
     }
 
-    /// Lets the kernel serve the queues where it can and the configuration has nothing against it.
-    pub fn use_kernel(&mut self, config: &NetConfig, memory: &Memory, irqchip: bool) -> Result<()> {
-        if config.vhost == VhostMode::Off || !irqchip && config.vhost == VhostMode::Auto {
-            return Ok(());
-        }
-        if !irqchip {
-            let why = "the image starts without an interrupt controller, which vhost-net needs: use auto or off";
-            return Err(Error::Conflict(why.into()));
-        }
-        match Vhost::open(memory, self.pairs.len()) {
-            Ok(vhost) => self.kernel = Some(vhost),
-            Err(e) if config.vhost == VhostMode::On => {
-                return Err(Error::Conflict(format!("{e} (load the module vhost_net, or use auto or off)")));
-            }
-            Err(e) => log::debug!("{}: {e}", self.id),
-        }
-        Ok(())
-    }
-
-    /// Whether nothing speaks against the kernel's serving the queues.
-    fn kernel_may_serve(&self) -> bool {
-        let (rx, tx) = self.limits();
-        let quiet = |p: &Pair| !p.receiver.stopped && !p.receiver.held && p.receiver.pending.is_empty();
-        self.kernel.as_ref().is_some_and(|k| k.suits(self.accepted))
-            && !(self.kept || self.gone)
-            && rx.is_none()
-            && tx.is_none()
-            && self.pairs.iter().all(quiet)
-    }
-
-    fn take_rings(&mut self, queues: &mut [VirtQueue], memory: &Memory) -> std::result::Result<(), QueueError> {
-        let Some(kernel) = self.kernel.as_mut().filter(|k| k.running() > 0) else { return Ok(()) };
-        let result = kernel.give_back(queues, memory).map_err(|e| QueueError(e.to_string()));
-        self.event();
-        result
-    }
-
-    fn hand_rings_over(&mut self, work: &mut Work<'_>) {
-        if work.irq.is_none() || !work.queues[..2 * self.active].iter().all(VirtQueue::ready) {
-            return;
-        }
-        for (pair, queues) in self.pairs.iter_mut().zip(work.queues.chunks_exact_mut(2)) {
-            if let [queue, _] = queues {
-                pair.receiver.give_back(queue);
-            }
-        }
-        let Some(kernel) = &mut self.kernel else { return };
-        if let Err(e) = kernel.start(&self.pairs[..self.active], work, self.accepted) {
-            log::warn!("{}: served without vhost-net: {e}", self.id);
-            self.kernel = None;
-        }
-    }
-
     /// The limits of receiving and of sending.
     pub fn limits(&self) -> (Limits, Limits) {
         (self.limits.rx.limits(), self.limits.tx.limits())
@@ -276,125 +223,6 @@ impl Net {
             self.stats.taps_lost.inc();
             self.config_changed = true;
         }
-    }
-
-    /// What only works while the interface is there.
-    fn with_taps(&mut self, act: impl FnOnce(&mut [Pair]) -> Result<()>) -> Result<()> {
-        if self.gone {
-            return Ok(());
-        }
-        match act(&mut self.pairs) {
-            Err(Error::Host { source, .. }) if tap::is_gone(&source) => {
-                self.lose();
-                Ok(())
-            }
-            result => result,
-        }
-    }
-
-    fn apply_offloads(&mut self) -> Result<()> {
-        let offloads = self.offloads;
-        self.with_taps(|pairs| pairs.first().map_or(Ok(()), |p| p.tap.set_offloads(offloads)))
-    }
-
-    fn apply_filter(&mut self) -> Result<()> {
-        let rule = match self.accepted & CTRL_RX {
-            0 => None,
-            _ => self.filter.rule(self.mac.0),
-        };
-        let rule = rule.as_ref().map(|(addresses, all)| (&addresses[..], *all));
-        self.with_taps(|pairs| pairs.first_mut().map_or(Ok(()), |p| p.tap.set_filter(rule)))
-    }
-
-    /// Uses the first `active` pairs. What has come to a queue of the tap that is not used any more is delivered by the
-    /// first if `keep`.
-    fn apply_pairs(&mut self, active: usize, keep: bool) -> Result<()> {
-        self.active = active;
-        let mut left = Vec::new();
-        let room = if keep { self.room() } else { 0 };
-        let result = self.with_taps(|pairs| {
-            for (i, pair) in pairs.iter_mut().enumerate() {
-                while i >= active && pair.tap.is_attached() && left.len() < room {
-                    match pair.tap.read_frame(FRAME_MAX) {
-                        Ok(Some(frame)) if frame.len() >= HEADER_SIZE => left.push(frame),
-                        Ok(Some(_)) => {}
-                        Ok(None) | Err(_) => break,
-                    }
-                }
-                pair.tap.set_attached(i < active)?;
-                pair.receiver.tap_may_have_frames();
-            }
-            Ok(())
-        });
-        if !left.is_empty() {
-            self.put_first(left);
-        }
-        result
-    }
-
-    fn start(&mut self, features: u64, offloads: u64, active: usize, keep: bool) -> Result<()> {
-        self.accepted = features;
-        self.offloads = offloads;
-        for pair in &mut self.pairs {
-            pair.receiver.activate(features, self.mtu);
-        }
-        self.apply_offloads()?;
-        self.apply_filter()?;
-        self.apply_pairs(active, keep)
-    }
-
-    /// Takes over what is the guest's whether a driver runs or not.
-    fn take_identity(&mut self, state: &NetState) -> Result<()> {
-        for mac in [state.own_mac, state.mac].map(MacAddress) {
-            if mac.is_multicast() || mac == MacAddress::default() {
-                return Err(Error::State(format!("{}: a MAC address that cannot be", self.id)));
-            }
-        }
-        self.own_mac = MacAddress(state.own_mac);
-        self.mac = MacAddress(state.mac);
-        self.mtu = state.mtu;
-        Ok(())
-    }
-
-    /// Carries out a command; false if it makes no sense.
-    fn command(&mut self, command: Command) -> bool {
-        let has = |bit| self.accepted & bit != 0;
-        let result = match command {
-            Command::Promiscuous(on) if has(CTRL_RX) => {
-                self.filter.promiscuous = on;
-                self.apply_filter()
-            }
-            Command::AllMulticast(on) if has(CTRL_RX) => {
-                self.filter.all_multicast = on;
-                self.apply_filter()
-            }
-            Command::Tables(unicast, multicast) if has(CTRL_RX) => {
-                (self.filter.unicast, self.filter.multicast) = (unicast, multicast);
-                self.apply_filter()
-            }
-            Command::Mac(mac) if has(CTRL_MAC_ADDR) => {
-                self.mac = mac;
-                self.apply_filter()
-            }
-            Command::Announced if has(GUEST_ANNOUNCE) => {
-                self.announce = false;
-                Ok(())
-            }
-            Command::Pairs(n) if has(MQ) && (1..=self.pairs.len()).contains(&n.into()) => {
-                // While a port holds the tap back, what is in it may come from the source as well.
-                let keep = !self.pairs.iter().any(|p| p.receiver.held);
-                self.apply_pairs(n.into(), keep)
-            }
-            Command::Offloads(bits) if has(CTRL_GUEST_OFFLOADS) && bits & !(self.accepted & GUEST_OFFLOADS) == 0 => {
-                self.offloads = bits;
-                self.apply_offloads()
-            }
-            _ => return false,
-        };
-        if let Err(e) = &result {
-            log::warn!("{}: {e}", self.id);
-        }
-        result.is_ok()
     }
 
     fn control(&mut self, queue: &mut VirtQueue, memory: &Memory) -> std::result::Result<bool, QueueError> {

@@ -12,12 +12,13 @@ use vhost::vhost_kern::net::Net as Handle;
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vm_memory::{Address, GuestMemoryBackend, GuestMemoryRegion};
 
-use super::Pair;
 use super::feature::MRG_RXBUF;
+use super::{Net, Pair};
+use crate::config::{NetConfig, Vhost as VhostMode};
 use crate::error::{Error, Result};
 use crate::memory::{GuestRam, Memory};
-use crate::virtio::queue::VirtQueue;
-use crate::virtio::{F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Work};
+use crate::virtio::queue::{QueueError, VirtQueue};
+use crate::virtio::{Device, F_EVENT_IDX, F_INDIRECT_DESC, F_VERSION_1, Work};
 
 /// What the kernel has to know of the features accepted: all about rings, and the length of the header.
 const FEATURES: u64 = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT_DESC | MRG_RXBUF;
@@ -148,5 +149,64 @@ impl Vhost {
 impl Drop for Vhost {
     fn drop(&mut self) {
         self.stop();
+    }
+}
+
+impl Net {
+    /// Lets the kernel serve the queues where it can and the configuration has nothing against it.
+    pub fn use_kernel(&mut self, config: &NetConfig, memory: &Memory, irqchip: bool) -> Result<()> {
+        if config.vhost == VhostMode::Off || !irqchip && config.vhost == VhostMode::Auto {
+            return Ok(());
+        }
+        if !irqchip {
+            let why = "the image starts without an interrupt controller, which vhost-net needs: use auto or off";
+            return Err(Error::Conflict(why.into()));
+        }
+        match Vhost::open(memory, self.pairs.len()) {
+            Ok(vhost) => self.kernel = Some(vhost),
+            Err(e) if config.vhost == VhostMode::On => {
+                return Err(Error::Conflict(format!("{e} (load the module vhost_net, or use auto or off)")));
+            }
+            Err(e) => log::debug!("{}: {e}", self.id),
+        }
+        Ok(())
+    }
+
+    /// Whether nothing speaks against the kernel's serving the queues.
+    pub(super) fn kernel_may_serve(&self) -> bool {
+        let (rx, tx) = self.limits();
+        let quiet = |p: &Pair| !p.receiver.stopped && !p.receiver.held && p.receiver.pending.is_empty();
+        self.kernel.as_ref().is_some_and(|k| k.suits(self.accepted))
+            && !(self.kept || self.gone)
+            && rx.is_none()
+            && tx.is_none()
+            && self.pairs.iter().all(quiet)
+    }
+
+    pub(super) fn take_rings(
+        &mut self,
+        queues: &mut [VirtQueue],
+        memory: &Memory,
+    ) -> std::result::Result<(), QueueError> {
+        let Some(kernel) = self.kernel.as_mut().filter(|k| k.running() > 0) else { return Ok(()) };
+        let result = kernel.give_back(queues, memory).map_err(|e| QueueError(e.to_string()));
+        self.event();
+        result
+    }
+
+    pub(super) fn hand_rings_over(&mut self, work: &mut Work<'_>) {
+        if work.irq.is_none() || !work.queues[..2 * self.active].iter().all(VirtQueue::ready) {
+            return;
+        }
+        for (pair, queues) in self.pairs.iter_mut().zip(work.queues.chunks_exact_mut(2)) {
+            if let [queue, _] = queues {
+                pair.receiver.give_back(queue);
+            }
+        }
+        let Some(kernel) = &mut self.kernel else { return };
+        if let Err(e) = kernel.start(&self.pairs[..self.active], work, self.accepted) {
+            log::warn!("{}: served without vhost-net: {e}", self.id);
+            self.kernel = None;
+        }
     }
 }
