@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use crate::metrics::Exposition;
+use crate::vcpu::cpuid::CPUS_MAX;
 pub use histogram::{Histogram, Reading};
 
 /// A counter that only grows.
@@ -30,9 +31,9 @@ impl Counter {
     }
 }
 
-/// Exits of the vCPU by reason, and what became of them.
+/// Exits of one vCPU by reason.
 #[derive(Debug, Default)]
-pub struct VcpuStats {
+pub struct ExitStats {
     /// Stores to the platform device.
     pub platform: Counter,
     /// Accesses to virtio registers.
@@ -43,17 +44,13 @@ pub struct VcpuStats {
     pub halt: Counter,
     /// Signals.
     pub interrupted: Counter,
+    /// A vCPU that waits to be started was looked at again.
+    pub waiting: Counter,
     /// All else.
     pub other: Counter,
-    /// Parks.
-    pub parks: Counter,
-    /// Parks in which the vCPU thread slept.
-    pub slept: Counter,
-    /// Accesses to addresses where there is nothing.
-    pub unclaimed: Counter,
 }
 
-impl VcpuStats {
+impl ExitStats {
     /// Adds them for the vCPU with this number.
     pub fn metrics(&self, vcpu: usize, out: &mut Exposition) {
         let vcpu = vcpu.to_string();
@@ -63,18 +60,34 @@ impl VcpuStats {
             ("pio", &self.pio),
             ("halt", &self.halt),
             ("interrupted", &self.interrupted),
+            ("waiting", &self.waiting),
             ("other", &self.other),
         ] {
             let labels = [("vcpu", vcpu.as_str()), ("reason", reason)];
             out.counter("vmm_vcpu_exits_total", "Exits from the guest to this process.", &labels, counter);
         }
-        for (name, help, counter) in [
-            ("vmm_vcpu_parks_total", "Times the guest had nothing to do.", &self.parks),
-            ("vmm_vcpu_sleeps_total", "Parks in which the vCPU thread slept.", &self.slept),
-            ("vmm_vcpu_unclaimed_total", "Accesses of the guest to addresses where nothing is.", &self.unclaimed),
-        ] {
-            out.counter(name, help, &[("vcpu", &vcpu)], counter);
-        }
+    }
+}
+
+/// What became of exits.
+#[derive(Debug, Default)]
+pub struct VcpuStats {
+    /// Parks.
+    pub parks: Counter,
+    /// Parks in which the vCPU thread slept.
+    pub slept: Counter,
+    /// Accesses to addresses where there is nothing.
+    pub unclaimed: Counter,
+}
+
+impl VcpuStats {
+    /// Adds them. Only guests that have one vCPU park.
+    pub fn metrics(&self, out: &mut Exposition) {
+        let vcpu = [("vcpu", "0")];
+        out.counter("vmm_vcpu_parks_total", "Times the guest had nothing to do.", &vcpu, &self.parks);
+        out.counter("vmm_vcpu_sleeps_total", "Parks in which the vCPU thread slept.", &vcpu, &self.slept);
+        let help = "Accesses of the guest to addresses where nothing is.";
+        out.counter("vmm_unclaimed_accesses_total", help, &[], &self.unclaimed);
     }
 }
 
@@ -116,7 +129,9 @@ impl BootTimes {
 /// Everything that is counted outside the devices.
 #[derive(Debug, Default)]
 pub struct Stats {
-    /// The vCPU.
+    /// Exits, by number of the vCPU.
+    pub exits: [ExitStats; CPUS_MAX as usize],
+    /// All vCPUs.
     pub vcpu: VcpuStats,
     /// Boot.
     pub boot: BootTimes,

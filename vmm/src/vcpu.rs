@@ -1,8 +1,10 @@
-//! The vCPU: its run loop, its park, its kick.
+//! A vCPU: its run loop, its park, its kick.
 //!
 //! Owns the vCPU's descriptor. Always true: a kick that was given before or while the vCPU runs makes
 //! [`Vcpu::run`] return, with every access of the guest completed, so that the state can be read.
 
+pub mod cpuid;
+pub mod reset;
 pub mod state;
 
 use std::cell::Cell;
@@ -24,6 +26,7 @@ use crate::memory::GuestRam;
 use crate::platform::{self, Action, PLATFORM_BASE, PLATFORM_SIZE};
 use crate::stats::Stats;
 use crate::virtio::Progress;
+use cpuid::CPUS_MAX;
 
 /// Exit status of a process that was killed over its control interface: as if by SIGKILL.
 const KILLED_STATUS: i32 = 128 + libc::SIGKILL;
@@ -168,12 +171,18 @@ impl Context {
 #[derive(Debug)]
 pub struct Vcpu {
     fd: VcpuFd,
+    index: usize,
 }
 
 impl Vcpu {
-    /// Takes over a vCPU whose registers are set.
-    pub fn new(fd: VcpuFd) -> Vcpu {
-        Vcpu { fd }
+    /// Takes over a vCPU; `index` is its number in the VM, from 0, and its APIC id.
+    pub fn new(fd: VcpuFd, index: usize) -> Vcpu {
+        Vcpu { fd, index }
+    }
+
+    /// Its number in the VM.
+    pub fn index(&self) -> usize {
+        self.index
     }
 
     /// The descriptor, to read and set state while the vCPU does not run.
@@ -214,7 +223,7 @@ impl Vcpu {
     }
 
     fn step(&mut self, context: &Context) -> Step {
-        let stats = &context.stats.vcpu;
+        let stats = &context.stats.exits[self.index % CPUS_MAX as usize];
         match self.fd.run() {
             Ok(VcpuExit::MmioWrite(address, data)) => match address.checked_sub(PLATFORM_BASE) {
                 Some(offset @ 0..PLATFORM_SIZE) => {
@@ -273,7 +282,11 @@ impl Vcpu {
                 stats.interrupted.inc();
                 Step::Interrupted
             }
-            Err(e) if e.errno() == libc::EAGAIN => Step::On,
+            // A vCPU that was not started yet has been sent INIT or SIPI.
+            Err(e) if e.errno() == libc::EAGAIN => {
+                stats.waiting.inc();
+                Step::On
+            }
             Err(e) => Step::End(End::Crash(format!("KVM_RUN: {e}"))),
         }
     }
@@ -371,9 +384,8 @@ impl Kicker {
         self.tid.store(0, Ordering::Release);
     }
 
-    /// Makes the thread leave the guest or its park; `gate` holds the demand.
-    pub fn kick(&self, gate: &Gate) {
-        gate.kick();
+    /// Makes the thread leave the guest; the demand must stand already ([`Gate::kick`]).
+    pub fn signal(&self) {
         let tid = self.tid.load(Ordering::Acquire);
         if tid != 0 {
             // SAFETY: no memory is involved; a thread of this process without the cell ignores the signal.

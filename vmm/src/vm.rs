@@ -1,12 +1,14 @@
 //! A virtual machine: its parts put together, its life.
 //!
-//! Owns KVM's VM, the memory, the devices, both threads. Life: built (by [`Vm::boot`] or [`Vm::receive`]), started,
+//! Owns KVM's VM, the memory, the devices, the threads. Life: built (by [`Vm::boot`] or [`Vm::receive`]), started,
 //! then running and paused in turn, ended. Built means that everything that can fail has been done.
 
 mod build;
+pub mod clocks;
 mod copy;
 mod life;
 mod power;
+mod reset;
 pub mod state;
 
 use std::sync::atomic::AtomicBool;
@@ -23,7 +25,7 @@ use crate::devices::Devices;
 use crate::memory::Memory;
 use crate::stats::Stats;
 use crate::vcpu::state::MsrList;
-use crate::vcpu::{Context, Kicker, Vcpu};
+use crate::vcpu::{Context, Vcpu};
 #[cfg(test)]
 pub(crate) use build::create_vm;
 pub use copy::CopyClaim;
@@ -39,14 +41,15 @@ pub struct Vm {
     irqchip: bool,
     cpuid: CpuId,
     tsc_khz: u32,
+    /// KVM gives the guest another frequency than the host's.
+    tsc_scaled: bool,
     msrs: OnceLock<MsrList>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     life: Arc<Life>,
-    kicker: Arc<Kicker>,
     io_stop: Arc<(AtomicBool, EventFd)>,
     copying: AtomicBool,
     context: Arc<Context>,
-    vcpu: Arc<Mutex<Vcpu>>,
+    vcpus: Vec<Arc<Mutex<Vcpu>>>,
     fd: VmFd,
     memory: Memory,
 }
@@ -87,9 +90,20 @@ impl Vm {
         &self.context.stats
     }
 
-    /// The vCPU; waits for ever unless the VM is paused, not started or ended.
+    /// The vCPUs, by number; to lock one waits for ever unless the VM is paused, not started or ended.
+    pub fn vcpus(&self) -> &[Arc<Mutex<Vcpu>>] {
+        &self.vcpus
+    }
+
+    /// The vCPU that starts first.
     pub fn vcpu(&self) -> MutexGuard<'_, Vcpu> {
-        self.vcpu.lock().unwrap_or_else(PoisonError::into_inner)
+        // There is always one: `build` makes at least one.
+        self.vcpus[0].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// All vCPUs, locked.
+    pub(crate) fn lock_vcpus(&self) -> Vec<MutexGuard<'_, Vcpu>> {
+        self.vcpus.iter().map(|v| v.lock().unwrap_or_else(PoisonError::into_inner)).collect()
     }
 
     /// The devices, locked.

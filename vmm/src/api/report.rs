@@ -222,9 +222,13 @@ pub fn vm(control: &Control) -> VmReport {
 pub fn metrics(control: &Control) -> String {
     let mut out = Exposition::default();
     let stats = control.stats();
-    stats.vcpu.metrics(0, &mut out);
-    stats.boot.metrics(&mut out);
     let vm = control.vm();
+    let vcpus = vm.as_ref().map_or(1, |vm| vm.vcpus().len());
+    for (index, exits) in stats.exits.iter().take(vcpus).enumerate() {
+        exits.metrics(index, &mut out);
+    }
+    stats.vcpu.metrics(&mut out);
+    stats.boot.metrics(&mut out);
     let resident = resident(&guest_ranges(vm.as_deref()));
     for (name, help, bytes) in [
         ("vmm_resident_bytes", "Memory of this process.", resident.total),

@@ -350,7 +350,9 @@ impl<'a> Driver<'a> {
         self.urgent_since = Instant::now();
         if self.urgent.is_empty() {
             self.urgent.extend(Urgent::begin(0));
-            self.urgent.extend(self.shell.as_ref().and_then(|s| Urgent::begin(s.vm.vcpu_thread())));
+            if let Some(shell) = &self.shell {
+                self.urgent.extend(shell.vm.vcpu_threads().filter_map(Urgent::begin));
+            }
         }
     }
 

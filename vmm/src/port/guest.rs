@@ -29,8 +29,8 @@ use crate::vm::{Phase, Vm, VmDescription, VmState};
 
 /// Version of every section, so far.
 const VERSION: u32 = 1;
-const VCPU: &str = "vcpu0";
-const IRQCHIP: &str = "irqchip";
+const CHIPS: &str = "chips";
+const CLOCKS: &str = "clocks";
 const CLOCK: &str = "clock";
 const SERIAL: &str = "serial";
 const ACPI: &str = "acpi";
@@ -83,7 +83,7 @@ pub(crate) fn description(vm: &Vm) -> Result<Description> {
     };
     Ok(Description {
         memory_size: vm.memory().size() as u64,
-        vcpus: 1,
+        vcpus: description.config.cpus,
         tsc_khz: vm.tsc_khz(),
         cpu: description.cpuid.iter().map(leaf).collect(),
         config: serde_json::to_vec(&VmDescription { cpuid: Vec::new(), ..description })
@@ -91,7 +91,7 @@ pub(crate) fn description(vm: &Vm) -> Result<Description> {
     })
 }
 
-/// Stops feeding receive queues, then the vCPU; gives the instant of its last exit.
+/// Stops feeding receive queues, then the vCPUs; gives the instant of the last exit of the last of them.
 pub(super) fn pause(vm: &Vm) -> Result<Stamp> {
     vm.devices().stop_input();
     vm.pause()?;
@@ -109,9 +109,14 @@ pub(super) fn quiesce(vm: &Vm) -> Result<()> {
 pub(crate) fn save(vm: &Vm) -> Result<(Sections, Epoch)> {
     let state = vm.save()?;
     let mut sections = Sections::new();
-    put(&mut sections, VCPU, &state.vcpu)?;
+    for (index, vcpu) in state.vcpus.iter().enumerate() {
+        put(&mut sections, &vcpu_name(index), vcpu)?;
+    }
     if let Some(irqchip) = &state.irqchip {
-        put(&mut sections, IRQCHIP, irqchip)?;
+        put(&mut sections, CHIPS, irqchip)?;
+    }
+    if let Some(clocks) = &state.clocks {
+        put(&mut sections, CLOCKS, clocks)?;
     }
     if let Some(clock) = &state.clock {
         put(&mut sections, CLOCK, clock)?;
@@ -269,7 +274,7 @@ pub(super) fn build(
 pub(crate) fn decode(description: &Description) -> Result<VmDescription> {
     let mut vm: VmDescription =
         serde_json::from_slice(&description.config).map_err(|e| Error::State(format!("machine configuration: {e}")))?;
-    if vm.config.memory.bytes() != description.memory_size || description.vcpus != 1 {
+    if vm.config.memory.bytes() != description.memory_size || description.vcpus != vm.config.cpus {
         return Err(Error::State("the configuration is of another VM".into()));
     }
     if vm.config.nets.len() > NETS_MAX || vm.config.disks.len() > DISKS_MAX {
@@ -295,7 +300,7 @@ pub(crate) fn decode(description: &Description) -> Result<VmDescription> {
     Ok(vm)
 }
 
-/// Sets the state of vCPU and devices.
+/// Sets the state of vCPUs and devices.
 pub(super) fn load(incoming: &mut Incoming, sections: &Sections) -> Result<()> {
     if has(sections, DIGEST) {
         let (there, here): (u64, u64) = (take(sections, DIGEST)?, transfer::digest(incoming.vm.memory())?);
@@ -316,8 +321,9 @@ pub(crate) fn decode_state(vm: &Vm, sections: &Sections) -> Result<VmState> {
         virtio.push(take(sections, &virtio_name(device.device().id()))?);
     }
     Ok(VmState {
-        vcpu: take(sections, VCPU)?,
-        irqchip: has(sections, IRQCHIP).then(|| take(sections, IRQCHIP)).transpose()?,
+        vcpus: (0..vm.vcpus().len()).map(|i| take(sections, &vcpu_name(i))).collect::<Result<_>>()?,
+        irqchip: has(sections, CHIPS).then(|| take(sections, CHIPS)).transpose()?,
+        clocks: has(sections, CLOCKS).then(|| take(sections, CLOCKS)).transpose()?,
         clock: has(sections, CLOCK).then(|| take(sections, CLOCK)).transpose()?,
         devices: DevicesState { serial: take(sections, SERIAL)?, acpi: take(sections, ACPI)?, virtio },
     })
@@ -331,7 +337,7 @@ pub(super) fn start(incoming: &Incoming, epoch: Option<Epoch>) -> Result<()> {
     incoming.vm.resume()
 }
 
-/// When the vCPU entered the guest, if it has.
+/// When the first vCPU entered the guest, if it has.
 pub(super) fn entered(vm: &Vm) -> Option<Stamp> {
     let at = vm.last_entry_ns();
     (at != 0).then(|| {
@@ -339,6 +345,10 @@ pub(super) fn entered(vm: &Vm) -> Option<Stamp> {
         let since = now.mono_ns.saturating_sub(at);
         Stamp { mono_ns: at, real_ns: now.real_ns.saturating_sub(since), ..now }
     })
+}
+
+fn vcpu_name(index: usize) -> String {
+    format!("vcpu{index}")
 }
 
 fn virtio_name(id: &str) -> String {

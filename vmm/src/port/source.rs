@@ -107,7 +107,7 @@ struct Driver<'a> {
     phase_since: Instant,
     spin_until: Option<Instant>,
     linger_until: Option<Instant>,
-    /// This thread and the vCPU's, while the guest stands still and it is this side's turn.
+    /// This thread and the vCPUs', while the guest stands still and it is this side's turn.
     urgent: Vec<Urgent>,
     started: Instant,
 }
@@ -324,7 +324,7 @@ impl<'a> Driver<'a> {
     fn stop_guest(&mut self) -> Event {
         self.paused = true;
         self.urgent.extend(Urgent::begin(0));
-        self.urgent.extend(Urgent::begin(self.vm.vcpu_thread()));
+        self.urgent.extend(self.vm.vcpu_threads().filter_map(Urgent::begin));
         self.pause.ordered = Some(stamp::now());
         match guest::pause(self.vm) {
             Ok(exit) => {

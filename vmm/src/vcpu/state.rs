@@ -1,11 +1,16 @@
 //! The state of a vCPU, apart from the vCPU.
 //!
-//! Read and set only while the vCPU does not run, after [`super::Vcpu::run`] returned for a kick. The TSC is not part of the
-//! state of a VM with a clock page: the page is rewritten instead (here a guest reads the host's TSC, whatever KVM was told).
+//! Read and set only while no vCPU of the VM runs, after [`super::Vcpu::run`] returned for a kick. The TSC's value is among the
+//! registers, but is not what a VM's clocks are continued from, where there is something better ([`Tsc`]): the clock page of
+//! a direct start is rewritten instead (a guest may read the host's TSC, whatever KVM was told), and KVM may take offsets.
+//!
+//! The order is the kernel's: what state the vCPU is in is read first and its events last, for to read the one
+//! completes an INIT or SIPI under way and may change the other; segments with the APIC's base are set before the APIC, the APIC
+//! and the TSC before the deadline of the APIC's timer.
 
 use kvm_bindings::{
-    CpuId, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs, kvm_vcpu_events,
-    kvm_xcrs, kvm_xsave,
+    CpuId, KVM_MAX_MSR_ENTRIES, Msrs, kvm_debugregs, kvm_lapic_state, kvm_mp_state, kvm_msr_entry, kvm_regs, kvm_sregs,
+    kvm_vcpu_events, kvm_xcrs, kvm_xsave,
 };
 use kvm_ioctls::{Kvm, VcpuFd};
 use serde::{Deserialize, Serialize};
@@ -14,13 +19,30 @@ use crate::error::{Error, Result, kvm};
 
 /// IA32_TIME_STAMP_COUNTER.
 pub const MSR_TSC: u32 = 0x10;
+/// IA32_TSC_DEADLINE: what it starts depends on the TSC and the local APIC.
+const MSR_TSC_DEADLINE: u32 = 0x6e0;
 /// Most model-specific registers of a state.
 pub const MSRS_MAX: usize = 512;
+/// Most registers read or set by one call.
+const MSRS_BATCH: usize = KVM_MAX_MSR_ENTRIES;
 /// Registers that belong to the host's side of paravirtual features, or that KVM gives but does not take back.
-const NOT_SAVED: [u32; 2] = [
+const NOT_SAVED: [u32; 1] = [
     0x4000_0000, // Hyper-V guest OS id: setting it to zero again is refused in some orders
-    0x4b56_4d05, // KVM poll control: no effect here
 ];
+/// Polling of the host when the guest halts: matters only where KVM halts it.
+const MSR_POLL_CONTROL: u32 = 0x4b56_4d05;
+/// Memory types, which KVM has but does not name: eight variable ranges, eleven fixed ones, the default.
+const MTRRS: [std::ops::RangeInclusive<u32>; 5] =
+    [0x200..=0x20f, 0x250..=0x250, 0x258..=0x259, 0x268..=0x26f, 0x2ff..=0x2ff];
+
+/// What becomes of the TSC when a state is set.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tsc {
+    /// It is left as it is.
+    Keep,
+    /// It is set to its saved value and so many ticks.
+    Advance(u64),
+}
 
 /// Registers and the like of one vCPU.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -50,16 +72,22 @@ pub struct VcpuState {
 pub struct MsrList(Vec<u32>);
 
 impl MsrList {
-    /// Those that KVM names and that can be read from this vCPU.
-    pub fn probe(fd: &VcpuFd) -> Result<MsrList> {
+    /// Those that KVM names and that can be read from this vCPU; `system`: also those that only an operating system sets.
+    pub fn probe(fd: &VcpuFd, system: bool) -> Result<MsrList> {
         let list = Kvm::new().and_then(|k| k.get_msr_index_list()).map_err(kvm("get MSR list"))?;
-        let mut left: Vec<u32> =
-            list.as_slice().iter().copied().filter(|i| !NOT_SAVED.contains(i)).take(MSRS_MAX).collect();
+        let wanted = |i: &u32| !NOT_SAVED.contains(i) && (system || *i != MSR_POLL_CONTROL);
+        let mut left: Vec<u32> = list.as_slice().iter().copied().filter(wanted).collect();
+        if system {
+            let more: Vec<u32> = MTRRS.into_iter().flatten().filter(|i| !left.contains(i)).collect();
+            left.extend(more);
+        }
+        left.truncate(MSRS_MAX);
         let mut good = Vec::new();
         while !left.is_empty() {
-            let n = read(fd, &left)?.len();
+            let asked = left.len().min(MSRS_BATCH);
+            let n = read_batch(fd, &left[..asked])?.len();
             good.extend(left.drain(..n));
-            if !left.is_empty() {
+            if n < asked {
                 left.remove(0); // the one KVM stopped at
             }
         }
@@ -67,8 +95,21 @@ impl MsrList {
     }
 }
 
-/// Reads as many of `indices` as KVM gives before the first it refuses.
+/// Reads all of `indices`, which could be read before.
 fn read(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>> {
+    let mut out = Vec::with_capacity(indices.len());
+    for batch in indices.chunks(MSRS_BATCH) {
+        let got = read_batch(fd, batch)?;
+        if let Some(missing) = batch.get(got.len()) {
+            return Err(Error::State(format!("MSR {missing:#x} cannot be read any more")));
+        }
+        out.extend(got);
+    }
+    Ok(out)
+}
+
+/// Reads as many of `indices` as KVM gives before the first it refuses.
+fn read_batch(fd: &VcpuFd, indices: &[u32]) -> Result<Vec<(u32, u64)>> {
     let entries: Vec<_> = indices.iter().map(|i| kvm_msr_entry { index: *i, ..Default::default() }).collect();
     let mut msrs = Msrs::from_entries(&entries).map_err(|e| Error::State(format!("{e:?}")))?;
     let n = fd.get_msrs(&mut msrs).map_err(kvm("get MSRs"))?;
@@ -93,8 +134,8 @@ pub fn save(fd: &VcpuFd, msrs: &MsrList, lapic: bool) -> Result<VcpuState> {
     })
 }
 
-/// Sets everything. With a clock page (`tsc` false) the TSC is left as it is.
-pub fn restore(fd: &VcpuFd, state: &VcpuState, tsc: bool) -> Result<()> {
+/// Sets everything.
+pub fn restore(fd: &VcpuFd, state: &VcpuState, tsc: Tsc) -> Result<()> {
     let mut xsave = kvm_xsave::default();
     if state.xsave.len() > xsave.region.len() || state.msrs.len() > MSRS_MAX {
         return Err(Error::State("vCPU state larger than it can be".into()));
@@ -115,18 +156,26 @@ pub fn restore(fd: &VcpuFd, state: &VcpuState, tsc: bool) -> Result<()> {
 }
 
 /// KVM stops at the first register it refuses; a zero that it does not take is none either, anything else is an error.
-fn set_msrs(fd: &VcpuFd, msrs: &[(u32, u64)], tsc: bool) -> Result<()> {
-    let entries: Vec<_> = msrs
-        .iter()
-        .filter(|(index, _)| tsc || *index != MSR_TSC)
-        .map(|(index, data)| kvm_msr_entry { index: *index, data: *data, ..Default::default() })
-        .collect();
+fn set_msrs(fd: &VcpuFd, msrs: &[(u32, u64)], tsc: Tsc) -> Result<()> {
+    let entry = |(index, data): &(u32, u64)| {
+        let data = match (*index, tsc) {
+            (MSR_TSC, Tsc::Keep) => return None,
+            (MSR_TSC, Tsc::Advance(ticks)) => data.wrapping_add(ticks),
+            _ => *data,
+        };
+        Some(kvm_msr_entry { index: *index, data, ..Default::default() })
+    };
+    let mut entries: Vec<_> = msrs.iter().filter_map(entry).collect();
+    entries.sort_by_key(|e| e.index == MSR_TSC_DEADLINE);
     let mut left = &entries[..];
     while !left.is_empty() {
-        let batch = Msrs::from_entries(left).map_err(|e| Error::State(format!("{e:?}")))?;
-        let n = fd.set_msrs(&batch).map_err(kvm("set MSRs"))?;
-        left = &left[n.min(left.len())..];
-        if let Some((refused, rest)) = left.split_first() {
+        let asked = left.len().min(MSRS_BATCH);
+        let batch = Msrs::from_entries(&left[..asked]).map_err(|e| Error::State(format!("{e:?}")))?;
+        let n = fd.set_msrs(&batch).map_err(kvm("set MSRs"))?.min(asked);
+        left = &left[n..];
+        if n < asked
+            && let Some((refused, rest)) = left.split_first()
+        {
             if refused.data != 0 {
                 return Err(Error::State(format!("MSR {:#x} = {:#x} is refused here", refused.index, refused.data)));
             }
@@ -139,19 +188,28 @@ fn set_msrs(fd: &VcpuFd, msrs: &[(u32, u64)], tsc: bool) -> Result<()> {
 /// Features of the processor a guest has been told of that are not here: `None` if all are.
 pub fn missing_features(told: &CpuId, here: &CpuId) -> Option<String> {
     // Leaves whose registers are sets of features.
-    const LEAVES: [(u32, u32, &str); 4] =
-        [(1, 0, "CPUID 1"), (7, 0, "CPUID 7.0"), (0x8000_0001, 0, "CPUID 80000001"), (0xd, 0, "CPUID D.0 (XCR0)")];
-    // Bits that say where the processor is and what the OS has switched on, not what it can do.
-    const LEAF1_ECX_OTHER: u32 = 1 << 27 | 1 << 31;
+    const LEAVES: [(u32, u32, &str); 6] = [
+        (0x4000_0001, 0, "CPUID 40000001 (KVM)"),
+        (7, 1, "CPUID 7.1"),
+        (1, 0, "CPUID 1"),
+        (7, 0, "CPUID 7.0"),
+        (0x8000_0001, 0, "CPUID 80000001"),
+        (0xd, 0, "CPUID D.0 (XCR0)"),
+    ];
+    // Bits that say what the OS has switched on, or that `cpuid::for_vm` sets whatever the processor can do.
+    const LEAF1_ECX_OTHER: u32 = 1 << 24 | 1 << 27 | 1 << 31;
+    const LEAF1_EDX_OTHER: u32 = 1 << 28;
+    const AMD_ECX_OTHER: u32 = 1 << 1;
     for (function, index, name) in LEAVES {
         let find = |c: &CpuId| {
             c.as_slice().iter().find(|e| e.function == function && e.index == index).map_or(
                 [0; 3],
                 |e| match function {
-                    1 => [0, e.ecx & !LEAF1_ECX_OTHER, e.edx],
+                    1 => [0, e.ecx & !LEAF1_ECX_OTHER, e.edx & !LEAF1_EDX_OTHER],
+                    7 if index == 1 => [e.eax, 0, 0],
                     7 => [e.ebx, e.ecx, e.edx],
-                    0xd => [e.eax, 0, 0],
-                    _ => [0, e.ecx, e.edx],
+                    0xd | 0x4000_0001 => [e.eax, 0, 0],
+                    _ => [0, e.ecx & !AMD_ECX_OTHER, e.edx],
                 },
             )
         };

@@ -1,6 +1,6 @@
 //! Building a VM: for a first start, or empty for one that will arrive.
 //!
-//! Owns the order in which KVM's VM, its vCPU, the devices and the state of the first start come about. Always true: whatever
+//! Owns the order in which KVM's VM, its vCPUs, the devices and the state of the first start come about. Always true: whatever
 //! can fail has been done when a [`Vm`] is returned; what was made before an error goes with the error.
 
 use std::io;
@@ -9,9 +9,10 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, OnceLock};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
-use kvm_ioctls::{Kvm, VmFd};
+use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::clocks::scale_tsc;
 use super::life::Life;
 use super::{Vm, VmDescription};
 use crate::acpi;
@@ -27,8 +28,10 @@ use crate::gate::Gate;
 use crate::layout::{EVENT_GSI, SERIAL_GSI, TSS_ADDRESS};
 use crate::memory::{Memory, enable_manual_protect};
 use crate::stats::{BootTimes, Stats};
+use crate::vcpu::cpuid::{self, CPUS_MAX};
+use crate::vcpu::reset::as_firmware_does;
 use crate::vcpu::state::missing_features;
-use crate::vcpu::{Context, Kicker, Vcpu};
+use crate::vcpu::{Context, Vcpu};
 use crate::virtio::Device;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
@@ -42,21 +45,33 @@ use crate::virtio::vsock::Vsock;
 /// How often making a VM is tried again after an interruption.
 const CREATE_ATTEMPTS: u32 = 100;
 
-/// KVM's side of a VM before its vCPU thread exists.
-struct Shell {
-    fd: VmFd,
-    vcpu: kvm_ioctls::VcpuFd,
+/// KVM's side of a VM before its vCPU threads exist.
+pub(super) struct Shell {
+    pub(super) fd: VmFd,
+    pub(super) vcpus: Vec<VcpuFd>,
     cpuid: CpuId,
     irqchip: bool,
 }
 
 impl Shell {
-    fn new(kvm: &Kvm, memory: &Memory, irqchip: bool) -> Result<Shell> {
-        let cpuid = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;
-        Shell::with_cpuid(kvm, memory, irqchip, cpuid)
+    fn new(kvm: &Kvm, memory: &Memory, irqchip: bool, cpus: u32) -> Result<Shell> {
+        let supported = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;
+        let deadline = irqchip && kvm.check_extension(Cap::TscDeadlineTimer);
+        Shell::with_cpuid(kvm, Some(memory), irqchip, cpuid::for_vm(&supported, cpus, deadline)?, cpus as usize)
     }
 
-    fn with_cpuid(kvm: &Kvm, memory: &Memory, irqchip: bool, cpuid: CpuId) -> Result<Shell> {
+    /// `cpuid` is what all vCPUs are told; without memory the VM cannot run.
+    pub(super) fn with_cpuid(
+        kvm: &Kvm,
+        memory: Option<&Memory>,
+        irqchip: bool,
+        cpuid: CpuId,
+        cpus: usize,
+    ) -> Result<Shell> {
+        let max = kvm.get_max_vcpus().min(CPUS_MAX as usize);
+        if cpus == 0 || cpus > max {
+            return Err(Error::Config(vec![FieldError::new("cpus", format!("{cpus}: this host gives 1 to {max}"))]));
+        }
         let fd = create_vm(kvm)?;
         enable_manual_protect(&fd)?;
         fd.set_tss_address(TSS_ADDRESS).map_err(crate::error::kvm("set TSS address"))?;
@@ -65,10 +80,19 @@ impl Shell {
             let pit = kvm_pit_config { flags: KVM_PIT_SPEAKER_DUMMY, ..Default::default() };
             fd.create_pit2(pit).map_err(crate::error::kvm("create PIT"))?;
         }
-        memory.register(&fd)?;
-        let vcpu = fd.create_vcpu(0).map_err(crate::error::kvm("create vCPU"))?;
-        vcpu.set_cpuid2(&cpuid).map_err(crate::error::kvm("set CPUID"))?;
-        Ok(Shell { fd, vcpu, cpuid, irqchip })
+        if let Some(memory) = memory {
+            memory.register(&fd)?;
+        }
+        let mut vcpus = Vec::with_capacity(cpus);
+        for id in 0..cpus as u32 {
+            let vcpu = fd.create_vcpu(id.into()).map_err(crate::error::kvm("create vCPU"))?;
+            vcpu.set_cpuid2(&cpuid::for_vcpu(&cpuid, id)?).map_err(crate::error::kvm("set CPUID"))?;
+            if irqchip {
+                as_firmware_does(&vcpu)?;
+            }
+            vcpus.push(vcpu);
+        }
+        Ok(Shell { fd, vcpus, cpuid, irqchip })
     }
 }
 
@@ -145,9 +169,14 @@ impl Vm {
             Entry::Direct(start) => Some(InfoPage { address: start.boot_info }),
             Entry::Pvh(_) | Entry::Linux(_) => None,
         };
-        // A guest that starts directly in ring 3 needs no interrupts.
+        // A guest that starts directly in ring 3 needs no interrupts, and has nothing to start another vCPU with.
         let irqchip = info.is_none();
-        let shell = Shell::new(&kvm, &memory, irqchip)?;
+        if !irqchip && config.cpus != 1 {
+            let why =
+                "an image that starts directly in ring 3 has one vCPU; boot it with \"boot\": \"pvh\" or give it 1";
+            return Err(Error::Config(vec![FieldError::new("cpus", format!("{}: {why}", config.cpus))]));
+        }
+        let shell = Shell::new(&kvm, &memory, irqchip, config.cpus)?;
         let vm = Vm::assemble(config, owner, info, shell, memory, stats)?;
         vm.prepare_start(&image)?;
         Ok(vm)
@@ -199,8 +228,21 @@ impl Vm {
             return Err(Error::State(format!("this host's processor lacks what the guest was told of: {missing}")));
         }
         let memory = new_memory(&config)?;
-        let shell = Shell::with_cpuid(&kvm, &memory, description.irqchip, told)?;
-        Vm::assemble(config, owner, description.info, shell, memory, stats)
+        if !description.irqchip && config.cpus != 1 {
+            return Err(Error::State(format!("{} vCPUs without interrupt controllers", config.cpus)));
+        }
+        let shell = Shell::with_cpuid(&kvm, Some(&memory), description.irqchip, told, config.cpus as usize)?;
+        let mut scaled = false;
+        // A guest with a clock page is told of another frequency there.
+        if description.irqchip {
+            for vcpu in &shell.vcpus {
+                let here = vcpu.get_tsc_khz().map_err(crate::error::kvm("get TSC frequency"))?;
+                scaled |= scale_tsc(vcpu, here, description.tsc_khz)?;
+            }
+        }
+        let mut vm = Vm::assemble(config, owner, description.info, shell, memory, stats)?;
+        vm.tsc_scaled = scaled;
+        Ok(vm)
     }
 
     fn assemble(
@@ -231,7 +273,13 @@ impl Vm {
             console,
             stats,
         };
-        let tsc_khz = shell.vcpu.get_tsc_khz().map_err(crate::error::kvm("get TSC frequency"))?;
+        let tsc_khz = shell.vcpus[0].get_tsc_khz().map_err(crate::error::kvm("get TSC frequency"))?;
+        let vcpus = shell
+            .vcpus
+            .into_iter()
+            .enumerate()
+            .map(|(i, fd)| Arc::new(Mutex::new(Vcpu::new(fd, i))))
+            .collect::<Vec<_>>();
         BootTimes::reach(&context.stats.boot.built);
         Ok(Vm {
             config,
@@ -240,14 +288,14 @@ impl Vm {
             irqchip: shell.irqchip,
             cpuid: shell.cpuid,
             tsc_khz,
+            tsc_scaled: false,
             msrs: OnceLock::new(),
             threads: Mutex::new(Vec::new()),
-            life: Arc::new(Life::new()),
-            kicker: Arc::new(Kicker::default()),
+            life: Arc::new(Life::new(context.gate.clone(), vcpus.len())),
             io_stop: Arc::new(io_stop),
             copying: AtomicBool::new(false),
             context: Arc::new(context),
-            vcpu: Arc::new(Mutex::new(Vcpu::new(shell.vcpu))),
+            vcpus,
             fd: shell.fd,
             memory,
         })
@@ -269,7 +317,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     }
 }
 
-fn open_kvm() -> Result<Kvm> {
+pub(super) fn open_kvm() -> Result<Kvm> {
     Kvm::new().map_err(|e| Error::Host {
         what: "/dev/kvm (the VMM needs KVM and the right to use it)".into(),
         source: io::Error::from_raw_os_error(e.errno()),

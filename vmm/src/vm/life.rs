@@ -1,10 +1,11 @@
 //! The life of a VM: start, pause, resume, end; its threads.
 //!
-//! Owns what is wanted of the vCPU thread and where it is. Always true: changes of either happen under one lock, so a kick
-//! for what is wanted is never lost, and whoever waits for a phase sees it.
+//! Owns what is wanted of the vCPU threads and where they are. Always true: changes of either happen under one lock, so a kick
+//! for what is wanted is never lost, and whoever waits for a phase sees it. The VM is paused when no vCPU thread is in the
+//! guest, and has ended, once, when the last of them has; how is said by the vCPU that ended first.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
 use serde::Serialize;
@@ -12,6 +13,7 @@ use serde::Serialize;
 use super::Vm;
 use crate::error::{Error, Result, host};
 use crate::event::Token;
+use crate::gate::Gate;
 use crate::stats::BootTimes;
 use crate::vcpu::{self, Context, End, Kicker, Outcome, Vcpu};
 use crate::virtio::Progress;
@@ -25,9 +27,9 @@ const THREAD_STACK: usize = 256 << 10;
 pub enum Phase {
     /// Not started yet.
     Created,
-    /// The vCPU runs.
+    /// The vCPUs run.
     Running,
-    /// The vCPU is stopped and can be continued.
+    /// The vCPUs are stopped and can be continued.
     Paused,
     /// Over.
     Ended,
@@ -43,16 +45,21 @@ enum Want {
 struct LifeState {
     want: Want,
     phase: Phase,
-    started: bool,
+    /// vCPU threads that exist.
+    threads: usize,
+    /// vCPU threads that are in the guest, or on their way there or back.
+    inside: usize,
     end: Option<End>,
 }
 
-/// What is wanted of the vCPU thread and where it is.
+/// What is wanted of the vCPU threads and where they are.
 pub(super) struct Life {
     state: Mutex<LifeState>,
     changed: Condvar,
     on_end: Mutex<Option<OnEnd>>,
-    /// CLOCK_MONOTONIC when the vCPU thread last went to the guest, and last came back to stop.
+    gate: Arc<Gate>,
+    kickers: Vec<Kicker>,
+    /// CLOCK_MONOTONIC when, after none was, a vCPU thread last went to the guest, and when the last one last came back.
     entered_ns: AtomicU64,
     exited_ns: AtomicU64,
 }
@@ -60,11 +67,13 @@ pub(super) struct Life {
 type OnEnd = Box<dyn FnOnce(&End) + Send>;
 
 impl Life {
-    pub(super) fn new() -> Life {
+    pub(super) fn new(gate: Arc<Gate>, vcpus: usize) -> Life {
         Life {
-            state: Mutex::new(LifeState { want: Want::Run, phase: Phase::Created, started: false, end: None }),
+            state: Mutex::new(LifeState { want: Want::Run, phase: Phase::Created, threads: 0, inside: 0, end: None }),
             changed: Condvar::new(),
             on_end: Mutex::new(None),
+            gate,
+            kickers: (0..vcpus).map(|_| Kicker::default()).collect(),
             entered_ns: AtomicU64::new(0),
             exited_ns: AtomicU64::new(0),
         }
@@ -73,10 +82,70 @@ impl Life {
     fn lock(&self) -> MutexGuard<'_, LifeState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    /// Calls all vCPU threads out of the guest, until [`Gate::clear_kick`]; under the lock.
+    fn kick(&self) {
+        self.gate.kick();
+        self.kickers.iter().for_each(Kicker::signal);
+    }
+
+    /// A vCPU thread wants to go to the guest: waits until it may. Says whether it is the first to go; `None`: it must end.
+    fn go(&self) -> Option<bool> {
+        let mut state = self.lock();
+        while state.want == Want::Pause {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.want == Want::Stop {
+            return None;
+        }
+        state.phase = Phase::Running;
+        state.inside += 1;
+        Some(state.inside == 1)
+    }
+
+    /// The thread is back, the vCPU's state can be read; `end`: that of the VM, if it has ended.
+    fn came_back(&self, end: Option<&End>) {
+        let mut state = self.lock();
+        if let Some(end) = end {
+            self.end(&mut state, end);
+        }
+        state.inside -= 1;
+        if state.inside == 0 {
+            if state.want == Want::Pause {
+                state.phase = Phase::Paused;
+            }
+            self.changed.notify_all();
+        }
+    }
+
+    /// The VM is to end like this; the first call counts.
+    fn end(&self, state: &mut LifeState, end: &End) {
+        state.end.get_or_insert_with(|| end.clone());
+        state.want = Want::Stop;
+        self.kick();
+        self.changed.notify_all();
+    }
+
+    /// A vCPU thread is no more, and with the last one the VM.
+    fn over(&self) {
+        let mut state = self.lock();
+        self.end(&mut state, &End::Stopped);
+        state.threads -= 1;
+        if state.threads > 0 {
+            return;
+        }
+        state.phase = Phase::Ended;
+        let end = state.end.clone();
+        drop(state);
+        let on_end = self.on_end.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let (Some(on_end), Some(end)) = (on_end, end) {
+            on_end(&end);
+        }
+    }
 }
 
 impl Vm {
-    /// Starts the threads; the guest runs unless [`Vm::pause`] came first. `on_end` is called on the vCPU's thread
+    /// Starts the threads; the guest runs unless [`Vm::pause`] came first. `on_end` is called on a vCPU's thread
     /// when the VM has ended.
     pub fn start(&self, on_end: impl FnOnce(&End) + Send + 'static) -> Result<()> {
         let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
@@ -85,10 +154,24 @@ impl Vm {
         }
         vcpu::install_kick_handler()?;
         *self.life.on_end.lock().unwrap_or_else(PoisonError::into_inner) = Some(Box::new(on_end));
-        self.life.lock().started = true;
-        let (context, life, kicker, vcpu) =
-            (self.context.clone(), self.life.clone(), self.kicker.clone(), self.vcpu.clone());
-        threads.push(spawn("vcpu0", move || vcpu_thread(&context, &life, &kicker, &vcpu))?);
+        {
+            let mut state = self.life.lock();
+            state.threads = self.vcpus.len();
+            if state.want == Want::Pause {
+                state.phase = Phase::Paused;
+            }
+        }
+        for (index, vcpu) in self.vcpus.iter().enumerate() {
+            let (context, life, vcpu) = (self.context.clone(), self.life.clone(), vcpu.clone());
+            match spawn(&format!("vcpu{index}"), move || vcpu_thread(&context, &life, index, &vcpu)) {
+                Ok(thread) => threads.push(thread),
+                Err(e) => {
+                    // For those that do not exist; those that do end by themselves.
+                    (index..self.vcpus.len()).for_each(|_| self.life.over());
+                    return Err(e);
+                }
+            }
+        }
         let (context, stop) = (self.context.clone(), self.io_stop.clone());
         threads.push(spawn("io", move || io_thread(&context, &stop.0))?);
         Ok(())
@@ -101,36 +184,43 @@ impl Vm {
 
     /// How it ended, if it has.
     pub fn end(&self) -> Option<End> {
-        self.life.lock().end.clone()
+        let state = self.life.lock();
+        if state.phase == Phase::Ended { state.end.clone() } else { None }
     }
 
-    /// Stops the vCPU and waits until it has stopped. Paused already is no error, ended is.
+    /// Stops the vCPUs and waits until all have stopped. Paused already is no error, ended is.
     pub fn pause(&self) -> Result<()> {
-        let mut state = self.life.lock();
+        let life = &self.life;
+        let mut state = life.lock();
         if state.want == Want::Run {
             state.want = Want::Pause;
-            self.kicker.kick(&self.context.gate);
+            life.kick();
+            if state.inside == 0 && state.phase == Phase::Running {
+                state.phase = Phase::Paused;
+            }
         }
-        self.life.changed.notify_all();
-        while state.phase == Phase::Running || state.started && state.phase == Phase::Created {
-            state = self.life.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        while state.want == Want::Pause && state.inside > 0 || state.want == Want::Stop && state.threads > 0 {
+            state = life.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
-        match state.phase {
-            Phase::Ended => Err(Error::Conflict("the VM has ended".into())),
-            _ => Ok(()),
+        match (state.want, state.phase) {
+            (Want::Stop, _) | (_, Phase::Ended) => Err(Error::Conflict("the VM has ended".into())),
+            (Want::Run, _) => Err(Error::Conflict("the VM was resumed at the same time".into())),
+            (Want::Pause, _) => Ok(()),
         }
     }
 
-    /// Lets the vCPU run again. Running already is no error, ended is.
+    /// Lets the vCPUs run again. Running already is no error, ended is.
     pub fn resume(&self) -> Result<()> {
         let mut state = self.life.lock();
-        if state.phase == Phase::Ended {
+        if state.want == Want::Stop {
             return Err(Error::Conflict("the VM has ended".into()));
         }
-        state.want = Want::Run;
         if state.phase == Phase::Paused {
+            self.tell_of_pause();
             state.phase = Phase::Running;
         }
+        state.want = Want::Run;
+        self.life.gate.clear_kick();
         self.life.changed.notify_all();
         Ok(())
     }
@@ -140,7 +230,7 @@ impl Vm {
         {
             let mut state = self.life.lock();
             state.want = Want::Stop;
-            self.kicker.kick(&self.context.gate);
+            self.life.kick();
             self.life.changed.notify_all();
         }
         self.io_stop.0.store(true, Ordering::Release);
@@ -153,19 +243,19 @@ impl Vm {
         }
     }
 
-    /// When the vCPU thread last went to the guest, on CLOCK_MONOTONIC; 0: never.
+    /// When, after a pause, the first vCPU thread last went to the guest, on CLOCK_MONOTONIC; 0: never.
     pub fn last_entry_ns(&self) -> u64 {
         self.life.entered_ns.load(Ordering::Acquire)
     }
 
-    /// When the vCPU thread last came back from the guest to stop, on CLOCK_MONOTONIC; 0: never.
+    /// When the last vCPU thread last came back from the guest to stop, on CLOCK_MONOTONIC; 0: never.
     pub fn last_exit_ns(&self) -> u64 {
         self.life.exited_ns.load(Ordering::Acquire)
     }
 
-    /// Id of the vCPU's thread; 0: there is none.
-    pub fn vcpu_thread(&self) -> i32 {
-        self.kicker.tid()
+    /// Ids of the vCPUs' threads that exist.
+    pub fn vcpu_threads(&self) -> impl Iterator<Item = i32> + '_ {
+        self.life.kickers.iter().map(Kicker::tid).filter(|tid| *tid != 0)
     }
 }
 
@@ -177,47 +267,28 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .map_err(host(format!("thread {name}")))
 }
 
-fn vcpu_thread(context: &Context, life: &Life, kicker: &Kicker, vcpu: &Mutex<Vcpu>) {
+fn vcpu_thread(context: &Context, life: &Life, index: usize, vcpu: &Mutex<Vcpu>) {
+    // An index of a vCPU is one of a kicker: both were made together.
+    let kicker = &life.kickers[index];
     kicker.enter();
     // SAFETY: no memory is involved. Park deadlines are meant to the microsecond.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1usize) };
-    let end = loop {
-        {
-            let mut state = life.lock();
-            while state.want == Want::Pause {
-                state.phase = Phase::Paused;
-                life.changed.notify_all();
-                state = life.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-            }
-            if state.want == Want::Stop {
-                break End::Stopped;
-            }
-            // Under the lock: a kick for what is wanted from now on comes after this.
-            context.gate.clear_kick();
-            state.phase = Phase::Running;
-            life.changed.notify_all();
-        }
+    while let Some(first) = life.go() {
         BootTimes::reach(&context.stats.boot.run);
         let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
-        life.entered_ns.store(monotonic_ns(), Ordering::Release);
-        let outcome = vcpu.run(context);
-        life.exited_ns.store(monotonic_ns(), Ordering::Release);
-        drop(vcpu);
-        if let Outcome::Ended(end) = outcome {
-            break end;
+        if first {
+            life.entered_ns.store(monotonic_ns(), Ordering::Release);
         }
-    };
+        let outcome = vcpu.run(context);
+        life.exited_ns.fetch_max(monotonic_ns(), Ordering::AcqRel);
+        drop(vcpu);
+        match outcome {
+            Outcome::Kicked => life.came_back(None),
+            Outcome::Ended(end) => life.came_back(Some(&end)),
+        }
+    }
     kicker.leave();
-    let on_end = life.on_end.lock().unwrap_or_else(PoisonError::into_inner).take();
-    {
-        let mut state = life.lock();
-        state.phase = Phase::Ended;
-        state.end = Some(end.clone());
-        life.changed.notify_all();
-    }
-    if let Some(on_end) = on_end {
-        on_end(&end);
-    }
+    life.over();
 }
 
 /// CLOCK_MONOTONIC in nanoseconds.

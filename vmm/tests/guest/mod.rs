@@ -72,17 +72,32 @@ fn tables() -> (Vec<u8>, DirectStart) {
     (bytes, start)
 }
 
-/// An ELF file that runs `code` at [`CODE`].
+/// An ELF file that runs `code` at [`CODE`], started directly in ring 3.
 pub fn image(code: &[u8]) -> Vec<u8> {
     let (tables, start) = tables();
+    let note = note(NOTE_NAME, NOTE_TYPE, start.as_bytes());
+    elf(&[(1, TABLES, &tables), (1, CODE, code), (4, 0, &note)])
+}
+
+/// An ELF file that runs `code` at [`CODE`] in 32-bit protected mode (PVH).
+pub fn pvh_image(code: &[u8]) -> Vec<u8> {
+    const XEN_ELFNOTE_PHYS32_ENTRY: u32 = 18;
+    let note = note(b"Xen\0", XEN_ELFNOTE_PHYS32_ENTRY, &CODE.to_le_bytes());
+    elf(&[(1, CODE, code), (4, 0, &note)])
+}
+
+fn note(name: &[u8], kind: u32, desc: &[u8]) -> Vec<u8> {
     let mut note = Vec::new();
-    for n in [NOTE_NAME.len() as u32, 80, NOTE_TYPE] {
+    for n in [name.len() as u32, desc.len() as u32, kind] {
         note.extend(n.to_le_bytes());
     }
-    note.extend(NOTE_NAME);
-    note.resize(24, 0);
-    note.extend(start.as_bytes());
-    let parts = [(1u32, TABLES, &tables[..]), (1, CODE, code), (4, 0, &note[..])];
+    note.extend(name);
+    note.resize(note.len().next_multiple_of(4), 0);
+    note.extend(desc);
+    note
+}
+
+fn elf(parts: &[(u32, u64, &[u8])]) -> Vec<u8> {
     let mut elf = Vec::from(*b"\x7fELF\x02\x01\x01\0\0\0\0\0\0\0\0\0");
     elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
     put(&mut elf, &[CODE, 64, 0]);
@@ -92,11 +107,11 @@ pub fn image(code: &[u8]) -> Vec<u8> {
         elf.extend(kind.to_le_bytes());
         elf.extend(7u32.to_le_bytes());
         let len = bytes.len() as u64;
-        put(&mut elf, &[at, address, address, len, len, 4]);
+        put(&mut elf, &[at, *address, *address, len, len, 4]);
         at += len;
     }
     for (_, _, bytes) in parts {
-        elf.extend(bytes);
+        elf.extend(*bytes);
     }
     elf
 }
