@@ -137,6 +137,7 @@ fn empty(vm: &Vm) -> Vm {
         arbiter: None,
         serial: SerialOutput::None,
         memory_max: None,
+        vsock: None,
     };
     Vm::receive(&vm.describe(), &host, OwnerId::random().unwrap(), Arc::new(Stats::default())).unwrap()
 }

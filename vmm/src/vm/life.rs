@@ -195,7 +195,8 @@ impl Vm {
         if state.want == Want::Run {
             state.want = Want::Pause;
             life.kick();
-            if state.inside == 0 && state.phase == Phase::Running {
+            // Threads that are still on their way to their first instruction find out there.
+            if state.inside == 0 && state.threads > 0 {
                 state.phase = Phase::Paused;
             }
         }
