@@ -253,10 +253,6 @@ fn field<T: std::str::FromStr<Err: std::fmt::Display>>(key: &str, value: &str) -
     value.parse().map_err(|e: T::Err| FieldError::new(key, e.to_string()))
 }
 
-fn one_cpu() -> u32 {
-    1
-}
-
 fn name_device(id: &mut String, kind: &str, index: usize) {
     if id.is_empty() {
         *id = format!("{kind}{index}");

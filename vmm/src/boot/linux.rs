@@ -6,7 +6,7 @@
 
 use std::fs::File;
 
-use kvm_bindings::{Msrs, kvm_dtable, kvm_fpu, kvm_msr_entry, kvm_regs, kvm_segment};
+use kvm_bindings::{kvm_dtable, kvm_fpu, kvm_regs, kvm_segment};
 use kvm_ioctls::VcpuFd;
 use linux_loader::configurator::linux::LinuxBootConfigurator;
 use linux_loader::configurator::{BootConfigurator, BootParams};
@@ -55,10 +55,6 @@ const CR0: u64 = 0x8000_0011;
 const CR4: u64 = 0x20;
 /// LMA, LME.
 const EFER: u64 = 0x500;
-
-const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
-/// MTRRs on, everything write-back: what firmware leaves behind.
-const MTRR_WRITE_BACK: u64 = 0x806;
 
 /// A kernel in guest memory.
 #[derive(Debug, Clone)]
@@ -180,20 +176,6 @@ impl Kernel {
         let regs = kvm_regs { rip: self.entry, rsi: ZERO_PAGE, rflags: 2, ..Default::default() };
         vcpu.set_regs(&regs).map_err(kvm("set regs"))?;
         vcpu.set_fpu(&kvm_fpu { fcw: 0x37f, mxcsr: 0x1f80, ..Default::default() }).map_err(kvm("set fpu"))
-    }
-}
-
-/// What firmware leaves in the MTRRs: without it Linux does without page attribute tables. For every vCPU of a guest that is
-/// not started directly in ring 3.
-pub fn set_memory_types(vcpu: &VcpuFd) -> Result<()> {
-    let entry = kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_WRITE_BACK, ..Default::default() };
-    let msrs = Msrs::from_entries(&[entry]).map_err(|e| Error::State(format!("{e:?}")))?;
-    match vcpu.set_msrs(&msrs).map_err(kvm("set MTRRs"))? {
-        1 => Ok(()),
-        _ => {
-            log::warn!("KVM does not take MTRRs");
-            Ok(())
-        }
     }
 }
 

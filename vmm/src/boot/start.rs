@@ -14,7 +14,7 @@ use vm_memory::{Bytes, GuestAddress};
 
 use super::image::{Entry, Image};
 use super::info::{InfoPage, OwnerId, random};
-use super::{direct, linux, pvh};
+use super::{direct, pvh};
 use crate::acpi::generation;
 use crate::acpi::tables::{self, Machine};
 use crate::config::Config;
@@ -63,17 +63,16 @@ pub fn prepare(
     tables::write(memory, Machine { cpus: config.cpus, devices })?;
     generation::renew(memory)?;
     match &image.entry {
-        Entry::Direct(_) => {}
+        Entry::Direct(_) => Ok(()),
         Entry::Pvh(entry) => {
             pvh::write_start_info(memory, &payload)?;
-            pvh::set_registers(vcpu, *entry)?;
+            pvh::set_registers(vcpu, *entry)
         }
         Entry::Linux(kernel) => {
             kernel.prepare(memory, &payload)?;
-            kernel.set_registers(vcpu)?;
+            kernel.set_registers(vcpu)
         }
     }
-    linux::set_memory_types(vcpu)
 }
 
 /// A command line with the virtio devices, for guests that read of them there.

@@ -7,9 +7,7 @@
 use kvm_bindings::{CpuId, KVM_CPUID_FLAG_SIGNIFCANT_INDEX, KVM_MAX_CPUID_ENTRIES, kvm_cpuid_entry2};
 
 use crate::error::{Error, Result};
-
-/// Most vCPUs of a VM.
-pub const CPUS_MAX: u32 = 32;
+pub use crate::layout::CPUS_MAX;
 
 /// Leaf 1, ECX: the TSC-deadline mode of the local APIC's timer.
 const TSC_DEADLINE: u32 = 1 << 24;

@@ -159,9 +159,6 @@ pub(super) fn event_irq(fd: &VmFd, irqchip: bool) -> Result<Option<EventFd>> {
 impl Vm {
     /// Builds a VM from its image, ready to start.
     pub fn boot(config: Config, owner: OwnerId, stats: Arc<Stats>) -> Result<Vm> {
-        if config.cpus > 1 {
-            return Err(Error::Config(vec![FieldError::new("cpus", "more than one vCPU is not possible yet")]));
-        }
         let kvm = open_kvm()?;
         let memory = new_memory(&config)?;
         let image = Image::load(&config.image, &memory, config.boot)?;
