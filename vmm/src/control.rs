@@ -19,6 +19,7 @@ use crate::metrics::Exposition;
 use crate::notice;
 use crate::port::destination::Shown;
 use crate::port::job::JobStatus;
+use crate::sandbox::{self, Kind};
 use crate::stats::Stats;
 use crate::vcpu::End;
 use crate::vm::Vm;
@@ -177,6 +178,8 @@ impl Control {
     /// Builds and starts the VM of a configuration that has been checked.
     pub fn start(self: &Arc<Self>, config: Config) -> Result<()> {
         let vm = Arc::new(Vm::boot(config, OwnerId::random()?, self.stats.clone())?);
+        // From here on nothing is built; the threads of the VM are started by what is left of this one.
+        sandbox::confine(Kind::Control)?;
         vm.start(self.on_end())?;
         self.set_vm(vm);
         notice::state("running", None);

@@ -21,6 +21,7 @@ pub mod metrics;
 pub mod notice;
 pub mod platform;
 pub mod port;
+pub mod sandbox;
 pub mod serial;
 pub mod socket_file;
 pub mod stats;

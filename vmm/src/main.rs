@@ -18,6 +18,7 @@ use vmm::boot::info::OwnerId;
 use vmm::config::cli::{Args, Order};
 use vmm::control::Control;
 use vmm::port::Engine;
+use vmm::sandbox::{self, Kind};
 use vmm::stats::{self, Stats};
 use vmm::vcpu::End;
 
@@ -34,6 +35,8 @@ const MALLOC_ARENAS: libc::c_int = 1;
 struct Cli {
     #[command(flatten)]
     args: Args,
+    #[command(flatten)]
+    sandbox: sandbox::Options,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -92,12 +95,13 @@ fn main() -> ExitCode {
     // SAFETY: before there are other threads; the option and value are valid.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, MALLOC_ARENAS) };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off")).init();
-    let Cli { args, command } = Cli::parse();
+    let Cli { args, sandbox, command } = Cli::parse();
     if let Some(command) = command {
         return command.run();
     }
     let api_sock = args.api_sock.clone();
     let result = args.order().and_then(|order| {
+        sandbox::set_up(sandbox)?;
         let socket = api_sock.as_deref().map(ControlSocket::bind).transpose()?;
         run(order, socket)
     });
@@ -119,7 +123,10 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
     control.set_porting(engine.clone());
     match order {
         Order::Boot(config) => control.start(config)?,
-        Order::Receive(config) => engine.receive(&control, config, OwnerId::random()?)?,
+        Order::Receive(config) => {
+            engine.receive(&control, config, OwnerId::random()?)?;
+            sandbox::confine(Kind::Control)?;
+        }
         Order::Configure => control.await_configuration(),
     }
     let (end, socket) = serve(&control, socket)?;

@@ -47,6 +47,8 @@ const LINGER_MAX: Duration = Duration::from_secs(3);
 const SPIN: Duration = Duration::from_millis(3);
 /// How long the thread stays urgent after a round that was not the last.
 const HURRY_MAX: Duration = Duration::from_millis(100);
+/// Stack of the thread of an arrival.
+const THREAD_STACK: usize = 256 << 10;
 /// Longest sleep, so that work due by time is done.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -114,15 +116,22 @@ pub fn receive(
     owner: VmmId,
     stats: &Arc<Stats>,
     progress: &Progress,
-    arrival: &mut dyn Arrival,
+    arrival: &mut (dyn Arrival + Send),
 ) -> Result<Option<Arc<Vm>>> {
     log::info!("waiting at {} for a VM", config.listen);
     while !progress.stop.load(Ordering::Acquire) {
         let _ = wait(&[(listener.as_raw_fd(), Interest::Read)], Some(TICK));
         let Some(connection) = accept(listener) else { continue };
         log::info!("{} ports a VM here", connection.peer());
-        let driver = Driver::new(config, owner, stats, progress, arrival, listener, connection);
-        match driver.run() {
+        // On a thread of its own, which gives its rights up before the guest runs; the next attempt needs them again.
+        let attempt = std::thread::scope(|scope| {
+            let body = || Driver::new(config, owner, stats, progress, arrival, listener, connection).run();
+            let thread = std::thread::Builder::new().name("arrival".into()).stack_size(THREAD_STACK);
+            let thread = thread.spawn_scoped(scope, body).map_err(host("thread arrival"))?;
+            let panicked = |_| Err(Reason::new(ReasonCode::Internal, "the thread of the arrival had panicked"));
+            Ok(thread.join().unwrap_or_else(panicked))
+        });
+        match attempt? {
             Ok(vm) => return Ok(Some(vm)),
             Err(reason) => {
                 log::warn!("the VM did not come: {}", reason.text);
@@ -146,7 +155,7 @@ struct Driver<'a> {
     owner: VmmId,
     stats: &'a Arc<Stats>,
     progress: &'a Progress,
-    arrival: &'a mut dyn Arrival,
+    arrival: &'a mut (dyn Arrival + Send),
     listener: &'a TcpListener,
     machine: Destination,
     events: VecDeque<Event>,
@@ -181,7 +190,7 @@ impl<'a> Driver<'a> {
         owner: VmmId,
         stats: &'a Arc<Stats>,
         progress: &'a Progress,
-        arrival: &'a mut dyn Arrival,
+        arrival: &'a mut (dyn Arrival + Send),
         listener: &'a TcpListener,
         connection: Connection,
     ) -> Driver<'a> {

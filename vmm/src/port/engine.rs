@@ -17,6 +17,7 @@ use crate::config::cli::ReceiveConfig;
 use crate::control::{Control, MigrationId, MigrationRequest, Porting, Resolution};
 use crate::error::{Error, Result, host};
 use crate::metrics::Exposition;
+use crate::sandbox::{self, Kind};
 use crate::vcpu::End;
 use crate::vm::{Phase, Vm};
 
@@ -166,6 +167,7 @@ impl Arrival for Place<'_> {
         vm.pause()?;
         self.arrived = Arc::new(AtomicBool::new(false));
         let (arrived, on_end) = (self.arrived.clone(), self.control.on_end());
+        sandbox::confine(Kind::Control)?;
         vm.start(move |end| {
             if arrived.load(Ordering::Acquire) {
                 on_end(end);

@@ -27,7 +27,8 @@ impl Urgent {
 
 impl Drop for Urgent {
     fn drop(&mut self) {
-        if let Err(e) = set(self.thread, libc::SCHED_OTHER, 0) {
+        // The flag stays: taking it off needs a capability, which a confined thread does not have.
+        if let Err(e) = set(self.thread, libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, 0) {
             log::debug!("ordinary priority: {e}");
         }
     }

@@ -14,6 +14,7 @@ use super::Vm;
 use crate::error::{Error, Result, host};
 use crate::event::Token;
 use crate::gate::Gate;
+use crate::sandbox::{self, Kind};
 use crate::stats::BootTimes;
 use crate::vcpu::{self, Context, End, Kicker, Outcome, Vcpu};
 use crate::virtio::Progress;
@@ -272,9 +273,14 @@ fn vcpu_thread(context: &Context, life: &Life, index: usize, vcpu: &Mutex<Vcpu>)
     // An index of a vCPU is one of a kicker: both were made together.
     let kicker = &life.kickers[index];
     kicker.enter();
+    let confined = sandbox::confine(Kind::Vcpu);
     // SAFETY: no memory is involved. Park deadlines are meant to the microsecond.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1usize) };
     while let Some(first) = life.go() {
+        if let Err(e) = &confined {
+            life.came_back(Some(&End::Crash(e.to_string())));
+            continue;
+        }
         BootTimes::reach(&context.stats.boot.run);
         let mut vcpu = vcpu.lock().unwrap_or_else(PoisonError::into_inner);
         if first {
@@ -298,6 +304,10 @@ fn monotonic_ns() -> u64 {
 }
 
 fn io_thread(context: &Context, stop: &AtomicBool) {
+    if let Err(e) = sandbox::confine(Kind::Io) {
+        log::error!("the I/O thread cannot be confined, so no device is served: {e}");
+        return;
+    }
     while !stop.load(Ordering::Acquire) {
         let ready = context.events.io.wait(None);
         if ready.is_empty() {

@@ -246,6 +246,11 @@ impl Vmm {
         unsafe { libc::kill(self.child.id() as i32, signal) };
     }
 
+    /// Id of the process.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Phase of the VM as the API shows it.
     pub fn state(&self) -> String {
         self.api("GET", "/v1/vm", None)["state"].as_str().unwrap_or_default().to_owned()

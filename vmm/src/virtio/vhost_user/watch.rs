@@ -16,6 +16,7 @@ use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::ANSWER_TIME;
 use crate::error::{Result, host};
+use crate::sandbox::{self, Kind};
 
 const STACK: usize = 64 << 10;
 
@@ -46,7 +47,10 @@ impl Watch {
         });
         let for_thread = shared.clone();
         let thread = std::thread::Builder::new().name("vhost-user".into()).stack_size(STACK).spawn(move || {
-            watch(&stream, &for_thread);
+            match sandbox::confine(Kind::Io) {
+                Ok(()) => watch(&stream, &for_thread),
+                Err(e) => log::error!("the back end is not watched: {e}"),
+            }
             for_thread.ended.store(true, Ordering::Release);
             let _ = ended.write(1);
         });

@@ -1,0 +1,144 @@
+//! Giving up what a thread does not need before the guest can have any use of it.
+//!
+//! Owns what this process was told about its sandbox, once and for all threads. Threads are of two sorts: those that face the
+//! guest ([`Kind::Vcpu`], [`Kind::Io`]) can open no file at all and make few system calls; those that serve the operator
+//! ([`Kind::Control`]) open files and sockets, but execute no program, make no devices, and have no capability either. A thread
+//! confines itself; what it starts afterwards is confined likewise. Always true: confining is never undone, and a
+//! thread that cannot be confined as asked does not go on. A forbidden system call ends the process with
+//! [`STATUS`], after a line that names it.
+//!
+//! Not in here: what the host's kernel cannot do (a kernel without landlock is said so in the log, the rest holds).
+
+mod calls;
+mod filter;
+
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use crate::error::{Error, Result, host};
+pub use filter::STATUS;
+
+/// A sort of thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Runs a vCPU, and serves devices while the guest is parked.
+    Vcpu,
+    /// Serves devices.
+    Io,
+    /// Control interface, porting, checkpoints.
+    Control,
+}
+
+/// What the operator wants.
+#[derive(Debug, Clone, Default, PartialEq, Eq, clap::Args)]
+pub struct Options {
+    /// Give nothing up: for debuggers, and for kernels without seccomp.
+    #[arg(long)]
+    pub no_sandbox: bool,
+    /// Become this user before the guest runs.
+    #[arg(long, value_name = "UID", conflicts_with = "no_sandbox")]
+    pub uid: Option<u32>,
+    /// Become this group before the guest runs.
+    #[arg(long, value_name = "GID", conflicts_with = "no_sandbox")]
+    pub gid: Option<u32>,
+    /// Make this directory the root of the file system before the guest runs. Paths given later are inside.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["no_sandbox", "receive"])]
+    pub chroot: Option<PathBuf>,
+}
+
+struct Sandbox {
+    options: Options,
+    filters: filter::Filters,
+}
+
+static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
+
+/// Lowest real-time priority, which porting uses for the instants of a hand-over.
+const PRIORITY_MAX: libc::rlim_t = 1;
+
+/// Sets the sandbox of this process up: threads that call [`confine`] are confined from now on. To be called once, before there
+/// are other threads. Without it nothing is confined, as in a program that uses this crate as a library.
+pub fn set_up(options: Options) -> Result<()> {
+    if options.no_sandbox {
+        log::warn!("--no-sandbox: this process keeps all its rights");
+        return Ok(());
+    }
+    if let Some(dir) = options.chroot.as_deref().filter(|d| !d.is_dir()) {
+        return Err(Error::Config(vec![crate::error::FieldError::new(
+            "--chroot",
+            format!("{}: not a directory", dir.display()),
+        )]));
+    }
+    let limit = libc::rlimit { rlim_cur: PRIORITY_MAX, rlim_max: PRIORITY_MAX };
+    // SAFETY: the limit is valid for the call.
+    if unsafe { libc::setrlimit(libc::RLIMIT_RTPRIO, &limit) } != 0 {
+        log::debug!("no real-time priority for porting: {}", std::io::Error::last_os_error());
+    }
+    filter::install_handler()?;
+    let filters = filter::Filters::compile()?;
+    let _ = SANDBOX.set(Sandbox { options, filters });
+    Ok(())
+}
+
+/// Confines the calling thread, if this process has a sandbox.
+pub fn confine(kind: Kind) -> Result<()> {
+    let Some(sandbox) = SANDBOX.get() else { return Ok(()) };
+    if let Some(dir) = &sandbox.options.chroot {
+        change_root(dir)?;
+    }
+    // Of the thread: capabilities are not the process's. The bounding set goes first: later the right to change it is gone too,
+    // and so it is for a thread that was started by a confined one.
+    for set in [caps::CapSet::Ambient, caps::CapSet::Bounding] {
+        let _ = caps::clear(None, set);
+    }
+    become_user(&sandbox.options)?;
+    for set in [caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Inheritable] {
+        caps::clear(None, set).map_err(|e| Error::State(format!("capabilities: {e}")))?;
+    }
+    // SAFETY: no memory is involved.
+    if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
+        return Err(host("no_new_privs")(std::io::Error::last_os_error()));
+    }
+    filter::restrict_files(kind)?;
+    sandbox.filters.apply(kind)
+}
+
+/// The root is the whole process's: the first thread changes it.
+fn change_root(dir: &std::path::Path) -> Result<()> {
+    static CHANGED: OnceLock<()> = OnceLock::new();
+    if CHANGED.set(()).is_err() {
+        return Ok(());
+    }
+    std::os::unix::fs::chroot(dir).map_err(host(format!("chroot {}", dir.display())))?;
+    std::env::set_current_dir("/").map_err(host("chdir /"))
+}
+
+/// By the bare system calls, which change the calling thread alone: the C library would ask threads that are confined already.
+fn become_user(options: &Options) -> Result<()> {
+    let failed = |what: &str| host(what.to_owned())(std::io::Error::last_os_error());
+    // SAFETY: no memory is involved.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    if options.uid.is_none_or(|u| u == uid) && options.gid.is_none_or(|g| g == gid) {
+        // Nothing asked for, or inherited from the thread that started this one.
+        return Ok(());
+    }
+    if options.uid.is_some() || options.gid.is_some() {
+        // SAFETY: an empty list of groups needs no memory.
+        if unsafe { libc::syscall(libc::SYS_setgroups, 0usize, std::ptr::null::<libc::gid_t>()) } != 0 {
+            return Err(failed("--uid, --gid: giving up the groups"));
+        }
+    }
+    if let Some(gid) = options.gid {
+        // SAFETY: no memory is involved.
+        if unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) } != 0 {
+            return Err(failed("--gid"));
+        }
+    }
+    if let Some(uid) = options.uid {
+        // SAFETY: no memory is involved.
+        if unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) } != 0 {
+            return Err(failed("--uid"));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,165 @@
+//! What a thread gives up, seen from outside, and that a forbidden system call ends the process.
+#![allow(clippy::unwrap_used)]
+
+mod port_support;
+
+use std::os::unix::process::CommandExt;
+use std::process::{Command, Stdio};
+
+use port_support::{Lab, Vmm, eventually};
+use vmm::sandbox::{self, Kind, Options};
+
+/// Tells the test program to confine itself and make a system call: KIND:CALL.
+const CHILD: &str = "OUTRIGGER_SANDBOX_CHILD";
+
+/// A field of each thread's status, by the thread's name.
+fn threads(pid: u32, field: &str) -> Vec<(String, String)> {
+    let mut all = Vec::new();
+    for task in std::fs::read_dir(format!("/proc/{pid}/task")).unwrap() {
+        // A thread may just have ended.
+        let Ok(status) = std::fs::read_to_string(task.unwrap().path().join("status")) else { continue };
+        let value = |name: &str| {
+            let line = status.lines().find(|l| l.starts_with(&format!("{name}:")));
+            line.map(|l| l.split_once(':').unwrap().1.trim().to_owned())
+        };
+        all.push((value("Name").unwrap(), value(field).unwrap()));
+    }
+    all
+}
+
+fn all_have(pid: u32, field: &str, expected: &str) {
+    for (name, value) in threads(pid, field) {
+        assert_eq!(value, expected, "{field} of thread {name}");
+    }
+}
+
+fn confined(vmm: &Vmm, threads_expected: usize) {
+    let pid = vmm.pid();
+    eventually("all threads are confined", || threads(pid, "Seccomp").iter().all(|(_, s)| s == "2").then_some(()));
+    assert!(threads(pid, "Seccomp").len() >= threads_expected);
+    all_have(pid, "NoNewPrivs", "1");
+    for set in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
+        all_have(pid, set, "0000000000000000");
+    }
+}
+
+#[test]
+fn all_threads_of_a_running_vm_are_confined() {
+    let lab = Lab::new(1);
+    let vmm = lab.boot("echo", &[]);
+    eventually("it runs", || (vmm.state() == "running").then_some(()));
+    confined(&vmm, 3);
+}
+
+#[test]
+fn a_vm_that_was_ported_is_confined_too_but_for_the_thread_that_only_accepts() {
+    let lab = Lab::new(2);
+    let here = lab.boot("echo", &[]);
+    let there = lab.receive(1, 4100, &[]);
+    let id = here.port_to(4100);
+    assert_eq!(here.wait_port(id)["state"], "completed");
+    eventually("the waiting thread has ended", || {
+        (!threads(there.pid(), "Seccomp").iter().any(|(name, _)| name == "receive")).then_some(())
+    });
+    confined(&there, 3);
+}
+
+#[test]
+fn another_user_in_another_root() {
+    let lab = Lab::new(1);
+    let root = lab.dir.path().join("root");
+    std::fs::create_dir(&root).unwrap();
+    let vmm = lab.boot("echo", &["--uid", "12345", "--gid", "23456", "--chroot", root.to_str().unwrap()]);
+    eventually("it runs", || (vmm.state() == "running").then_some(()));
+    confined(&vmm, 3);
+    all_have(vmm.pid(), "Uid", "12345\t12345\t12345\t12345");
+    all_have(vmm.pid(), "Gid", "23456\t23456\t23456\t23456");
+    all_have(vmm.pid(), "Groups", "");
+    let seen = std::fs::read_link(format!("/proc/{}/root", vmm.pid())).unwrap();
+    assert_eq!(seen, root.canonicalize().unwrap());
+}
+
+#[test]
+fn without_a_sandbox_nothing_is_given_up() {
+    let lab = Lab::new(1);
+    let vmm = lab.boot("echo", &["--no-sandbox"]);
+    eventually("it runs", || (vmm.state() == "running").then_some(()));
+    all_have(vmm.pid(), "Seccomp", "0");
+    assert!(threads(vmm.pid(), "CapEff").iter().all(|(_, caps)| caps != "0000000000000000"));
+}
+
+#[test]
+fn a_root_that_is_none_is_said_before_anything_is_started() {
+    let out = Command::new(env!("CARGO_BIN_EXE_vmm"))
+        .args(["--image", "/proc/self/exe", "--chroot", "/proc/self/exe"])
+        .output()
+        .unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    let text = String::from_utf8_lossy(&out.stderr);
+    assert!(text.contains("--chroot: /proc/self/exe: not a directory"), "{text}");
+}
+
+/// What the child of [`forbidden`] does; in an ordinary run of the tests there is nothing to do.
+#[test]
+fn child() {
+    let Ok(what) = std::env::var(CHILD) else { return };
+    let (kind, call) = what.split_once(':').unwrap();
+    let kind = match kind {
+        "vcpu" => Kind::Vcpu,
+        "io" => Kind::Io,
+        _ => Kind::Control,
+    };
+    sandbox::set_up(Options::default()).unwrap();
+    sandbox::confine(kind).unwrap();
+    match call {
+        // SAFETY: the calls fail or end the process; their pointers are null or valid.
+        "execve" => drop(Command::new("/bin/true").exec()),
+        "open" => drop(std::fs::File::open("/proc/self/status")),
+        "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
+        "ptrace" => {
+            // SAFETY: no memory is involved.
+            unsafe { libc::syscall(libc::SYS_ptrace, 0, 0, 0, 0) };
+        }
+        "executable" => {
+            let (rw, map) = (libc::PROT_READ | libc::PROT_EXEC, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
+            // SAFETY: a new mapping of which nothing is used.
+            unsafe { libc::mmap(std::ptr::null_mut(), 4096, rw, map, -1, 0) };
+        }
+        "kvm" => {
+            // SAFETY: KVM_RUN on a descriptor that is none.
+            unsafe { libc::ioctl(-1, 0xae80) };
+        }
+        _ => {}
+    }
+    // SAFETY: the harness's own way out makes calls that are forbidden here.
+    unsafe { libc::_exit(77) };
+}
+
+fn run_child(what: &str) -> (i32, String) {
+    let out = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child", "--nocapture", "--test-threads=1"])
+        .env(CHILD, what)
+        .stdin(Stdio::null())
+        .output()
+        .unwrap();
+    (out.status.code().unwrap_or(-1), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+#[test]
+fn a_forbidden_system_call_ends_the_process() {
+    let cases = [
+        ("vcpu", &["execve", "open", "socket", "ptrace", "executable"][..]),
+        ("io", &["execve", "open", "socket", "ptrace", "executable", "kvm"]),
+        ("control", &["execve", "ptrace", "executable"]),
+    ];
+    for (kind, calls) in cases {
+        assert_eq!(run_child(&format!("{kind}:nothing")).0, 77, "{kind} can end");
+        for call in calls {
+            let (status, text) = run_child(&format!("{kind}:{call}"));
+            assert_eq!(status, sandbox::STATUS, "{call} on {kind}: {text}");
+            assert!(text.contains("vmm: the sandbox forbids system call"), "{text}");
+        }
+    }
+    assert_eq!(run_child("vcpu:kvm").0, 77, "a vCPU's thread may use KVM");
+    assert_eq!(run_child("control:open").0, 77, "the control interface may open files");
+}
