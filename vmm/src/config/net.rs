@@ -112,7 +112,7 @@ fn is_default(vhost: &Vhost) -> bool {
 
 impl NetConfig {
     /// What is wrong with it, each by the path of its field below `at`.
-    pub(super) fn mistakes(&self, at: &str) -> Vec<FieldError> {
+    pub(crate) fn mistakes(&self, at: &str) -> Vec<FieldError> {
         let mut out = self.rx_limits.mistakes(&format!("{at}.rx_limits"));
         out.extend(self.tx_limits.mistakes(&format!("{at}.tx_limits")));
         let limited = !(self.rx_limits.is_none() && self.tx_limits.is_none());

@@ -142,6 +142,11 @@ struct Throttles {
 impl Net {
     /// Opens the tap. `mac` and `mtu` are chosen where the configuration leaves them open.
     pub fn open(config: &NetConfig) -> Result<Net> {
+        // One that came with a port has not been looked at yet.
+        let mistakes = config.mistakes(&format!("nets.{}", config.id));
+        if !mistakes.is_empty() {
+            return Err(Error::Config(mistakes));
+        }
         let taps = Tap::open(config)?;
         let Some(first) = taps.first() else {
             return Err(Error::Conflict(format!("{}: no queue", config.id)));
