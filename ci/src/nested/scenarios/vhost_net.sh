@@ -10,14 +10,14 @@ traffic tap0
 [ $from_average -gt 3000 ] || fail "frames from the guest have $from_average bytes: no segmentation offload"
 # Its rings come back while there are limits, or a copy of memory is made, and go over again afterwards.
 metrics_say() { api inner GET /v1/metrics | grep -q "^vmm_net_vhost{device=\"net0\"} $1\$"; }
-metrics_say 1 || fail "vhost-net does not serve the queues: $(api inner GET /v1/metrics | grep vmm_net_vhost)"
+wait_for 5 metrics_say 1 || fail "vhost-net does not serve the queues: $(api inner GET /v1/metrics | grep vmm_net_vhost)"
 api inner PUT /v1/devices/net0/limits '{"tx_limits":{"bytes":{"rate":"1G"}}}' >/dev/null || fail "no limits"
-metrics_say 0 || fail "vhost-net serves the queues in spite of limits"
+wait_for 5 metrics_say 0 || fail "vhost-net serves the queues in spite of limits"
 MIB=4 traffic tap0
 api inner PUT /v1/devices/net0/limits '{"tx_limits":{}}' >/dev/null || fail "the limits stay"
-metrics_say 1 || fail "vhost-net does not serve the queues again"
+wait_for 5 metrics_say 1 || fail "vhost-net does not serve the queues again"
 MIB=4 traffic tap0
 # A command of the guest (its address list) is served in between.
 guest "ip link set eth0 promisc on; ip link set eth0 promisc off" || fail "the guest's commands fail"
-metrics_say 1 || fail "vhost-net does not serve the queues after a command"
+wait_for 5 metrics_say 1 || fail "vhost-net does not serve the queues after a command"
 ping -c 2 -W 5 $GUEST_IP >ping.log || fail "no answer after a command"
