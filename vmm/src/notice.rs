@@ -122,6 +122,13 @@ pub fn device(device: &str, detail: impl Into<String>) {
     publish(Notice::Device { device: device.to_owned(), detail: bounded(detail.into()) });
 }
 
+/// As [`device`], and in the log.
+pub fn trouble(device: &str, detail: impl Into<String>) {
+    let detail = detail.into();
+    log::error!("{device}: {detail}");
+    self::device(device, detail);
+}
+
 fn bounded(mut text: String) -> String {
     let mut end = TEXT_MAX.min(text.len());
     while !text.is_char_boundary(end) {

@@ -222,10 +222,20 @@ fn devices_are_listed_and_the_balloon_has_a_target() {
     assert!(net["rx_limits"]["bytes"].is_null());
     let (_, net) = p.json("PUT", "/v1/devices/net0/limits", r#"{"tx_limits":{}}"#);
     assert!(net["tx_limits"]["bytes"].is_null(), "{net}");
+    let ops = r#"{"limits":{"ops":{"rate":100}}}"#;
+    let (status, answer) = p.json("PUT", "/v1/devices/disk0/limits", ops);
+    assert_eq!((status, answer["limits"]["ops"]["rate"].as_u64()), (200, Some(100)), "{answer}");
+    let (status, answer) = p.json("PUT", "/v1/devices/disk0/size", r#"{"size":"2M"}"#);
+    assert_eq!((status, answer["bytes"].as_u64()), (200, Some(2 << 20)), "{answer}");
+    assert_eq!(std::fs::metadata(&disk).unwrap().len(), 2 << 20);
     let zero = r#"{"rx_limits":{"ops":{"rate":0}}}"#;
     for (method, path, body, status, field) in [
         ("PUT", "/v1/devices/net0/limits", zero, 400, Some("rx_limits.ops.rate")),
         ("PUT", "/v1/devices/balloon0/limits", "{}", 409, None),
+        ("PUT", "/v1/devices/net0/limits", ops, 400, Some("limits")),
+        ("PUT", "/v1/devices/disk0/limits", r#"{"rx_limits":{}}"#, 400, Some("rx_limits")),
+        ("PUT", "/v1/devices/disk0/size", r#"{"size":"1M"}"#, 409, None),
+        ("PUT", "/v1/devices/net0/size", r#"{"size":"1M"}"#, 409, None),
         ("GET", "/v1/devices/nothing", "", 404, None),
         ("PUT", "/v1/devices/nothing/target", r#"{"target":1}"#, 404, None),
         ("PUT", "/v1/devices/disk0/target", r#"{"target":1}"#, 409, None),

@@ -183,6 +183,7 @@ fn metrics_keep_to_the_form() {
         assert_eq!(family(name).kind, "gauge");
     }
     assert_eq!(family("vmm_guest_memory_bytes").samples[0].2, f64::from(8 << 20));
+    assert_eq!(family("vmm_blk_read_seconds").kind, "histogram");
     let exits = family("vmm_vcpu_exits_total");
     assert!(exits.samples.iter().all(|s| s.1["vcpu"] == "0"));
     let platform = exits.samples.iter().find(|s| s.1["reason"] == "platform").unwrap();

@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::{Answer, Shared, body};
 use crate::config::MemorySize;
 use crate::devices::Devices;
+use crate::error::{Error, FieldError};
 use crate::limit::Limits;
 use crate::virtio::Progress;
 use crate::virtio::balloon::BalloonInfo;
@@ -23,6 +24,12 @@ pub struct DeviceReport {
     /// Of a balloon: what it holds.
     #[serde(skip_serializing_if = "Option::is_none")]
     balloon: Option<BalloonInfo>,
+    /// Of a disk: its size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    bytes: Option<u64>,
+    /// Of a disk: limits.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    limits: Option<Limits>,
     /// Of a network device: limits of what the guest receives.
     #[serde(skip_serializing_if = "Option::is_none")]
     rx_limits: Option<Limits>,
@@ -50,6 +57,9 @@ pub struct Target {
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LimitsChange {
+    /// Of a disk.
+    #[serde(default)]
+    limits: Option<Limits>,
     /// Of a network device: limits of what the guest receives.
     #[serde(default)]
     rx_limits: Option<Limits>,
@@ -61,17 +71,54 @@ pub struct LimitsChange {
 impl LimitsChange {
     fn check(&self) -> Answer<()> {
         let mut mistakes = Vec::new();
-        for (field, limits) in [("rx_limits", self.rx_limits), ("tx_limits", self.tx_limits)] {
+        for (field, limits) in [("limits", self.limits), ("rx_limits", self.rx_limits), ("tx_limits", self.tx_limits)] {
             mistakes.extend(limits.iter().flat_map(|l| l.mistakes(field)));
         }
         if mistakes.is_empty() { Ok(()) } else { Err(Problem::invalid(mistakes)) }
     }
+
+    fn apply(self, devices: &mut Devices, id: &str) -> Answer<()> {
+        let kind = find(devices, id)?.transport.kind;
+        let misplaced = |fields: &[(&str, bool)]| {
+            let wrong = fields.iter().filter(|(_, given)| *given);
+            let mistakes: Vec<FieldError> = wrong
+                .map(|(field, _)| FieldError::new(*field, format!("{id} is a {kind} device: it has none")))
+                .collect();
+            if mistakes.is_empty() { Ok(()) } else { Err(Problem::invalid(mistakes)) }
+        };
+        let (limits, rx, tx) = (self.limits, self.rx_limits, self.tx_limits);
+        match kind.as_str() {
+            "block" => {
+                misplaced(&[("rx_limits", rx.is_some()), ("tx_limits", tx.is_some())])?;
+                let disk = devices.disk(id)?;
+                limits.map_or(Ok(()), |limits| disk.set_limits(limits))?;
+            }
+            "network" => {
+                misplaced(&[("limits", limits.is_some())])?;
+                devices.net(id)?.set_limits(rx, tx);
+            }
+            kind => return Err(Error::Conflict(format!("{id} is a {kind} device: it has no limits")).into()),
+        }
+        // What was held back may go on now.
+        while devices.process_all() == Progress::More {}
+        Ok(())
+    }
+}
+
+/// Body of `PUT /v1/devices/{id}/size`.
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Size {
+    /// New size of the disk, in steps of 512 bytes; the image file is made as long. Not given: what its image has become.
+    #[serde(default)]
+    size: Option<MemorySize>,
 }
 
 fn report(devices: &mut Devices, transport: TransportReport) -> DeviceReport {
     let balloon = (transport.kind == "balloon").then(|| devices.balloon_info().ok()).flatten();
-    let limits = devices.net(&transport.id).ok().map(|net| net.limits());
-    DeviceReport { transport, balloon, rx_limits: limits.map(|l| l.0), tx_limits: limits.map(|l| l.1) }
+    let (rx_limits, tx_limits) = devices.net(&transport.id).ok().map(|net| net.limits()).unzip();
+    let (bytes, limits) = devices.disk(&transport.id).ok().map(|disk| (disk.size(), disk.limits())).unzip();
+    DeviceReport { transport, balloon, bytes, limits, rx_limits, tx_limits }
 }
 
 fn find(devices: &mut Devices, id: &str) -> Answer<DeviceReport> {
@@ -84,7 +131,7 @@ fn find(devices: &mut Devices, id: &str) -> Answer<DeviceReport> {
 fn need(devices: &mut Devices, id: &str, kind: &str) -> Answer<()> {
     match find(devices, id)?.transport.kind {
         is if is == kind => Ok(()),
-        is => Err(crate::Error::Conflict(format!("{id} is a {is} device, not a {kind} device")).into()),
+        is => Err(Error::Conflict(format!("{id} is a {is} device, not a {kind} device")).into()),
     }
 }
 
@@ -113,9 +160,17 @@ pub(super) async fn limits(State(control): Shared, Path(id): Path<String>, bytes
     change.check()?;
     let vm = control.need_vm()?;
     let mut devices = vm.devices();
-    need(&mut devices, &id, "network")?;
-    devices.net(&id)?.set_limits(change.rx_limits, change.tx_limits);
-    // What was held back may go on now.
+    change.apply(&mut devices, &id)?;
+    find(&mut devices, &id).map(Json)
+}
+
+pub(super) async fn size(State(control): Shared, Path(id): Path<String>, bytes: Bytes) -> Answer<Json<DeviceReport>> {
+    let order: Size = body(&bytes)?;
+    let vm = control.need_vm()?;
+    let mut devices = vm.devices();
+    need(&mut devices, &id, "block")?;
+    devices.disk(&id)?.resize(order.size.map(MemorySize::bytes))?;
+    // The guest is told.
     while devices.process_all() == Progress::More {}
     find(&mut devices, &id).map(Json)
 }

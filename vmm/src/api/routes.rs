@@ -215,6 +215,16 @@ pub fn all() -> Vec<Route> {
         .takes::<devices::LimitsChange>()
         .gives::<devices::DeviceReport>()
         .fails(&[404, 409, 413]),
+        Route::new(
+            Put,
+            "/v1/devices/{id}/size",
+            "resizeDisk",
+            "Makes a disk larger while it is used; the guest is told. It cannot be made smaller.",
+            devices::size,
+        )
+        .takes::<devices::Size>()
+        .gives::<devices::DeviceReport>()
+        .fails(&[404, 409, 413, 500]),
         Route::new(Post, "/v1/migrations", "migrate", "Begins to port the VM to another VMM.", migrations::start)
             .takes::<MigrationRequest>()
             .gives::<JobStatus>()

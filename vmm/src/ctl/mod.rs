@@ -63,6 +63,13 @@ enum Command {
         #[arg(long, default_value = "balloon0")]
         id: String,
     },
+    /// Make a disk larger, like 10G; without a size: take over what its image has become.
+    Resize {
+        /// Its id.
+        id: String,
+        /// New size.
+        size: Option<String>,
+    },
     /// Change the rate limits of a device; with neither --ops nor --bytes there is none from now on.
     Limit {
         /// Its id.
@@ -159,6 +166,10 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
         }
         Command::Balloon { size, id } => {
             order("PUT", &format!("/v1/devices/{}/target", segment(id)), Some(&json!({ "target": number(size) })))
+        }
+        Command::Resize { id, size } => {
+            let body = size.as_deref().map_or_else(|| json!({}), |size| json!({ "size": number(size) }));
+            order("PUT", &format!("/v1/devices/{}/size", segment(id)), Some(&body))
         }
         Command::Limit { id, only, ops, bytes } => {
             let path = format!("/v1/devices/{}", segment(id));

@@ -82,7 +82,7 @@ pub fn info(vm: &Value) -> String {
 
 fn arrival(arrival: &Value) -> Option<String> {
     let phase = plain(&arrival["phase"]).unwrap_or_else(|| "nobody is connected".into());
-    let from = plain(&arrival["from"]).map(|from| format!(" from {from}")).unwrap_or_default();
+    let from = plain(&arrival["from"]).map(|from| format!(", from {from}")).unwrap_or_default();
     let failed = arrival["failed"]
         .as_u64()
         .filter(|n| *n > 0)
@@ -129,7 +129,7 @@ fn detail(device: &Value) -> String {
     let balloon = &device["balloon"];
     match (size(&balloon["actual"]), size(&balloon["target"])) {
         (Some(actual), Some(target)) => format!("holds {actual} of {target}"),
-        _ => String::new(),
+        _ => size(&device["bytes"]).unwrap_or_default(),
     }
 }
 

@@ -207,7 +207,8 @@ impl Blk {
             Some(e) => {
                 self.stats.errors.inc();
                 if self.stats.errors.get() <= LOGGED_MAX {
-                    log::error!("{}: {} at sector {} failed: {e}", self.id, request.operation, request.sector);
+                    let detail = format!("{} at sector {} failed: {e}", request.operation, request.sector);
+                    crate::notice::trouble(&self.id, detail);
                 }
                 match e.raw_os_error() {
                     Some(libc::EOPNOTSUPP) if !request.operation.has_data() => Status::Unsupported,

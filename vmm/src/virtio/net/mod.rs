@@ -224,7 +224,7 @@ impl Net {
     fn lose(&mut self) {
         if !std::mem::replace(&mut self.gone, true) {
             let tap = self.pairs.first().map_or("", |p| p.tap.name());
-            log::error!("{}: interface {tap} was deleted; the guest's link is down", self.id);
+            crate::notice::trouble(&self.id, format!("interface {tap} was deleted; the guest's link is down"));
             self.stats.taps_lost.inc();
             self.config_changed = true;
         }

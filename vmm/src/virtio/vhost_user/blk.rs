@@ -165,7 +165,7 @@ impl Device for VhostUserBlk {
     fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError> {
         let Some(features) = self.active else { return Ok(Progress::Done) };
         let lost = |device: &Self, e: Error| {
-            log::error!("{}: {e}", device.id);
+            crate::notice::trouble(&device.id, e.to_string());
             device.ended.inc();
             QueueError("its back end is gone".into())
         };

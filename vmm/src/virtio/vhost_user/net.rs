@@ -84,7 +84,7 @@ impl VhostUserNet {
 
     /// The back end is gone: the guest sees its link go down, and may reset the device to look for it again.
     fn lose(&mut self, e: &Error) -> QueueError {
-        log::error!("{}: {e}", self.id);
+        crate::notice::trouble(&self.id, e.to_string());
         self.ended.inc();
         self.config_changed |= std::mem::replace(&mut self.link, false);
         QueueError("its back end is gone".into())
