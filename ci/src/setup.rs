@@ -24,7 +24,8 @@ pub enum Need {
 const DEMO_PACKAGES: &[&str] = &["iproute2", "libnfs-utils", "curl"];
 const BENCH_PACKAGES: &[&str] = &["gcc", "libc6-dev", "libnfs-dev", "nfs-ganesha", "nfs-ganesha-vfs", "rpcbind"];
 /// What the emulated machine is made of; `lz4` unpacks its kernel.
-const NESTED_PACKAGES: &[&str] = &["qemu-system-x86", "busybox-static", "cpio", "lz4", "socat", "e2fsprogs"];
+const NESTED_PACKAGES: &[&str] =
+    &["qemu-system-x86", "qemu-system-common", "qemu-utils", "busybox-static", "cpio", "lz4", "socat", "e2fsprogs"];
 
 /// What the tests of single crates need: the control interface of `vmm` is tried with a program from PyPI.
 const TEST_PACKAGES: &[&str] = &["python3-venv"];

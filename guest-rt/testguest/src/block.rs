@@ -98,3 +98,12 @@ pub async fn run(env: &Env) -> Result<(), String> {
     println!("errors are right");
     Ok(())
 }
+
+/// Reads until it fails.
+pub async fn run_on(env: &Env) -> Result<(), String> {
+    let disk = env.disks.first().ok_or("no disk")?;
+    println!("reading");
+    loop {
+        disk.read(0, vec![vec![0u8; 4096]]).await.1.map_err(|e| format!("read: {e}"))?;
+    }
+}

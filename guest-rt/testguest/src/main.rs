@@ -22,6 +22,7 @@ async fn main(env: Env) -> Result<(), String> {
         "hello" => hello(&env).await,
         "memory" => memory::run(),
         "block" => block::run(&env).await,
+        "block-loop" => block::run_on(&env).await,
         "echo" => network::echo(env).await,
         "client" => network::client(env).await,
         "fail" => Err("asked to fail".into()),

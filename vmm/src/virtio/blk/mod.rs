@@ -1,4 +1,4 @@
-//! virtio-blk (virtio 1.2, section 5.2) on a file or block device.
+//! virtio-blk (virtio 1.2, section 5.2) on a file or block device, raw or with a format.
 //!
 //! Owns the open image, its lock, and the requests in flight. Always true: a flush is answered after fdatasync has
 //! succeeded; a request that fails on the host is answered with an error, counted and logged, and the VM lives; an image that is
@@ -6,26 +6,31 @@
 //! shrink, any request a guest can make up.
 
 mod bounce;
+mod format;
 mod image;
 mod request;
 mod uring;
+mod workers;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::queue::{Chain, QueueError, VirtQueue, total, write_at};
 use super::{Device, DeviceState, Progress, Work};
-use crate::config::DiskConfig;
+use crate::config::{DiskConfig, DiskFormat};
 use crate::error::{Error, Result, host};
 use crate::limit::{LimiterState, Limits, Throttle};
 use crate::memory::{GuestRange, Memory};
 use crate::metrics::Exposition;
 use crate::stats::{Counter, Histogram};
-use image::Image;
+use format::FormatImage;
+use image::{DirectAlign, Image};
 use request::{DISCARD_MAX, Operation, Parsed, Request, Status, WRITE_ZEROES_MAX};
 use uring::Uring;
+use workers::Workers;
 
 /// Bytes of a sector, the unit of the protocol.
 pub const SECTOR: u64 = 512;
@@ -46,6 +51,8 @@ const ID_SIZE: usize = 20;
 const LOGGED_MAX: u64 = 100;
 /// `struct virtio_blk_config` up to and with the fields of write-zeroes.
 const CONFIG_SIZE: usize = 60;
+/// Cluster of most qcow2 images.
+const FORMAT_BLOCK: u64 = 64 << 10;
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
@@ -62,6 +69,51 @@ pub struct BlkState {
     pub capacity: u64,
     /// Limits as they were last set, and what is left of them.
     pub limiter: LimiterState,
+}
+
+/// What a disk's bytes are in.
+enum Store {
+    Raw(Image),
+    Format(Arc<FormatImage>),
+}
+
+impl Store {
+    fn sectors(&self) -> u64 {
+        match self {
+            Store::Raw(image) => image.sectors(),
+            Store::Format(image) => image.sectors(),
+        }
+    }
+
+    fn is_readonly(&self) -> bool {
+        match self {
+            Store::Raw(image) => image.is_readonly(),
+            Store::Format(image) => image.is_readonly(),
+        }
+    }
+
+    /// What buffers must be multiples of to be used as they are; `None`: none can be.
+    fn align(&self) -> Option<DirectAlign> {
+        match self {
+            Store::Raw(image) => Some(image.align()),
+            Store::Format(_) => None,
+        }
+    }
+
+    /// What ranges to discard should be multiples of, in bytes.
+    fn block(&self) -> u64 {
+        match self {
+            Store::Raw(image) => image.block(),
+            Store::Format(_) => FORMAT_BLOCK,
+        }
+    }
+
+    fn grow(&mut self, bytes: u64) -> io::Result<()> {
+        match self {
+            Store::Raw(image) => image.grow(bytes),
+            Store::Format(image) => image.grow(bytes),
+        }
+    }
 }
 
 /// Who does the I/O.
@@ -108,7 +160,7 @@ pub struct Blk {
     serial: [u8; ID_SIZE],
     /// Before the image, which it works on.
     engine: Box<dyn Engine>,
-    image: Image,
+    image: Store,
     queue_sizes: Vec<u16>,
     /// Queue to be served first next time.
     next_queue: usize,
@@ -121,11 +173,18 @@ pub struct Blk {
 impl Blk {
     /// Opens and locks the image.
     pub fn open(config: &DiskConfig) -> Result<Blk> {
-        if config.format != crate::config::DiskFormat::Raw {
-            return Err(Error::Conflict(format!("{}: only raw images can be opened yet", config.id)));
-        }
-        let image = Image::open(&config.path, config.readonly, config.direct)?;
-        let engine = Box::new(Uring::new(&image)?);
+        let (image, engine): (Store, Box<dyn Engine>) = match config.format {
+            DiskFormat::Raw => {
+                let image = Image::open(&config.path, config.readonly, config.direct)?;
+                let engine = Uring::new(&image)?;
+                (Store::Raw(image), Box::new(engine))
+            }
+            format => {
+                let image = Arc::new(FormatImage::open(&config.path, format, config.readonly)?);
+                let engine = Workers::new(image.clone())?;
+                (Store::Format(image), Box::new(engine))
+            }
+        };
         let mut serial = [0; ID_SIZE];
         let text = config.serial.as_ref().unwrap_or(&config.id).as_bytes();
         let n = text.len().min(ID_SIZE);
@@ -310,7 +369,8 @@ impl Blk {
             }
         };
         request.queue = n;
-        let bounces = request.operation.has_data() && !request.is_aligned(self.image.align());
+        let as_it_is = self.image.align().is_some_and(|align| request.is_aligned(align));
+        let bounces = request.operation.has_data() && !as_it_is;
         if !self.is_possible(&request) || bounces && request.len as usize > BOUNCE_ONE_MAX {
             self.stats.errors.inc();
             answer(head, request.status_at, Status::IoError, 1, queue, memory)?;
