@@ -44,9 +44,11 @@ impl FormatImage {
             DiskFormat::Raw => Err(io::Error::other("a raw image has no format")),
             DiskFormat::Qcow2 => {
                 names_its_backing_format(path)?;
-                Qcow2::<File>::builder_path(path).write(!readonly).open(gate).map(FormatAccess::new)
+                Qcow2::<File>::builder(open_file(path, !readonly)?).write(!readonly).open(gate).map(FormatAccess::new)
             }
-            DiskFormat::Vmdk => Vmdk::<File>::builder_path(path).write(!readonly).open(gate).map(FormatAccess::new),
+            DiskFormat::Vmdk => {
+                Vmdk::<File>::builder(open_file(path, !readonly)?).write(!readonly).open(gate).map(FormatAccess::new)
+            }
         };
         let access = open().map_err(host(what()))?;
         Ok(FormatImage { access: RwLock::new(access), readonly, _locks: locks.into_files() })
@@ -159,9 +161,13 @@ impl ImplicitOpenGate<File> for Gate {
     }
 }
 
+fn open_file(path: &Path, write: bool) -> io::Result<File> {
+    imago::Storage::open(StorageOpenOptions::new().filename(path).write(write))
+}
+
 /// Refuses an image whose backing file would have to be looked at for its format.
 fn names_its_backing_format(path: &Path) -> io::Result<()> {
-    let image = Qcow2::<File>::builder_path(path).backing(None).open(DenyImplicitOpenGate::default())?;
+    let image = Qcow2::<File>::builder(open_file(path, false)?).backing(None).open(DenyImplicitOpenGate::default())?;
     match (image.implicit_backing_file(), image.implicit_backing_format()) {
         (Some(file), None) => Err(io::Error::other(format!(
             "{} does not say which format its backing file {file} has; say it with: qemu-img rebase -u -b {file} -F FORMAT",

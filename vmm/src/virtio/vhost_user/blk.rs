@@ -25,11 +25,13 @@ const CONFIG_SIZE: usize = 60;
 const NUM_QUEUES: usize = 34;
 const WRITEBACK: u64 = 32;
 
+const F_SIZE_MAX: u64 = 1 << 1;
+const F_SEG_MAX: u64 = 1 << 2;
 const F_MQ: u64 = 1 << 12;
 /// SIZE_MAX, SEG_MAX, GEOMETRY, RO, BLK_SIZE, FLUSH, TOPOLOGY, CONFIG_WCE, DISCARD, WRITE_ZEROES: those that mean nothing to
 /// the monitor.
 const F_PASSED: u64 =
-    1 << 1 | 1 << 2 | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | F_MQ | 1 << 13 | 1 << 14;
+    F_SIZE_MAX | F_SEG_MAX | 1 << 4 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 10 | 1 << 11 | F_MQ | 1 << 13 | 1 << 14;
 
 /// State that moves with the guest: there is none besides the queues, which are the monitor's while the device is quiesced.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -116,7 +118,10 @@ impl Device for VhostUserBlk {
     }
 
     fn features(&self) -> u64 {
-        self.offered & if self.sizes.len() > 1 { F_PASSED } else { F_PASSED & !F_MQ }
+        // qemu-storage-daemon offers SIZE_MAX and leaves size_max zero.
+        let field = |at: usize| self.config.get(at..at + 4).is_some_and(|b| b != [0; 4]);
+        let meant = [(F_MQ, self.sizes.len() > 1), (F_SIZE_MAX, field(8)), (F_SEG_MAX, field(12))];
+        meant.iter().fold(self.offered & F_PASSED, |all, (bit, means)| if *means { all } else { all & !bit })
     }
 
     fn ring_features(&self) -> u64 {
