@@ -155,7 +155,7 @@ impl ImplicitOpenGate<File> for Gate {
 
     fn open_storage(&mut self, builder: StorageOpenOptions) -> io::Result<File> {
         if let Some(path) = builder.get_filename() {
-            self.locks.take(&path, true).map_err(io::Error::other)?;
+            self.locks.take(path, true).map_err(io::Error::other)?;
         }
         imago::Storage::open(builder.write(false))
     }
