@@ -133,11 +133,11 @@ pub struct Transport {
 
 impl Transport {
     /// Puts `device` at place `index` of the MMIO window, with doorbells and, where there is an interrupt controller, an
-    /// interrupt.
+    /// interrupt. Without a VM whoever writes to the registers rings the doorbells by that.
     pub fn new(
         mut device: Box<dyn Device>,
         index: u16,
-        vm: &VmFd,
+        vm: Option<&VmFd>,
         irqchip: bool,
         memory: Memory,
         gate: Arc<Gate>,
@@ -149,8 +149,10 @@ impl Transport {
         for (n, size) in device.queue_sizes().iter().enumerate() {
             queues.push(VirtQueue::new(*size)?);
             let fd = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
-            vm.register_ioevent(&fd, &IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY), n as u32)
-                .map_err(kvm("register doorbell"))?;
+            if let Some(vm) = vm {
+                vm.register_ioevent(&fd, &IoEventAddress::Mmio(base + reg::QUEUE_NOTIFY), n as u32)
+                    .map_err(kvm("register doorbell"))?;
+            }
             doorbells.push(fd);
         }
         if !device.take_doorbells(&doorbells)? {
@@ -161,13 +163,13 @@ impl Transport {
         for fd in device.descriptors() {
             events.add_device(fd, index)?;
         }
-        let irq = match irqchip {
-            true => {
+        let irq = match vm.filter(|_| irqchip) {
+            Some(vm) => {
                 let fd = EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"))?;
                 vm.register_irqfd(&fd, GSI_BASE + u32::from(index)).map_err(kvm("register irqfd"))?;
                 Some(fd)
             }
-            false => None,
+            None => None,
         };
         Ok(Transport {
             device,

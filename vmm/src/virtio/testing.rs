@@ -49,7 +49,7 @@ impl Bench {
         let gate = Arc::new(Gate::new().unwrap());
         let events = Arc::new(Events::new().unwrap());
         let queues = device.queue_sizes().len();
-        let transport = Transport::new(device, 0, &vm, false, memory.clone(), gate.clone(), &events).unwrap();
+        let transport = Transport::new(device, 0, Some(&vm), false, memory.clone(), gate.clone(), &events).unwrap();
         let zeros = || vec![0; queues];
         Bench { transport, memory, gate, events, _vm: vm, avail: zeros(), seen: zeros(), next_desc: zeros() }
     }

@@ -131,7 +131,7 @@ fn open_devices(
         devices.push(Box::new(Vsock::open(VSOCK_ID, vsock)?));
     }
     let place = |(index, device)| {
-        Transport::new(device, index as u16, &shell.fd, shell.irqchip, memory.clone(), gate.clone(), events)
+        Transport::new(device, index as u16, Some(&shell.fd), shell.irqchip, memory.clone(), gate.clone(), events)
     };
     devices.into_iter().enumerate().map(place).collect()
 }
