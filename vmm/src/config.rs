@@ -10,6 +10,7 @@ mod net;
 pub(crate) mod parts;
 mod units;
 
+use std::io::Read;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
@@ -146,11 +147,14 @@ impl Config {
     /// Reads and checks a JSON file.
     pub fn read(path: &Path) -> Result<Config> {
         let what = || format!("configuration {}", path.display());
-        let size = std::fs::metadata(path).map_err(host(what()))?.len();
-        if size > FILE_MAX {
-            return Err(Error::Config(vec![FieldError::new("config", format!("{size} bytes, at most {FILE_MAX}"))]));
+        // What a file says of its length binds neither a device nor a file that grows.
+        let file = std::fs::File::open(path).map_err(host(what()))?;
+        let mut bytes = Vec::new();
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(host(what()))?;
+        if bytes.len() as u64 > FILE_MAX {
+            return Err(Error::Config(vec![FieldError::new("config", format!("more than {FILE_MAX} bytes"))]));
         }
-        Config::from_json(&std::fs::read(path).map_err(host(what()))?)
+        Config::from_json(&bytes)
     }
 
     /// Whether guest memory is to be given to other processes.

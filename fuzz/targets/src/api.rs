@@ -42,7 +42,7 @@ fn run(input: &[u8]) {
 
 async fn request(mut input: Input<'_>) {
     let control = Control::new(Arc::new(Stats::default()));
-    let configurable = input.u8() % 2 == 0;
+    let configurable = input.below(2) == 0;
     if configurable {
         control.await_configuration();
     }

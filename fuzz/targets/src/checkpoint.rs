@@ -10,8 +10,7 @@ use migration::wire::Digest;
 use crate::Target;
 
 /// See the module. The first byte decides whether the checksums are put right, as an attacker would.
-pub const TARGET: Target =
-    Target { name: "checkpoint", run, seeds, memory: 4 << 20, rounds: 4000 };
+pub const TARGET: Target = Target { name: "checkpoint", run, seeds, memory: 4 << 20, rounds: 4000 };
 
 fn sum(bytes: &[u8]) -> [u8; 8] {
     let mut digest = Digest::default();
@@ -31,7 +30,7 @@ fn reseal(bytes: &mut [u8]) {
 fn run(input: &[u8]) {
     let Some((how, bytes)) = input.split_first() else { return };
     let mut bytes = bytes.to_vec();
-    if how % 4 != 0 {
+    if !how.is_multiple_of(4) {
         reseal(&mut bytes);
     }
     let _ = Checkpoint::seal(&bytes);

@@ -18,7 +18,7 @@ impl Random {
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn number(&mut self) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;
@@ -27,11 +27,11 @@ impl Random {
 
     /// One below `n`, and 0 if there is none.
     pub fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 11) as usize % n.max(1)
+        (self.number() >> 11) as usize % n.max(1)
     }
 
     fn bytes(&mut self, n: usize) -> Vec<u8> {
-        (0..n).map(|_| (self.next() >> 24) as u8).collect()
+        (0..n).map(|_| (self.number() >> 24) as u8).collect()
     }
 }
 
@@ -56,7 +56,7 @@ fn change(bytes: &mut Vec<u8>, seeds: &[Vec<u8>], random: &mut Random) {
     let rest = bytes.len() - at;
     match random.below(8) {
         0 if rest > 0 => bytes[at] ^= 1 << random.below(8),
-        1 if rest > 0 => bytes[at] = (random.next() >> 24) as u8,
+        1 if rest > 0 => bytes[at] = (random.number() >> 24) as u8,
         2 => {
             // A number at an edge, in place of what is there.
             let width = 1 << random.below(4);

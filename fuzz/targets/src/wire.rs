@@ -109,7 +109,7 @@ fn pages(input: &[u8]) {
 }
 
 fn conversation() -> Vec<Message> {
-    let reason = Reason::new(ReasonCode::ALL[0], "no room");
+    let reason = Reason::new(ReasonCode::Version, "no room");
     let stamp = Stamp { boot: [1; 16], mono_ns: 2, real_ns: 3 };
     vec![
         Message::Hello(Hello {
@@ -192,7 +192,10 @@ fn message_seeds() -> Vec<Vec<u8>> {
     let order = [FrameType::Hello, FrameType::Describe];
     let then = [FrameType::Round, FrameType::Pausing, FrameType::State, FrameType::Commit];
     let of = |kinds: &[FrameType]| -> Vec<u8> {
-        kinds.iter().flat_map(|k| payloads().iter().find(|(kind, _)| kind == k).map(record).unwrap_or_default()).collect()
+        kinds
+            .iter()
+            .flat_map(|k| payloads().iter().find(|(kind, _)| kind == k).map(record).unwrap_or_default())
+            .collect()
     };
     seeds.push([of(&order), vec![0x80, 0, 6], of(&then), vec![0x81]].concat());
     seeds
@@ -203,7 +206,7 @@ fn page_seeds() -> Vec<Vec<u8>> {
     for kinds in [&[RunKind::Zero][..], &[RunKind::Raw, RunKind::Zero, RunKind::Raw]] {
         let mut table = Table::new();
         for (n, kind) in kinds.iter().enumerate() {
-            table.push(n as u64 * 8192, *kind);
+            let _ = table.push(n as u64 * 8192, *kind);
         }
         let mut out = Vec::new();
         table.encode(&mut out);

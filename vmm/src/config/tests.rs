@@ -135,3 +135,11 @@ fn sizes() {
         assert!(text.parse::<MemorySize>().is_err(), "{text}");
     }
 }
+
+#[test]
+fn a_file_without_an_end_is_refused() {
+    match Config::read(Path::new("/dev/zero")) {
+        Err(Error::Config(e)) => assert_eq!(e[0].field, "config"),
+        other => panic!("{other:?}"),
+    }
+}

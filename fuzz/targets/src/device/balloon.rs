@@ -4,12 +4,12 @@ use vmm::config::{BalloonConfig, MemorySize};
 use vmm::virtio::Device;
 use vmm::virtio::balloon::Balloon;
 
-use super::{MEMORY, Subject, drive};
+use super::{MEMORY, Subject, drive, programs};
 use crate::Target;
 use crate::input::Input;
 
 /// The device.
-pub const TARGET: Target = Target { name: "balloon", run, seeds: Vec::new, memory: 2 << 20, rounds: 400 };
+pub const TARGET: Target = Target { name: "balloon", run, seeds: programs, memory: 2 << 20, rounds: 400 };
 
 struct Pages;
 

@@ -9,12 +9,12 @@ use vmm::virtio::Device;
 use vmm::virtio::blk::Blk;
 
 use super::rng::limits;
-use super::{Subject, drive};
+use super::{Subject, drive, programs};
 use crate::Target;
 use crate::input::Input;
 
 /// The device. Requests the image cannot take as they are cost a copy.
-pub const TARGET: Target = Target { name: "blk", run, seeds: Vec::new, memory: 20 << 20, rounds: 300 };
+pub const TARGET: Target = Target { name: "blk", run, seeds: programs, memory: 20 << 20, rounds: 300 };
 
 /// Bytes of the image at first, and at most.
 const SIZE: u64 = 1 << 20;
@@ -23,6 +23,8 @@ const SIZE_MAX: u64 = 8 << 20;
 struct Disk {
     /// Gone with its descriptor.
     image: File,
+    /// Bytes it has where nobody has cut it.
+    size: u64,
     readonly: bool,
     queues: u16,
     limits: Limits,
@@ -30,6 +32,8 @@ struct Disk {
 
 impl Subject for Disk {
     fn make(&mut self) -> Box<dyn Device> {
+        // On a host whose image was cut the guest is refused, and rightly so.
+        self.image.set_len(self.size).unwrap_or_else(|e| panic!("{e}"));
         let path = format!("/proc/self/fd/{}", self.image.as_raw_fd()).into();
         let config = DiskConfig {
             id: "disk0".into(),
@@ -55,7 +59,7 @@ impl Subject for Disk {
         };
         let mut bytes = [&kind.to_le_bytes()[..], &[0; 4], &sector.to_le_bytes()].concat();
         if kind == 11 || kind == 13 {
-            let sectors = if input.u8() % 4 == 0 { input.value() as u32 } else { u32::from(input.u8()) };
+            let sectors = if input.below(4) == 0 { input.value() as u32 } else { u32::from(input.u8()) };
             bytes.extend(u64::from(input.u8()).to_le_bytes());
             bytes.extend(sectors.to_le_bytes());
             bytes.extend(u32::from(input.u8() % 4).to_le_bytes());
@@ -69,7 +73,9 @@ impl Subject for Disk {
             // The operator makes it larger.
             0 => {
                 let to = (input.value() % SIZE_MAX).next_multiple_of(512).min(SIZE_MAX);
-                let _ = blk.resize(Some(to));
+                if let Ok(size) = blk.resize(Some(to)) {
+                    self.size = size;
+                }
             }
             // Somebody cuts the image.
             1 => {
@@ -86,8 +92,7 @@ fn run(input: &[u8]) {
     let mut input = Input::new(input);
     let how = input.u8();
     let image = tempfile::tempfile().unwrap_or_else(|e| panic!("{e}"));
-    image.set_len(SIZE).unwrap_or_else(|e| panic!("{e}"));
     let limits = if how & 3 == 3 { limits(&mut input) } else { Limits::default() };
-    let mut disk = Disk { image, readonly: how & 12 == 12, queues: 1 + u16::from(how >> 4) % 3, limits };
+    let mut disk = Disk { image, size: SIZE, readonly: how & 12 == 12, queues: 1 + u16::from(how >> 4) % 3, limits };
     drive(input.rest(), &mut disk);
 }

@@ -11,6 +11,7 @@ pub mod rng;
 pub mod state;
 pub mod vsock;
 
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use vmm::virtio::mmio::{Transport, TransportState};
 use vmm::virtio::{Device, F_VERSION_1, Progress};
 
 use crate::input::Input;
+use crate::mutate::Random;
 
 /// Things done in one input at most.
 const STEPS_MAX: usize = 256;
@@ -42,6 +44,15 @@ const NEXT: u16 = 1;
 const WRITE: u16 = 2;
 const INDIRECT: u16 = 4;
 
+thread_local! {
+    static SERVED: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How many requests the devices of this thread's inputs have served: whether inputs reach them at all.
+pub fn served() -> u64 {
+    SERVED.get()
+}
+
 /// What is particular about a device.
 pub trait Subject {
     /// Makes it anew, as the process does.
@@ -52,6 +63,15 @@ pub trait Subject {
     fn outside(&mut self, input: &mut Input<'_>, device: &mut dyn Device) {
         let _ = (input, device);
     }
+}
+
+/// Programs to begin with. Any bytes are one; these are long enough to lead somewhere.
+fn programs() -> Vec<Vec<u8>> {
+    let program = |n: usize| {
+        let mut random = Random::new(n as u64);
+        (0..64 * (n + 1)).map(|_| (random.number() >> 24) as u8).collect()
+    };
+    (0..12).map(program).collect()
 }
 
 /// The machine around a device.
@@ -162,9 +182,16 @@ impl Machine {
         self.offer(queue, head);
     }
 
+    fn used(&self) -> u64 {
+        let index = |n| self.memory.ram().read_obj::<u16>(GuestAddress(rings(n) + 0x2002)).unwrap_or(0);
+        (0..self.sizes.len()).map(index).map(u64::from).sum()
+    }
+
     fn process(&mut self) {
+        let before = self.used();
         for _ in 0..TURNS_MAX {
             if self.transport.process() == Progress::Done {
+                SERVED.set(SERVED.get() + self.used().saturating_sub(before).min(16));
                 return;
             }
         }
@@ -251,7 +278,7 @@ impl Machine {
                 let value = input.value();
                 self.transport.write(0x100 + u64::from(input.u8()), &value.to_le_bytes()[..1 << input.below(4)]);
             }
-            4 => self.start(if input.u8() % 2 == 0 { u64::MAX } else { input.u64() }),
+            4 => self.start(if input.below(2) == 0 { u64::MAX } else { input.u64() }),
             // A descriptor, a head, an index: anything.
             5 => {
                 let queue = input.below(self.sizes.len());
@@ -326,8 +353,8 @@ fn drive(input: &[u8], subject: &mut dyn Subject) {
     let mut input = Input::new(input);
     let mut machine = Machine::new(subject.make());
     let first = input.u8();
-    if first % 8 != 0 {
-        machine.start(if first % 2 == 0 { u64::MAX } else { u64::from(first) << 24 | u64::from(first) });
+    if !first.is_multiple_of(8) {
+        machine.start(if first.is_multiple_of(2) { u64::MAX } else { u64::from(first) << 24 | u64::from(first) });
     }
     for _ in 0..STEPS_MAX {
         if input.is_empty() {

@@ -11,12 +11,12 @@ use vmm::virtio::Device;
 use vmm::virtio::net::Net;
 
 use super::rng::limits;
-use super::{Subject, drive};
+use super::{Subject, drive, programs};
 use crate::Target;
 use crate::input::Input;
 
 /// The device.
-pub const TARGET: Target = Target { name: "net", run, seeds: Vec::new, memory: 16 << 20, rounds: 200 };
+pub const TARGET: Target = Target { name: "net", run, seeds: programs, memory: 16 << 20, rounds: 200 };
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
@@ -82,7 +82,7 @@ impl Subject for Card<'_> {
 
     /// A command, or the header of a frame with the beginning of the frame.
     fn header(&mut self, input: &mut Input<'_>) -> Vec<u8> {
-        if input.u8() % 2 == 0 {
+        if input.below(2) == 0 {
             let mut out = vec![input.u8() % 7, input.u8() % 4];
             let n = input.below(4) as u32;
             match input.below(4) {
@@ -98,7 +98,7 @@ impl Subject for Card<'_> {
         }
         let mut out = vec![input.u8() % 4, input.one_of(&[0, 0, 1, 4, 5, 0x81, 0xff])];
         for _ in 0..4 {
-            let field = if input.u8() % 2 == 0 { u16::from(input.u8()) } else { input.value() as u16 };
+            let field = if input.below(2) == 0 { u16::from(input.u8()) } else { input.value() as u16 };
             out.extend(field.to_le_bytes());
         }
         out.extend([0, 0, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff]);
@@ -125,7 +125,8 @@ impl Subject for Card<'_> {
 
 fn run(input: &[u8]) {
     WIRE.with(|wire| {
-        let wire = wire.get_or_init(|| Wire::new().unwrap_or_else(|e| panic!("a network to test in (needs root): {e}")));
+        let wire =
+            wire.get_or_init(|| Wire::new().unwrap_or_else(|e| panic!("a network to test in (needs root): {e}")));
         let mut input = Input::new(input);
         let how = input.u8();
         let mut config = config(1 + u16::from(how) % 3);

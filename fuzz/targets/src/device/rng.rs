@@ -5,18 +5,18 @@ use vmm::limit::{Limits, Rate};
 use vmm::virtio::Device;
 use vmm::virtio::rng::Rng;
 
-use super::{Subject, drive};
+use super::{Subject, drive, programs};
 use crate::Target;
 use crate::input::Input;
 
 /// The device.
-pub const TARGET: Target = Target { name: "rng", run, seeds: Vec::new, memory: 2 << 20, rounds: 400 };
+pub const TARGET: Target = Target { name: "rng", run, seeds: programs, memory: 2 << 20, rounds: 400 };
 
 struct Source(Limits);
 
 /// Limits as a configuration can have them.
 pub(super) fn limits(input: &mut Input<'_>) -> Limits {
-    let mut rate = || (input.u8() % 2 == 0).then(|| Rate { rate: input.value(), burst: Some(input.value()) });
+    let mut rate = || (input.below(2) == 0).then(|| Rate { rate: input.value(), burst: Some(input.value()) });
     let limits = Limits { ops: rate(), bytes: rate() };
     if limits.mistakes("limits").is_empty() { limits } else { Limits::default() }
 }
@@ -36,6 +36,6 @@ impl Subject for Source {
 
 fn run(input: &[u8]) {
     let mut input = Input::new(input);
-    let limits = if input.u8() % 4 == 0 { limits(&mut input) } else { Limits::default() };
+    let limits = if input.below(4) == 0 { limits(&mut input) } else { Limits::default() };
     drive(input.rest(), &mut Source(limits));
 }

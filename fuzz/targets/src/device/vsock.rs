@@ -8,12 +8,12 @@ use vmm::config::VsockConfig;
 use vmm::virtio::Device;
 use vmm::virtio::vsock::Vsock;
 
-use super::{Subject, drive};
+use super::{Subject, drive, programs};
 use crate::Target;
 use crate::input::Input;
 
 /// The device.
-pub const TARGET: Target = Target { name: "vsock", run, seeds: Vec::new, memory: 48 << 20, rounds: 300 };
+pub const TARGET: Target = Target { name: "vsock", run, seeds: programs, memory: 48 << 20, rounds: 300 };
 
 const CID: u64 = 3;
 /// Where a program of the host listens for the guest.
@@ -49,7 +49,7 @@ impl Subject for Host {
         let (src, dst, kind) = (rare(CID, 1), rare(2, 2), rare(1, 3));
         let ports = [u32::from(input.u8() % 4), input.one_of(&[PORT, PORT, 1 << 30, (1 << 30) + 1, 7, u32::MAX])];
         let op = input.one_of(&[1u16, 2, 3, 4, 5, 5, 5, 6, 7, 0, 0xffff]);
-        let len = if input.u8() % 2 == 0 { u32::from(input.u16()) } else { input.value() as u32 };
+        let len = if input.below(2) == 0 { u32::from(input.u16()) } else { input.value() as u32 };
         let (flags, room, read) = (u32::from(input.u8() % 4), input.value() as u32, input.value() as u32);
         let mut out = [src.to_le_bytes(), dst.to_le_bytes()].concat();
         ports.iter().for_each(|p| out.extend(p.to_le_bytes()));
