@@ -91,7 +91,7 @@ state_is() { api $1 GET /v1/vm | grep -q "\"state\": *\"$2\""; }
 # guest COMMANDS…: run in the guest over the network, with their output and their status. GUEST_IP says in which.
 guest() {
     answer=$(mktemp answer.XXXXXX)
-    echo "$*; echo \"@status \$?\"" |
+    printf '%s\necho "@status $?"\n' "$*" |
         timeout ${GUEST_LIMIT:-60} socat -t 3600 - TCP:$GUEST_IP:$SHELL_PORT,connect-timeout=5 > $answer 2>>guest.log
     grep -v '^@status' $answer
     code=$(sed -n 's/^@status //p' $answer); rm $answer
