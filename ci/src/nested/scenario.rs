@@ -41,8 +41,11 @@ pub const ALL: &[Scenario] = &[
     scenario!("smp", 25),
     scenario!("power", 40),
     scenario!("devices", 30),
+    scenario!("console", 15),
     scenario!("vhost_user", 20),
+    scenario!("checkpoint", 35),
     scenario!("migrate", 40),
+    scenario!("migrate_disk", 40),
     Scenario { images: true, ..scenario!("modules", 20) },
 ];
 

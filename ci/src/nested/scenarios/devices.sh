@@ -16,7 +16,7 @@ wait $listener
 guest "socat -t 60 VSOCK-LISTEN:5001,fork,reuseaddr EXEC:cat >/dev/null 2>&1 &"
 echoed() { { printf 'CONNECT 5001\n'; cat /tmp/from_guest; } | timeout 60 socat -t 30 - UNIX-CONNECT:vsock.sock > /tmp/echoed; head -n 1 /tmp/echoed | grep -q '^OK '; }
 wait_for 10 echoed || wrong "no connection to the guest by vsock"
-[ "$(sed 1d /tmp/echoed | md5sum)" = "$(md5sum < /tmp/from_guest)" ] || wrong "a vsock stream to the guest and back arrives changed"
+[ "$(tail -n +2 /tmp/echoed | md5sum)" = "$(md5sum < /tmp/from_guest)" ] || wrong "a vsock stream to the guest and back arrives changed"
 
 # Memory the guest has used and freed goes back to the host by itself, and more of it by the balloon.
 resident() { awk '/VmRSS/ { print int($2 / 1024) }' /proc/$(cat inner.pid)/status; }
@@ -27,7 +27,9 @@ wait_for 20 given_back 40 || wrong "freed memory is not reported: $(resident) Mi
 note "$full MiB resident with 64 MiB used, $(resident) after they were freed"
 total() { guest "awk '/MemTotal/ { print int(\$2 / 1024) }' /proc/meminfo"; }
 before=$(total)
-if vmm ctl --sock inner.sock balloon 96M >ctl.log 2>&1; then
+if ! vmm --help | grep -q "^ *ctl"; then
+    note "the balloon is not filled: vmm has no ctl"
+elif vmm ctl --sock inner.sock balloon 96M >ctl.log 2>&1; then
     inflated() { [ $(total) -lt $((before - 80)) ]; }
     wait_for 30 inflated || wrong "the balloon does not fill: the guest has $(total) MiB, before $before"
     vmm ctl --sock inner.sock balloon 0 >>ctl.log 2>&1

@@ -9,4 +9,4 @@ linux_start inner "or.ip=$GUEST_IP/24" --disk id=data,vhost_user=$PWD/disk.sock 
 guest_up inner 60
 guest "sh /jobs/fill /dev/vda 3 && sh /jobs/check /dev/vda" || fail "the file system is not as it was made"
 # What the guest was told is on the disk is in the daemon's file.
-dd if=/tmp/disk bs=1024 skip=1 count=1 2>/dev/null | hexdump -s 56 -n 2 | grep -q ef53 || fail "the daemon's file has no ext4"
+dd if=/tmp/disk bs=1 skip=1080 count=2 2>/dev/null | hexdump | grep -q ef53 || fail "the daemon's file has no ext4"

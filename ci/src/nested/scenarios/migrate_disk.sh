@@ -1,0 +1,4 @@
+# The same with a disk both vmm can reach: the job verifies an ext4 all the while.
+needs --initrd --receive
+truncate -s 64M /tmp/disk
+CPUS=1 DISK="--disk id=data,path=/tmp/disk" DEVICE=/dev/vda travel
