@@ -7,7 +7,7 @@ said inner 1 "kernel is up after .*, 2 processors"
 note "$(grep -o 'kernel is up after.*' inner.console)"
 guest "cat /sys/devices/system/cpu/cpu*/topology/core_id /sys/devices/system/cpu/cpu1/topology/thread_siblings_list" || fail "no topology"
 # Each counts on its own vCPU; not at full speed, because both share the one CPU there is.
-guest 'for c in 0 1; do (taskset -c $c sh -c "i=0; while :; do i=\$((i+1)); echo \$i > /tmp/count$c; usleep 20000; done" >/dev/null 2>&1 &); done'
+guest 'for c in 0 1; do (taskset -c $c sh -c "i=0; while :; do i=\$((i+1)); echo \$i > /tmp/count$c.new; mv /tmp/count$c.new /tmp/count$c; usleep 20000; done" >/dev/null 2>&1 &); done'
 sleep 2
 counts() { guest 'cat /tmp/count0 /tmp/count1' | tr '\n' ' '; }
 advance() { [ $3 -gt $1 ] && [ $4 -gt $2 ]; }
