@@ -59,10 +59,10 @@ pub enum BootMode {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReset {
-    /// The VM begins again, in this process.
-    #[default]
+    /// The VM begins again, in this process. Not possible yet.
     Reboot,
     /// The VM ends.
+    #[default]
     Exit,
 }
 
@@ -187,6 +187,9 @@ impl Config {
                 Ok(m) if !m.is_file() => bad("initrd".into(), format!("{}: not a file", initrd.display())),
                 Ok(_) => {}
             }
+        }
+        if self.on_reset == OnReset::Reboot {
+            bad("on_reset".into(), "reboot is not possible yet: use exit, and start the VM again".into());
         }
         if self.cpus == 0 || self.cpus > CPUS_MAX {
             bad("cpus".into(), format!("{}: from 1 to {CPUS_MAX}", self.cpus));

@@ -33,7 +33,7 @@ pub struct Args {
     /// Number of vCPUs.
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// What a reset by the guest does: reboot or exit.
+    /// What a reset by the guest does: exit (reboot is not possible yet).
     #[arg(long, value_name = "WHAT")]
     pub on_reset: Option<String>,
     /// How to start it: auto, direct, pvh or linux.
