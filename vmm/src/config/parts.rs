@@ -108,6 +108,8 @@ pub(crate) fn mistake(path: &str, e: &serde_json::Error) -> FieldError {
     let text = e.to_string();
     match path {
         "." => FieldError::new(WHOLE, text),
+        // A field without a name has one in the answer all the same.
+        "" => mistake("\"\"", e),
         path => FieldError::new(path, text.split(" at line ").next().unwrap_or_default()),
     }
 }
