@@ -62,10 +62,16 @@ pub const ALL: &[libc::c_long] = &[
     libc::SYS_writev,
 ];
 
-/// Beside [`ALL`], those that serve devices: streams of vsock, which are accepted, and connected to a path. A path cannot
-/// be made or opened.
-pub const DEVICES: &[libc::c_long] =
-    &[libc::SYS_accept4, libc::SYS_connect, libc::SYS_fcntl, libc::SYS_getsockopt, libc::SYS_setsockopt];
+/// Beside [`ALL`], those that serve devices: streams of vsock, which are accepted, and connected to a path (a path cannot
+/// be made or opened); a thread that watches a back end that came back, confined like the one that starts it.
+pub const DEVICES: &[libc::c_long] = &[
+    libc::SYS_accept4,
+    libc::SYS_clone3,
+    libc::SYS_connect,
+    libc::SYS_fcntl,
+    libc::SYS_getsockopt,
+    libc::SYS_setsockopt,
+];
 
 /// Beside [`DEVICES`], what the control interface, porting and checkpoints do. There is no way to execute a program, to look into
 /// another process, to mount, or to load anything into the kernel.
@@ -76,7 +82,6 @@ pub const CONTROL: &[libc::c_long] = &[
     libc::SYS_capset,
     libc::SYS_chdir,
     libc::SYS_clone,
-    libc::SYS_clone3,
     libc::SYS_copy_file_range,
     libc::SYS_dup,
     libc::SYS_dup3,

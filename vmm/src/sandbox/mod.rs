@@ -12,6 +12,7 @@
 mod calls;
 mod filter;
 
+use std::cell::Cell;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -53,6 +54,11 @@ struct Sandbox {
 
 static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
 
+thread_local! {
+    /// How this thread is confined.
+    static CONFINED: Cell<Option<Kind>> = const { Cell::new(None) };
+}
+
 /// Lowest real-time priority, which porting uses for the instants of a hand-over.
 const PRIORITY_MAX: libc::rlim_t = 1;
 
@@ -83,7 +89,10 @@ pub fn set_up(options: Options) -> Result<()> {
 /// Confines the calling thread, if this process has a sandbox.
 pub fn confine(kind: Kind) -> Result<()> {
     let Some(sandbox) = SANDBOX.get() else { return Ok(()) };
-    if let Some(dir) = &sandbox.options.chroot {
+    // The root is all threads': it stays while the VM is being built, and threads of its devices may be started then.
+    if kind == Kind::Control
+        && let Some(dir) = &sandbox.options.chroot
+    {
         change_root(dir)?;
     }
     // Of the thread: capabilities are not the process's. The bounding set goes first: later the right to change it is gone too,
@@ -100,7 +109,14 @@ pub fn confine(kind: Kind) -> Result<()> {
         return Err(host("no_new_privs")(std::io::Error::last_os_error()));
     }
     filter::restrict_files(kind)?;
-    sandbox.filters.apply(kind)
+    sandbox.filters.apply(kind)?;
+    CONFINED.set(Some(kind));
+    Ok(())
+}
+
+/// Whether the calling thread faces the guest and is confined. What it starts is confined as it is, and cannot do more.
+pub fn faces_guest() -> bool {
+    matches!(CONFINED.get(), Some(Kind::Vcpu | Kind::Io))
 }
 
 /// The root is the whole process's: the first thread changes it.

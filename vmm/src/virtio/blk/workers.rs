@@ -15,6 +15,7 @@ use super::format::FormatImage;
 use super::request::{Operation, Request};
 use super::{DEPTH, Engine};
 use crate::error::{Result, host};
+use crate::sandbox::{self, Kind};
 
 /// Threads of a disk.
 const THREADS: usize = 4;
@@ -69,6 +70,10 @@ impl Workers {
 }
 
 fn work(shared: &Shared) {
+    if let Err(e) = sandbox::confine(Kind::Io) {
+        log::error!("a thread of a disk cannot be confined, and serves nothing: {e}");
+        return;
+    }
     loop {
         let mut request = {
             let mut queues = shared.lock();
