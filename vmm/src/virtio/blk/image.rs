@@ -5,6 +5,7 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use super::SECTOR;
 use crate::error::{Error, Result, host};
@@ -142,6 +143,9 @@ fn direct_align(file: &File) -> Option<DirectAlign> {
     possible.then_some(DirectAlign { address, length })
 }
 
+/// How long a lock is waited for: a process that was killed lets go of its images only when the kernel has ended its last requests.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// One writer or any number of readers, of this program or QEMU.
 pub fn lock(file: &File, readonly: bool) -> io::Result<()> {
     let lock = libc::flock {
@@ -151,9 +155,17 @@ pub fn lock(file: &File, readonly: bool) -> io::Result<()> {
         l_len: 0,
         l_pid: 0,
     };
-    // SAFETY: the call reads one flock.
-    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } {
-        0 => Ok(()),
-        _ => Err(io::Error::last_os_error()),
+    let begin = Instant::now();
+    loop {
+        // SAFETY: the call reads one flock.
+        if unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0 {
+            return Ok(());
+        }
+        let e = io::Error::last_os_error();
+        let held = matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES));
+        if !held || begin.elapsed() > LOCK_PATIENCE {
+            return Err(e);
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
