@@ -1,7 +1,8 @@
 //! When to stop copying and pause.
 //!
 //! A pure function of what the last rounds measured: pause as soon as the estimated blackout fits the target, go on while
-//! rounds still shrink the residue, and in the end pause anyway or give up, as the policy says.
+//! rounds still shrink the residue, then slow the guest down step by step, and in the end pause anyway or give up, as the
+//! policy says.
 
 /// What the operator wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -12,11 +13,13 @@ pub struct Policy {
     pub limit_ns: u64,
     /// Most pre-copy rounds.
     pub max_rounds: u32,
+    /// Most the guest may be slowed down, in percent of its time; 0: it may not.
+    pub throttle_max: u8,
 }
 
 impl Default for Policy {
     fn default() -> Policy {
-        Policy { target_ns: 1_500_000, limit_ns: 300_000_000, max_rounds: 12 }
+        Policy { target_ns: 1_500_000, limit_ns: 300_000_000, max_rounds: 40, throttle_max: 90 }
     }
 }
 
@@ -35,6 +38,8 @@ pub struct RoundStats {
     pub stuck: u32,
     /// Part of a blackout that does not depend on the residue, in nanoseconds (estimate).
     pub fixed_ns: u64,
+    /// How much the guest was slowed down meanwhile, in percent of its time.
+    pub throttle: u8,
 }
 
 /// What to do next.
@@ -42,6 +47,8 @@ pub struct RoundStats {
 pub enum Decision {
     /// Another pre-copy round.
     Round,
+    /// Let the guest stand still for so many percent of its time, then another round.
+    Throttle(u8),
     /// Pause now.
     Pause,
     /// The blackout would exceed the limit (the estimate in nanoseconds).
@@ -52,8 +59,14 @@ pub enum Decision {
 const BANDWIDTH_FLOOR: u64 = 1 << 20;
 /// A round that leaves more than this share of the least before it has not helped.
 const SHRINK_PERCENT: u64 = 85;
-/// So many rounds in a row that do not help, and there is no point in more.
+/// So many rounds in a row that do not help, and there is no point in more of the kind.
 const STUCK_MAX: u32 = 3;
+/// So many when nothing is left to try: the load may have had a peak.
+const HOPELESS: u32 = 8;
+/// Steps in which a guest is slowed down, in percent of its time. Each halves what it still gets, or nearly.
+pub const THROTTLE_STEPS: [u8; 7] = [30, 50, 70, 80, 90, 95, 98];
+/// A blackout that short disturbs the guest's clients less than slowing it down would (nanoseconds).
+const NOT_WORTH_SLOWING: u64 = 10_000_000;
 /// Rounds shorter than this say nothing about the bandwidth, their cost is latency (bytes).
 const MEANINGFUL_BYTES: u64 = 64 << 10;
 /// Bandwidth assumed until a round was long enough to measure it (bytes per second).
@@ -76,18 +89,30 @@ pub fn helped(dirty: u64, least: u64) -> bool {
     u128::from(dirty) * 100 <= u128::from(least) * u128::from(SHRINK_PERCENT)
 }
 
+/// The next step of slowing down that the policy allows.
+fn next_throttle(policy: &Policy, now: u8) -> Option<u8> {
+    THROTTLE_STEPS.into_iter().find(|step| *step > now).filter(|step| *step <= policy.throttle_max)
+}
+
 /// What to do after a round.
 pub fn decide(policy: &Policy, stats: &RoundStats) -> Decision {
     let estimate = estimate_ns(stats);
     if estimate <= policy.target_ns {
         return Decision::Pause;
     }
+    let bearable = estimate <= policy.limit_ns;
     let last = stats.round.saturating_add(1) >= policy.max_rounds;
-    let stuck = stats.stuck >= STUCK_MAX;
-    match (last, stuck, estimate <= policy.limit_ns) {
-        (_, true, true) | (true, _, true) => Decision::Pause,
-        (true, _, false) => Decision::GiveUp(estimate),
-        (false, _, _) => Decision::Round,
+    if last || stats.stuck >= HOPELESS {
+        return if bearable { Decision::Pause } else { Decision::GiveUp(estimate) };
+    }
+    if stats.stuck < STUCK_MAX {
+        return Decision::Round;
+    }
+    let brief = bearable && estimate <= NOT_WORTH_SLOWING;
+    match next_throttle(policy, stats.throttle) {
+        Some(step) if !brief => Decision::Throttle(step),
+        _ if bearable => Decision::Pause,
+        _ => Decision::Round,
     }
 }
 

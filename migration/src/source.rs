@@ -125,6 +125,8 @@ pub enum Action {
         /// Number.
         round: u32,
     },
+    /// Let the guest stand still for so many percent of its time, until [`Action::Pause`] or [`Action::Resume`].
+    Throttle(u8),
     /// Count dirty pages without clearing the log and report [`Event::Measured`].
     Measure,
     /// Stop feeding receive queues, stop the vCPUs, quiesce the devices.
@@ -163,6 +165,8 @@ pub struct Source {
     /// Fewest dirty pages after a round, and rounds in a row that have not got below.
     least_dirty: u64,
     stuck: u32,
+    /// How much the guest is slowed down, in percent of its time.
+    throttle: u8,
     /// What to compete with; known once COMMIT is out.
     epoch: Epoch,
     connected: bool,
@@ -185,6 +189,7 @@ impl Source {
             round: 0,
             least_dirty: u64::MAX,
             stuck: 0,
+            throttle: 0,
             connected: false,
             features: 0,
             runs_there: false,
@@ -322,18 +327,30 @@ impl Source {
         self.stuck = if helped(stats.dirty_pages, self.least_dirty) { 0 } else { self.stuck + 1 };
         self.least_dirty = self.least_dirty.min(stats.dirty_pages);
         stats.stuck = self.stuck;
+        stats.throttle = self.throttle;
         match decide(&self.policy, &stats) {
             Decision::Round => {
                 self.round += 1;
                 vec![Action::SendRound { round: self.round }]
+            }
+            Decision::Throttle(percent) => {
+                self.throttle = percent;
+                self.stuck = 0;
+                self.round += 1;
+                vec![Action::Throttle(percent), Action::SendRound { round: self.round }]
             }
             Decision::Pause => {
                 self.phase = Phase::Pausing;
                 vec![Action::Pause]
             }
             Decision::GiveUp(estimate) => {
+                let slowed = match (self.throttle, self.policy.throttle_max) {
+                    (0, 0) => "; it may not be slowed down".to_owned(),
+                    (0, _) => String::new(),
+                    (now, _) => format!(" although the guest was slowed down by {now} %"),
+                };
                 let text = format!(
-                    "after {} rounds {} pages are dirty: the blackout would be {} ms, the limit is {} ms",
+                    "after {} rounds {} pages are dirty{slowed}: the blackout would be {} ms, the limit is {} ms",
                     self.round + 1,
                     stats.dirty_pages,
                     estimate / 1_000_000,

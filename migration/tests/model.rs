@@ -164,6 +164,8 @@ impl State {
             A::Send(message) => self.send_to_destination(Wire::Control(message)),
             A::StartDirtyLog => {}
             A::SendRound { round } => self.task(Side::Source, Task::SendRound(round)),
+            // The model's guest is never slowed down: its policy gives up or pauses first.
+            A::Throttle(_) => {}
             A::Measure => self.task(Side::Source, Task::Measure),
             A::Pause => {
                 self.source_runs = None;

@@ -39,6 +39,14 @@ pub struct MigrationRequest {
     /// Pause aimed at in milliseconds: pre-copy goes on until the residue fits. Not given: the engine's default.
     #[serde(default)]
     pub blackout_ms: Option<u32>,
+    /// Longest pause in milliseconds: rather than exceed it, the port is given up. Not given: 300, or `blackout_ms` if that is more.
+    #[serde(default)]
+    pub limit_ms: Option<u32>,
+    /// Most the guest may be slowed down, in percent of its time, when it writes faster than its memory can be sent: 0
+    /// (never) to 98. Not given: 90.
+    #[serde(default)]
+    #[schemars(range(max = 98))]
+    pub throttle_max: Option<u8>,
     /// Compare all of memory on both sides before the VM runs there. For tests: it lengthens the pause.
     #[serde(default)]
     pub verify: bool,

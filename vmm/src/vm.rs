@@ -10,6 +10,7 @@ mod life;
 mod power;
 mod reset;
 pub mod state;
+mod throttle;
 
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
@@ -32,6 +33,7 @@ pub use copy::CopyClaim;
 use life::Life;
 pub use life::Phase;
 pub use state::{VmDescription, VmState};
+pub use throttle::Throttle;
 
 /// A virtual machine. Fields are dropped in this order: what uses memory before memory.
 pub struct Vm {

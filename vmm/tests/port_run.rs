@@ -160,3 +160,56 @@ fn measure() {
     println!("blackout us: least {}, median {}, p90 {}, p99 {}, most {}", at(0), at(50), at(90), at(99), at(100));
     println!("retransmits {}", echo.retransmits());
 }
+
+/// A guest that writes memory much faster than the network takes it, with a client that asks on.
+fn writer() -> (Lab, Vmm, Echo) {
+    let lab = Lab::new(2);
+    let here = lab.boot("writer", &[]);
+    let echo = Echo::new(&lab);
+    let limited = "qdisc add dev lo root tbf rate 400mbit burst 256kb latency 100ms";
+    let output = std::process::Command::new("tc").args(limited.split(' ')).output().unwrap();
+    assert!(output.status.success(), "tc {limited}: {}", String::from_utf8_lossy(&output.stderr));
+    (lab, here, echo)
+}
+
+#[test]
+fn a_guest_that_writes_too_fast_is_slowed_down() {
+    let (lab, mut here, mut echo) = writer();
+    let there = lab.receive(1, 4001, &[]);
+    let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":20,"limit_ms":20,"throttle_max":98}"#);
+    let (status, ..) = follow(&mut here, id, &mut echo);
+    assert!(status["throttle_percent"].as_u64().unwrap() >= 30, "{status}");
+    assert_eq!(there.state(), "running");
+    // It goes on, at full speed, and finds in its memory what it has written.
+    for _ in 0..200 {
+        echo.turn();
+    }
+    assert_eq!(there.state(), "running", "{}", lab.console("receive4001"));
+}
+
+#[test]
+fn a_guest_that_may_not_be_slowed_down_stays() {
+    let (lab, here, mut echo) = writer();
+    let mut there = lab.receive(1, 4001, &[]);
+    let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":5,"limit_ms":5,"throttle_max":0}"#);
+    let status = here.wait_port(id);
+    assert_eq!(status["state"], "failed", "{status}");
+    assert_eq!(status["throttle_percent"], 0);
+    let error = status["error"].as_str().unwrap();
+    assert!(error.contains("it may not be slowed down") && error.contains("the limit is 5 ms"), "{error}");
+    assert_eq!(here.state(), "running");
+    echo.turn();
+    assert!(there.is_alive(), "it waits for another");
+}
+
+#[test]
+fn orders_that_contradict_themselves_are_refused() {
+    let lab = Lab::new(2);
+    let here = lab.boot("echo", &[]);
+    let refused = |body: &str, field: &str| {
+        let (status, problem) = here.try_api("POST", "/v1/migrations", Some(body)).unwrap();
+        assert_eq!((status, problem["field"].as_str()), (400, Some(field)), "{problem}");
+    };
+    refused(r#"{"to":"127.0.0.1:4001","blackout_ms":20,"limit_ms":10}"#, "limit_ms");
+    refused(r#"{"to":"127.0.0.1:4001","throttle_max":99}"#, "throttle_max");
+}

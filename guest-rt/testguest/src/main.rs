@@ -24,6 +24,10 @@ async fn main(env: Env) -> Result<(), String> {
         "block" => block::run(&env).await,
         "block-loop" => block::run_on(&env).await,
         "echo" => network::echo(env).await,
+        "writer" => {
+            guest_rt::spawn(memory::write_for_ever());
+            network::echo(env).await
+        }
         "client" => network::client(env).await,
         "fail" => Err("asked to fail".into()),
         other => faults::cause(other),

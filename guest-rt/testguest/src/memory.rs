@@ -23,6 +23,27 @@ fn pattern() -> Vec<u8> {
     (0..SIZE).map(|i| (i * 7 + i / 251) as u8).collect()
 }
 
+/// Pages [`write_for_ever`] works on.
+const WRITTEN_PAGES: usize = 2048;
+/// Words of a page it writes: so that a page takes it a few microseconds, however quick its first write is.
+const WORDS: usize = PAGE / 8;
+const PAGE: usize = 4096;
+
+/// Writes page after page as quickly as it can, while others get their turn, and compares what it has written the time before:
+/// more than a port can copy without slowing the guest down.
+pub async fn write_for_ever() {
+    let mut pages = vec![0u64; WRITTEN_PAGES * WORDS];
+    for round in 1u64.. {
+        for page in pages.chunks_exact_mut(WORDS) {
+            for word in page {
+                assert_eq!(black_box(*word), round - 1, "memory has changed by itself");
+                *word = round;
+            }
+            guest_rt::yield_now().await;
+        }
+    }
+}
+
 pub fn run() -> Result<(), String> {
     let fresh = pattern();
     for n in lengths() {

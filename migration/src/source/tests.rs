@@ -156,3 +156,26 @@ fn a_refusal_gives_its_reason() {
         assert_eq!((s.phase(), s.reason()), (Phase::Resumed, Some(&reason)));
     }
 }
+
+#[test]
+fn a_guest_that_writes_too_fast_is_slowed_down_then_given_up() {
+    let mut s = source(Ownership::Stream);
+    play(&mut s, &script(Ownership::Stream)[..3]);
+    // A second of work left after every round.
+    let busy =
+        RoundStats { dirty_pages: 1 << 18, sent_bytes: 1 << 30, elapsed_ns: 1_000_000_000, ..RoundStats::default() };
+    let mut steps = Vec::new();
+    while s.phase() == Phase::PreCopy {
+        s.on_event(Event::Message(Message::RoundDone { round: s.round() }));
+        steps.extend(s.on_event(Event::Measured(busy)).into_iter().filter_map(|action| match action {
+            Action::Throttle(percent) => Some(percent),
+            _ => None,
+        }));
+        assert!(s.round() < 40, "it comes to an end");
+    }
+    assert_eq!(steps, [30, 50, 70, 80, 90]);
+    assert_eq!(s.phase(), Phase::Resumed);
+    let reason = s.reason().unwrap();
+    assert_eq!(reason.code, ReasonCode::NotConverging);
+    assert!(reason.text.contains("slowed down by 90 %"), "{}", reason.text);
+}

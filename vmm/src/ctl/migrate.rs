@@ -30,6 +30,12 @@ pub struct Migrate {
     /// Aim at a pause of at most so many milliseconds.
     #[arg(long, value_name = "N")]
     blackout_ms: Option<u32>,
+    /// Give up rather than pause for longer than so many milliseconds.
+    #[arg(long, value_name = "N")]
+    limit_ms: Option<u32>,
+    /// Slow the guest down by at most so many percent when it writes faster than its memory can be sent; 0: never.
+    #[arg(long, value_name = "PERCENT")]
+    throttle_max: Option<u8>,
     /// Compare all of memory on both sides before the VM goes on. Lengthens the pause.
     #[arg(long)]
     verify: bool,
@@ -41,8 +47,15 @@ pub struct Migrate {
 /// Orders a port and waits for its end, unless told not to.
 pub fn run(client: &Client, order: &Migrate, raw: bool) -> Result<(), Failure> {
     let mut body = json!({ "to": order.to, "verify": order.verify });
-    if let Some(ms) = order.blackout_ms {
-        body["blackout_ms"] = ms.into();
+    let given = [
+        ("blackout_ms", order.blackout_ms),
+        ("limit_ms", order.limit_ms),
+        ("throttle_max", order.throttle_max.map(u32::from)),
+    ];
+    for (name, value) in given {
+        if let Some(value) = value {
+            body[name] = value.into();
+        }
     }
     let before = client.json("GET", "/v1/vm", None)?;
     let job = client.json("POST", "/v1/migrations", Some(&body))?;

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use migration::convergence::Policy;
+use migration::convergence::{Policy, THROTTLE_STEPS};
 
 use super::destination::{self, Arrival, Progress, Shown};
 use super::job::{Job, JobState, JobStatus};
@@ -15,7 +15,7 @@ use super::source;
 use crate::boot::info::OwnerId;
 use crate::config::cli::ReceiveConfig;
 use crate::control::{Control, MigrationId, MigrationRequest, Porting, Resolution};
-use crate::error::{Error, Result, host};
+use crate::error::{Error, FieldError, Result, host};
 use crate::metrics::Exposition;
 use crate::sandbox::{self, Kind};
 use crate::vcpu::End;
@@ -23,6 +23,8 @@ use crate::vm::{Phase, Vm};
 
 /// Most ports remembered.
 pub const JOBS_MAX: usize = 64;
+/// Most a guest may be slowed down, in percent: the last step there is.
+const THROTTLE_MAX: u8 = THROTTLE_STEPS[THROTTLE_STEPS.len() - 1];
 /// Stack of the porting threads.
 const THREAD_STACK: usize = 256 << 10;
 
@@ -78,11 +80,7 @@ impl Porting for Engine {
         if arbiter.is_some() && vm.config().vm_id == 0 {
             return Err(Error::Conflict("an arbiter is configured, but no vm_id".into()));
         }
-        let mut policy = Policy::default();
-        if let Some(ms) = request.blackout_ms {
-            policy.target_ns = u64::from(ms) * 1_000_000;
-            policy.limit_ns = policy.limit_ns.max(policy.target_ns);
-        }
+        let policy = policy(request)?;
         let claim = vm.claim_copy()?;
         let job = Arc::new(Job::new(jobs.last().map_or(1, |j| j.id + 1), request.to)?);
         let (vm, shared, order) = (vm.clone(), job.clone(), source::Order { arbiter, policy, verify: request.verify });
@@ -152,6 +150,25 @@ impl Porting for Engine {
             }
         }
     }
+}
+
+/// What the operator wants, where he says so.
+fn policy(request: &MigrationRequest) -> Result<Policy> {
+    let ns = |ms: u32| u64::from(ms) * 1_000_000;
+    let mut policy = Policy::default();
+    let limit = request.limit_ms.map(ns);
+    policy.target_ns = request.blackout_ms.map_or(policy.target_ns.min(limit.unwrap_or(u64::MAX)), ns);
+    policy.limit_ns = limit.unwrap_or(policy.limit_ns.max(policy.target_ns));
+    policy.throttle_max = request.throttle_max.unwrap_or(policy.throttle_max);
+    let mut wrong = Vec::new();
+    if policy.limit_ns < policy.target_ns {
+        let text = format!("{} ms: less than the pause aimed at", policy.limit_ns / 1_000_000);
+        wrong.push(FieldError::new("limit_ms", text));
+    }
+    if policy.throttle_max > THROTTLE_MAX {
+        wrong.push(FieldError::new("throttle_max", format!("{}: 0 to {THROTTLE_MAX} percent", policy.throttle_max)));
+    }
+    if wrong.is_empty() { Ok(policy) } else { Err(Error::Config(wrong)) }
 }
 
 /// What a process does with a VM that comes to it.

@@ -106,6 +106,8 @@ pub struct JobStatus {
     pub residue_pages: u64,
     /// Rounds so far.
     pub rounds: Vec<RoundReport>,
+    /// How much the guest was slowed down, in percent of its time, as its memory changed faster than it could be sent.
+    pub throttle_percent: u8,
     /// From the order to the end, in microseconds.
     pub total_us: u64,
     /// Last exit of the last vCPU here to first entry there, in microseconds.

@@ -28,7 +28,7 @@ use super::transfer::{PageWriter, Pending, SendError, Sent};
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::error::Result;
-use crate::vm::Vm;
+use crate::vm::{Throttle, Vm};
 
 /// Longest time the destination may take to answer HELLO and to make the VM.
 const PREPARE_MAX: Duration = Duration::from_secs(10);
@@ -101,6 +101,7 @@ struct Driver<'a> {
     residue: Residue,
     residue_bytes: u64,
     logging: bool,
+    throttle: Option<Throttle>,
     paused: bool,
     cancelled: bool,
     pause: Pause,
@@ -139,6 +140,7 @@ impl<'a> Driver<'a> {
             residue: Residue::new(),
             residue_bytes: 0,
             logging: false,
+            throttle: None,
             paused: false,
             cancelled: false,
             pause: Pause::default(),
@@ -217,6 +219,7 @@ impl<'a> Driver<'a> {
                     self.events.push_back(event);
                 }
             }
+            Action::Throttle(percent) => self.slow_down(percent),
             Action::Measure => {
                 let event = self.measure();
                 self.events.push_back(event);
@@ -297,6 +300,19 @@ impl<'a> Driver<'a> {
         Ok(())
     }
 
+    /// The guest writes more than the connection takes: it gets less of its time.
+    fn slow_down(&mut self, percent: u8) {
+        match &self.throttle {
+            Some(throttle) => throttle.set(percent),
+            None => match Throttle::begin(self.vm, percent) {
+                Ok(throttle) => self.throttle = Some(throttle),
+                Err(e) => return self.events.push_back(Event::Failed(internal(&e))),
+            },
+        }
+        log::info!("port {}: the guest is held for {percent} % of its time", self.job.id);
+        self.job.update(|s| s.throttle_percent = percent);
+    }
+
     fn measure(&mut self) -> Event {
         let elapsed = self.round_started.elapsed();
         let dirty_pages = match self.pending.outlook(self.vm.memory(), self.vm.fd()) {
@@ -323,6 +339,8 @@ impl<'a> Driver<'a> {
 
     fn stop_guest(&mut self) -> Event {
         self.paused = true;
+        // First: the blackout begins when the guest last ran, and it may have been held for a while.
+        self.throttle = None;
         self.urgent.extend(Urgent::begin(0));
         self.urgent.extend(self.vm.vcpu_threads().filter_map(Urgent::begin));
         self.pause.ordered = Some(stamp::now());
@@ -450,6 +468,7 @@ impl<'a> Driver<'a> {
 
     /// The guest goes on here, as if nothing had happened.
     fn resume(&mut self, epoch: Option<Epoch>) {
+        self.throttle = None;
         if let Some(arbiter) = &mut self.arbiter {
             arbiter.withdraw();
         }

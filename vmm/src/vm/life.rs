@@ -46,6 +46,8 @@ enum Want {
 struct LifeState {
     want: Want,
     phase: Phase,
+    /// vCPU threads are not to go to the guest although they are wanted to run: the guest is slowed down.
+    held: bool,
     /// vCPU threads that exist.
     threads: usize,
     /// vCPU threads that are in the guest, or on their way there or back.
@@ -70,7 +72,14 @@ type OnEnd = Box<dyn FnOnce(&End) + Send>;
 impl Life {
     pub(super) fn new(gate: Arc<Gate>, vcpus: usize) -> Life {
         Life {
-            state: Mutex::new(LifeState { want: Want::Run, phase: Phase::Created, threads: 0, inside: 0, end: None }),
+            state: Mutex::new(LifeState {
+                want: Want::Run,
+                phase: Phase::Created,
+                held: false,
+                threads: 0,
+                inside: 0,
+                end: None,
+            }),
             changed: Condvar::new(),
             on_end: Mutex::new(None),
             gate,
@@ -93,7 +102,7 @@ impl Life {
     /// A vCPU thread wants to go to the guest: waits until it may. Says whether it is the first to go; `None`: it must end.
     fn go(&self) -> Option<bool> {
         let mut state = self.lock();
-        while state.want == Want::Pause {
+        while state.want == Want::Pause || state.held && state.want == Want::Run {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
         if state.want == Want::Stop {
@@ -115,6 +124,24 @@ impl Life {
             if state.want == Want::Pause {
                 state.phase = Phase::Paused;
             }
+            self.changed.notify_all();
+        }
+    }
+
+    /// Keeps the vCPU threads out of the guest, or lets them go on, while the VM counts as running.
+    pub(super) fn hold(&self, hold: bool) {
+        let mut state = self.lock();
+        if state.held == hold {
+            return;
+        }
+        state.held = hold;
+        if state.want != Want::Run {
+            return;
+        }
+        if hold {
+            self.kick();
+        } else {
+            self.gate.clear_kick();
             self.changed.notify_all();
         }
     }
@@ -261,7 +288,7 @@ impl Vm {
     }
 }
 
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
     std::thread::Builder::new()
         .name(name.into())
         .stack_size(THREAD_STACK)

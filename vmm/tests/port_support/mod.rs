@@ -187,7 +187,8 @@ impl Vmm {
         self.order(&format!("{{\"to\":\"127.0.0.1:{port}\"}}"))
     }
 
-    fn order(&self, body: &str) -> u64 {
+    /// Orders a port with a body of the test's own.
+    pub fn order(&self, body: &str) -> u64 {
         self.api("POST", "/v1/migrations", Some(body))["id"].as_u64().unwrap()
     }
 
