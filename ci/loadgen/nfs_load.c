@@ -5,7 +5,7 @@
  * prints one JSON object: how many were answered, how fast, how late. Both sides of a comparison are
  * driven by this same program, so whatever it costs itself is paid on both sides.
  *
- *   nfs_load URL MODE REQUEST_BYTES DEPTH SECONDS FILE_BYTES
+ *   nfs_load URL MODE REQUEST_BYTES DEPTH SECONDS FILE_BYTES [PASS]
  *
  * URL            directory and file, nfs://SERVER/EXPORT/FILE
  * MODE           fill      write the file once from end to end, COMMIT, and stop (SECONDS is ignored)
@@ -15,6 +15,7 @@
  *                syncfill  like fill, every WRITE FILE_SYNC; each piece is made from its offset, and each acknowledged
  *                          offset is printed on a line of its own before the report
  *                verify    reads the offsets given on standard input and compares them with what syncfill writes
+ * PASS           a number from which syncfill makes its pieces too (0): of another pass they are others
  *
  * The time runs from the first request to the last reply, of `fill` and `write` to the reply of COMMIT. Bounds: DEPTH at
  * most MAX_DEPTH, latencies of at most MAX_SAMPLES requests, and the run ends at the first error.
@@ -50,7 +51,7 @@ struct load {
     struct nfsfh *file;
     enum mode mode;
     uint64_t request_bytes, file_bytes;
-    uint64_t next_offset, end_ns, random;
+    uint64_t next_offset, end_ns, random, pass;
     char *data;
     unsigned in_flight;
     uint64_t operations, bytes;
@@ -82,7 +83,7 @@ static uint64_t random_u64(struct load *l) {
 /* What syncfill writes at an offset: no two words of a file are the same. */
 static void make_piece(const struct load *l, uint64_t offset, char *data) {
     for (uint64_t i = 0; i + 8 <= l->request_bytes; i += 8) {
-        uint64_t word = (offset + i) * 0x9e3779b97f4a7c15u ^ 0x4f7574726967u;
+        uint64_t word = (offset + i + (l->pass << 40)) * 0x9e3779b97f4a7c15u ^ 0x4f7574726967u;
         memcpy(data + i, &word, 8);
     }
 }
@@ -196,8 +197,8 @@ int main(int argc, char **argv) {
     unsigned depth, i;
     double seconds;
 
-    if (argc != 7)
-        fail("usage", "nfs_load URL fill|write|read|randread|syncfill|verify REQUEST_BYTES DEPTH SECONDS FILE_BYTES");
+    if (argc != 7 && argc != 8)
+        fail("usage", "nfs_load URL fill|write|read|randread|syncfill|verify REQUEST_BYTES DEPTH SECONDS FILE_BYTES [PASS]");
     for (i = 0; i < MODES && strcmp(argv[2], modes[i]); i++)
         ;
     if (i == MODES)
@@ -207,6 +208,7 @@ int main(int argc, char **argv) {
     depth = (unsigned)strtoul(argv[4], NULL, 10);
     seconds = strtod(argv[5], NULL);
     l.file_bytes = strtoull(argv[6], NULL, 10);
+    l.pass = argc == 8 ? strtoull(argv[7], NULL, 10) : 0;
     if (!l.request_bytes || l.request_bytes > 1 << 20 || l.file_bytes < l.request_bytes)
         fail("REQUEST_BYTES", "must be 1 to 1048576 and at most FILE_BYTES");
     if (!depth || depth > MAX_DEPTH)

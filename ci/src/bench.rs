@@ -6,6 +6,7 @@ pub mod boot;
 pub mod nfs;
 pub mod page;
 pub mod port;
+pub mod soak;
 pub mod vmm;
 
 use crate::artifacts::{self, Artifacts};
@@ -34,11 +35,13 @@ pub enum Bench {
     Nfs,
     /// Cost of a `vmm` process.
     Vmm,
+    /// Many ports under verified load.
+    Soak,
 }
 
 impl Bench {
     /// All of them, in the order they are run and listed.
-    pub const ALL: [Bench; 4] = [Bench::Boot, Bench::Port, Bench::Nfs, Bench::Vmm];
+    pub const ALL: [Bench; 5] = [Bench::Boot, Bench::Port, Bench::Nfs, Bench::Vmm, Bench::Soak];
 
     /// Its name on the command line and in the page.
     pub fn name(self) -> &'static str {
@@ -47,6 +50,7 @@ impl Bench {
             Bench::Port => "port",
             Bench::Nfs => "nfs",
             Bench::Vmm => "vmm",
+            Bench::Soak => "soak",
         }
     }
 }
@@ -77,13 +81,17 @@ pub fn run(options: &Options) -> Result<()> {
         let pick = |quick, full| if options.quick { quick } else { full };
         let rows = match bench {
             Bench::Boot => boot::run(&mut cluster, &memory, pick(7, 31))?,
-            Bench::Port => port::run(&mut cluster, &program, pick(10, 50))?,
+            Bench::Port => {
+                let samples = port::Samples { ours: pick(10, 200), qemu: pick(4, 50) };
+                port::run(&mut cluster, &program, samples)?
+            }
             Bench::Nfs => {
                 let ganesha = Ganesha::start(&cluster.lab)?;
                 let (rounds, seconds) = if options.quick { (3, 1.5) } else { (7, 4.0) };
                 nfs::compare(&cluster.lab, &program, &Ours(&cluster), Some(&ganesha), rounds, seconds)?
             }
             Bench::Vmm => vmm::run(&cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB])?,
+            Bench::Soak => soak::run(&mut cluster, &program, pick(40, 1000))?,
         };
         println!("{}:\n{}", bench.name(), table(&rows));
         page::write(&artifacts.root.join("docs/benchmarks.md"), bench.name(), &rows, options.quick)?;

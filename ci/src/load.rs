@@ -88,21 +88,32 @@ pub struct SyncFill {
     load: Load,
     program: PathBuf,
     url: String,
+    pass: u64,
     log: PathBuf,
 }
 
 impl SyncFill {
-    /// Starts it on `host`, with a log of its own in `dir`.
-    pub fn start(program: &Path, host: &Host, url: &str, file_bytes: u64, dir: &Path) -> Result<Self> {
+    /// Starts it on `host`, with a log of its own in `dir`. What it writes depends on `pass`.
+    pub fn start(program: &Path, host: &Host, url: &str, file_bytes: u64, pass: u64, dir: &Path) -> Result<Self> {
         let load = Load { mode: Mode::SyncFill, request_bytes: 64 << 10, depth: 8, seconds: 0.0, file_bytes };
         let log = dir.join("syncfill.log");
-        let daemon = host.daemon("nfs_load", &mut load.command(program, url), &log)?;
-        Ok(SyncFill { daemon, load, program: program.to_owned(), url: url.to_owned(), log })
+        let daemon = host.daemon("nfs_load", load.command(program, url).arg(pass.to_string()), &log)?;
+        Ok(SyncFill { daemon, load, program: program.to_owned(), url: url.to_owned(), pass, log })
     }
 
     /// Its process.
     pub fn pid(&self) -> u32 {
         self.daemon.pid()
+    }
+
+    /// Whether it has ended, in whichever way.
+    pub fn is_over(&mut self) -> Result<bool> {
+        Ok(self.daemon.ended()?.is_some())
+    }
+
+    /// Its pass.
+    pub fn pass(&self) -> u64 {
+        self.pass
     }
 
     /// Offsets of the pieces acknowledged so far.
@@ -138,12 +149,12 @@ impl SyncFill {
         Ok(self.acknowledged())
     }
 
-    /// Reads the pieces back and compares them.
-    pub fn verify(program: &Path, host: &Host, url: &str, acknowledged: &[u64], dir: &Path) -> Result<()> {
+    /// Reads the pieces of a pass back and compares them.
+    pub fn verify(program: &Path, host: &Host, url: &str, pass: u64, acknowledged: &[u64], dir: &Path) -> Result<()> {
         let list = dir.join("acknowledged");
         std::fs::write(&list, acknowledged.iter().map(|a| format!("{a}\n")).collect::<String>())?;
         let end = acknowledged.iter().max().map_or(0, |a| a + (64 << 10));
-        let script = format!("{} {url} verify 65536 8 0 {end} < {}", program.display(), list.display());
+        let script = format!("{} {url} verify 65536 8 0 {end} {pass} < {}", program.display(), list.display());
         let report = read(&host.output(Command::new("sh").args(["-c", &script]))?)?;
         if report.operations != acknowledged.len() as f64 {
             bail!("{} of {} pieces were compared", report.operations, acknowledged.len());

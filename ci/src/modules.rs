@@ -157,8 +157,13 @@ pub fn start_dmodule(
 /// Starts the N-module on `host` and waits for its first reply to NFS NULL; returns how long that took from the start of the
 /// process.
 pub fn start_nmodule(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<(Module, Duration)> {
+    start_nmodule_with(lab, artifacts, host, NMODULE_MEMORY)
+}
+
+/// The same with so much memory.
+pub fn start_nmodule_with(lab: &Lab, artifacts: &Artifacts, host: &Host, memory: &str) -> Result<(Module, Duration)> {
     let (mut command, api, name) = prepare(lab, artifacts, host, "nmodule", Some(NMODULE_MAC))?;
-    command.arg("--image").arg(&artifacts.images.nmodule).args(["--name", "nmodule", "--memory", NMODULE_MEMORY]);
+    command.arg("--image").arg(&artifacts.images.nmodule).args(["--name", "nmodule", "--memory", memory]);
     command.args(["--cmdline", &nmodule_cmdline(), "--vm-id", &NMODULE_VM_ID.to_string()]);
     command.args(["--arbiter", &FABRIC.to_string()]);
     lab.client1.permanent_neighbour(NMODULE_IP, NMODULE_MAC)?;

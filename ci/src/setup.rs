@@ -22,7 +22,16 @@ pub enum Need {
 }
 
 const DEMO_PACKAGES: &[&str] = &["iproute2", "libnfs-utils", "curl"];
-const BENCH_PACKAGES: &[&str] = &["gcc", "libc6-dev", "libnfs-dev", "nfs-ganesha", "nfs-ganesha-vfs", "rpcbind"];
+const BENCH_PACKAGES: &[&str] = &[
+    "gcc",
+    "libc6-dev",
+    "libnfs-dev",
+    "nfs-ganesha",
+    "nfs-ganesha-vfs",
+    "rpcbind",
+    "qemu-system-x86",
+    "qemu-system-common",
+];
 /// What the emulated machine is made of; `lz4` unpacks its kernel.
 const NESTED_PACKAGES: &[&str] =
     &["qemu-system-x86", "qemu-system-common", "qemu-utils", "busybox-static", "cpio", "lz4", "socat", "e2fsprogs"];

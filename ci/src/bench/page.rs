@@ -9,7 +9,7 @@ use std::process::Command;
 
 const HEAD: &str = "# Benchmarks\n\n\
     Written by `cargo xtask bench`. *ours*: Outrigger; *peer*: nfs-ganesha (Debian's, VFS FSAL, the same disk, network, client and\n\
-    run); *ratio*: how many times better ours is.\n";
+    run), or what the row names; *ratio*: how many times better ours is.\n";
 
 /// Replaces the section of a benchmark.
 pub fn write(path: &Path, bench: &str, rows: &[Row], quick: bool) -> Result<()> {

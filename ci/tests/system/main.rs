@@ -36,11 +36,11 @@ fn load_generator() -> PathBuf {
 /// A writer of stable pieces on the client.
 fn writer(cluster: &Cluster, file: &str, bytes: u64) -> SyncFill {
     let lab = &cluster.lab;
-    SyncFill::start(&load_generator(), &lab.client1, &copy::url(file), bytes, lab.state_dir()).unwrap()
+    SyncFill::start(&load_generator(), &lab.client1, &copy::url(file), bytes, 0, lab.state_dir()).unwrap()
 }
 
 /// Every acknowledged piece is there.
 fn verify(lab: &Lab, file: &str, acknowledged: &[u64]) {
     assert!(!acknowledged.is_empty());
-    SyncFill::verify(&load_generator(), &lab.client1, &copy::url(file), acknowledged, lab.state_dir()).unwrap();
+    SyncFill::verify(&load_generator(), &lab.client1, &copy::url(file), 0, acknowledged, lab.state_dir()).unwrap();
 }

@@ -172,6 +172,8 @@ pub struct VmReport {
     nets: Option<Vec<NetReport>>,
     /// Boot times.
     boot_ms: Option<BootReport>,
+    /// How long no vCPU ran at the last pause, from last exit to first entry, in microseconds.
+    stood_still_us: Option<u64>,
     /// How it ended.
     end: Option<String>,
 }
@@ -213,6 +215,7 @@ pub fn vm(control: &Control) -> VmReport {
             let mut devices = vm.devices();
             devices.nets().map(|n| NetReport { id: Device::id(n).to_owned(), mac: n.mac() }).collect()
         }),
+        stood_still_us: of_vm.and_then(|vm| vm.stood_still_ns().map(|ns| ns / 1000)),
         boot_ms: of_vm.map(|vm| boot(vm.stats())),
         end: of_vm.and_then(Vm::end).map(|e| e.to_string()),
     }

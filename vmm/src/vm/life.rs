@@ -282,6 +282,13 @@ impl Vm {
         self.life.exited_ns.load(Ordering::Acquire)
     }
 
+    /// How long no vCPU ran at the last pause, from last exit to first entry, in nanoseconds; `None` before the first, and
+    /// during one.
+    pub fn stood_still_ns(&self) -> Option<u64> {
+        let (left, entered) = (self.last_exit_ns(), self.last_entry_ns());
+        (left != 0).then(|| entered.checked_sub(left)).flatten()
+    }
+
     /// Ids of the vCPUs' threads that exist.
     pub fn vcpu_threads(&self) -> impl Iterator<Item = i32> + '_ {
         self.life.kickers.iter().map(Kicker::tid).filter(|tid| *tid != 0)

@@ -1,0 +1,86 @@
+//! What is seen of one port from outside: silence for a client, retransmits and their causes.
+use super::ms;
+use crate::lab::Host;
+use crate::modules::NFS;
+use crate::probe::Prober;
+use crate::tcp;
+use anyhow::{Context, Result};
+use std::time::{Duration, Instant};
+
+/// Figures of a series of ports; times in milliseconds, one of each a port.
+#[derive(Default)]
+pub struct Seen {
+    /// As the VMMs measure it.
+    pub blackout: Vec<f64>,
+    /// Longest silence for a client during the port.
+    pub silence: Vec<f64>,
+    /// The same, for as long, before it.
+    pub quiet: Vec<f64>,
+    /// From the request to the end of the port.
+    pub whole: Vec<f64>,
+    /// Segments the client's connections sent again around the port, and in the pause before it.
+    pub retransmits: Vec<f64>,
+    /// See `retransmits`.
+    pub retransmits_before: Vec<f64>,
+    /// Tail loss probes, before and during.
+    pub probes: Vec<f64>,
+    /// The steps of each blackout by name, where the side that ports tells them.
+    pub steps: Vec<Vec<(String, f64)>>,
+    /// The prober's questions that were never answered.
+    pub failed: f64,
+}
+
+/// One port, as its driver tells it.
+pub struct Told {
+    /// When it was asked for, and when its end was seen.
+    pub asked: Instant,
+    /// See `asked`.
+    pub ended: Instant,
+    /// As the VMMs measure it.
+    pub blackout: Duration,
+    /// The steps of the blackout in milliseconds.
+    pub steps: Vec<(String, f64)>,
+    /// For the message about a port with retransmits.
+    pub remark: String,
+}
+
+impl Seen {
+    /// Watches the N-module from `client` for a `pause` before `port`, while it runs, and for a `pause` after it.
+    pub fn watch(&mut self, client: &Host, pause: Duration, port: impl FnOnce() -> Result<Told>) -> Result<()> {
+        let prober = Prober::start(client, NFS.into())?;
+        let (retransmits, causes) = (tcp::retransmits_to(client, *NFS.ip())?, tcp::causes(client)?);
+        let began = Instant::now();
+        std::thread::sleep(pause);
+        let so_far = tcp::retransmits_to(client, *NFS.ip())?;
+        let told = port()?;
+        std::thread::sleep(pause);
+        let resent = tcp::retransmits_to(client, *NFS.ip())?.saturating_sub(so_far);
+        let now = tcp::causes(client)?;
+        let probes = now.loss_probes - causes.loss_probes;
+        let log = prober.finish()?;
+        let silence = log.longest_silence(told.asked, told.ended).context("the prober got no replies")?;
+        let whole = told.ended - told.asked;
+        if resent > 0 {
+            let (fast, timeouts) = (now.fast - causes.fast, now.timeouts - causes.timeouts);
+            eprintln!(
+                "\n{resent} segments sent again, {probes} loss probes, {fast} fast retransmits, {timeouts} timeouts; \
+                 blackout {:.2} ms, silence {:.2} ms; {}",
+                ms(told.blackout),
+                ms(silence),
+                told.remark,
+            );
+        }
+        // As long before the port as the port took, as far as the prober goes back.
+        let quiet_from = told.asked.checked_sub(whole).unwrap_or(began).max(began);
+        self.quiet.push(log.longest_silence(quiet_from, told.asked).map_or(0.0, ms));
+        self.blackout.push(ms(told.blackout));
+        self.steps.push(told.steps);
+        self.silence.push(ms(silence));
+        self.whole.push(ms(whole));
+        self.retransmits.push(resent as f64);
+        self.retransmits_before.push(so_far.saturating_sub(retransmits) as f64);
+        self.probes.push(probes as f64);
+        self.failed += log.unanswered() as f64;
+        Ok(())
+    }
+}
