@@ -96,8 +96,13 @@ fn start(lab: &Lab, cluster: &Cluster, host: &Host, number: usize, incoming: Opt
         qemu.args(["-incoming", &format!("tcp:{}:{PORT}", host.ip)]);
     }
     let mut daemon = host.daemon("QEMU", &mut qemu, &lab.state_dir().join(format!("qemu{number}.log")))?;
-    daemon.wait_until("there", LIMIT, || socket.exists())?;
-    let qmp = Qmp::connect(&socket).with_context(|| format!("QEMU's monitor{}", daemon.quote_log()))?;
+    // The socket is there before anybody listens.
+    let mut qmp = None;
+    daemon.wait_until("answering on its monitor", LIMIT, || {
+        qmp = Qmp::connect(&socket).ok();
+        qmp.is_some()
+    })?;
+    let qmp = qmp.context("QEMU's monitor does not answer")?;
     Ok(Guest { daemon, qmp })
 }
 
