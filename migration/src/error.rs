@@ -73,6 +73,17 @@ pub enum Error {
     /// A checksum in a file does not match.
     #[error("the {0} is damaged: its checksum does not match")]
     Damaged(&'static str),
+    /// Not a ticket.
+    #[error("not a ticket for a port")]
+    NoTicket,
+    /// A ticket of another format.
+    #[error("ticket of version {got}, this build knows {known}")]
+    TicketVersion {
+        /// Version found.
+        got: u16,
+        /// Version known.
+        known: u16,
+    },
     /// Text is not UTF-8.
     #[error("{0} is not UTF-8")]
     Text(&'static str),

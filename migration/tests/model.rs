@@ -107,6 +107,7 @@ fn start(ownership: Ownership, heir: bool) -> State {
         ownership,
         epoch: START,
         memory_size: 4096,
+        ticket: Vec::new(),
     };
     let description = Description { memory_size: 4096, ..Description::default() };
     let policy = Policy { max_rounds: 2, ..Policy::default() };

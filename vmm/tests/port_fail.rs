@@ -173,6 +173,7 @@ fn destination_refuses_what_it_does_not_speak() {
             ownership: Ownership::Stream,
             epoch: Epoch(0),
             memory_size: 2 << 20,
+            ticket: Vec::new(),
         })
     };
     for (message, code) in [(hello(2, 9, 0), ReasonCode::Version), (hello(1, 1, 1 << 63), ReasonCode::Feature)] {

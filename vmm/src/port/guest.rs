@@ -60,6 +60,7 @@ pub(super) fn hello(vm: &Vm, ownership: Ownership) -> Result<Hello> {
         ownership,
         epoch: Epoch(epoch(vm)),
         memory_size: vm.memory().size() as u64,
+        ticket: Vec::new(),
     })
 }
 
