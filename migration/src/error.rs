@@ -4,6 +4,9 @@ pub enum Error {
     /// The stream does not begin a frame where one is due.
     #[error("not a porting stream: frame magic {0:#010x}")]
     Magic(u32),
+    /// The stream begins as TLS does.
+    #[error("the other side speaks TLS, and it is off here: give this vmm keys too (--tls), or switch it off there")]
+    Tls,
     /// The frame layout is one this build does not know.
     #[error("frame layout {0} is not known here")]
     Layout(u16),

@@ -1,7 +1,7 @@
 //! Porting the N-module back and forth under load: blackout, as the VMMs measure it and as a client sees it, and what TCP had to send again.
 use super::{Better, Row};
 use crate::load::{Load, Mode};
-use crate::modules::{self, Cluster, NFS};
+use crate::modules::{self, Cluster, NFS, Tls};
 use crate::probe::Prober;
 use crate::process::Daemon;
 use crate::report::{Progress, median, percentile};
@@ -24,25 +24,29 @@ struct Seen {
     probes: Vec<f64>,
 }
 
-/// Ports `samples` times, alternating the direction, while a client writes.
+/// Ports `samples` times with TLS and as often without, to and fro in turn, while a client writes.
 pub fn run(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<Row>> {
-    let mut seen = Seen::default();
+    let (mut seen, mut plain) = (Seen::default(), Seen::default());
     let client = &cluster.lab.client1;
     let log = cluster.lab.state_dir().join("port-load.log");
     // Long enough for all ports; ended by us.
     let load = Load { mode: Mode::Write, request_bytes: 64 << 10, depth: 4, seconds: 3600.0, file_bytes: 64 << 20 };
     let mut writer = client.daemon("the load", &mut load.command(program, &copy::url("port-load")), &log)?;
     std::thread::sleep(PAUSE);
-    let mut progress = Progress::start(&format!("port: {samples} ports under load"));
+    let mut progress = Progress::start(&format!("port: twice {samples} ports under load"));
     let mut on_node = true;
-    for i in 0..samples {
-        one(cluster, on_node, &mut seen)?;
+    for i in 0..2 * samples {
+        // There and back with TLS, there and back without.
+        match i % 4 < 2 {
+            true => one(cluster, on_node, Tls::On, &mut seen)?,
+            false => one(cluster, on_node, Tls::Off, &mut plain)?,
+        }
         on_node = !on_node;
         check(&mut writer)?;
-        progress.update(&format!("{} of {samples}, median blackout {:.2} ms", i + 1, median(&seen.vmm)));
+        progress.update(&format!("{} of {}, median blackout {:.2} ms", i + 1, 2 * samples, median(&seen.vmm)));
     }
     if !on_node {
-        one(cluster, false, &mut Seen::default())?;
+        one(cluster, false, Tls::On, &mut Seen::default())?;
     }
     progress.done(&format!("median blackout {:.2} ms", median(&seen.vmm)));
     let row = |name: &str, unit, value| Row::alone(name, unit, Better::Less, value, samples);
@@ -61,6 +65,9 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<
             seen.probes.iter().sum(),
         ),
         row("request to end of the port, median", "ms", median(&seen.whole)),
+        row("without TLS: blackout measured by the VMMs, median", "ms", median(&plain.vmm)),
+        row("without TLS: blackout measured by the VMMs, p90", "ms", percentile(&plain.vmm, 90)),
+        row("without TLS: request to end of the port, median", "ms", median(&plain.whole)),
     ])
 }
 
@@ -72,10 +79,12 @@ fn check(writer: &mut Daemon) -> Result<()> {
 }
 
 /// One port with its measurements.
-fn one(cluster: &mut Cluster, from_node: bool, seen: &mut Seen) -> Result<()> {
+fn one(cluster: &mut Cluster, from_node: bool, tls: Tls, seen: &mut Seen) -> Result<()> {
     let lab = &cluster.lab;
-    let to = if from_node { &lab.client1 } else { &lab.node1 };
+    let (from, to) = if from_node { (&lab.node1, &lab.client1) } else { (&lab.client1, &lab.node1) };
     let receiver = modules::receive(lab, &cluster.artifacts, to)?;
+    modules::protect(lab, &cluster.artifacts, from, &cluster.nmodule, tls)?;
+    modules::protect(lab, &cluster.artifacts, to, &receiver, tls)?;
     let prober = Prober::start(&lab.client1, NFS.into())?;
     let client = &lab.client1;
     let (retransmits, causes) = (tcp::retransmits_to(client, *NFS.ip())?, tcp::causes(client)?);

@@ -74,7 +74,9 @@ pub(super) fn describe(vm: &Vm) -> Result<Description> {
 
 /// What the VM is made of, as it is sent or kept.
 pub(crate) fn description(vm: &Vm) -> Result<Description> {
-    let description = vm.describe();
+    let mut description = vm.describe();
+    // Where this host keeps its keys is nothing to another.
+    description.config.tls = None;
     vm.prepare_save()?;
     let leaf = |e: &kvm_bindings::kvm_cpuid_entry2| CpuLeaf {
         function: e.function,
