@@ -28,8 +28,10 @@ pub mod feature {
     pub const ORDER: u64 = 1 << 0;
     /// HELLO carries a ticket ([`crate::ticket`]). Only ever required: who does not know it cannot read that HELLO's end.
     pub const TICKET: u64 = 1 << 8;
+    /// Features this build offers.
+    pub const OFFERED: u64 = ORDER;
     /// Features this build has.
-    pub const KNOWN: u64 = ORDER | TICKET;
+    pub const KNOWN: u64 = OFFERED | TICKET;
 }
 
 /// One instant on the clocks of one host.

@@ -100,7 +100,7 @@ fn start(ownership: Ownership, heir: bool) -> State {
         min_version: VERSION_MIN,
         max_version: VERSION_MAX,
         required: 0,
-        offered: feature::KNOWN,
+        offered: feature::OFFERED,
         port: [3, 4],
         vm_id: 1,
         owner: SOURCE,

@@ -262,7 +262,8 @@ pub fn all() -> Vec<Route> {
         .gives::<JobStatus>()
         .fails(&[404, 409, 413]),
         Route::new(Get, "/v1/tls", "getTls", "How ports that begin now are protected.", migrations::protection)
-            .gives::<migrations::TlsReport>(),
+            .gives::<migrations::TlsReport>()
+            .fails(&[409]),
         Route::new(
             Put,
             "/v1/tls",
@@ -272,7 +273,7 @@ pub fn all() -> Vec<Route> {
         )
         .takes::<TlsOrder>()
         .gives::<migrations::TlsReport>()
-        .fails(&[413]),
+        .fails(&[409, 413]),
         Route::new(
             Get,
             "/v1/events",

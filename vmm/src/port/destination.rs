@@ -132,8 +132,8 @@ pub fn receive(
                 let stop = || progress.stop.load(Ordering::Acquire);
                 let connection = Connection::accept(socket, peer, &protection, &stop)
                     .map_err(|e| Reason::new(ReasonCode::Permission, e.to_string()))?;
-                let door = Door { security, protection };
-                Driver::new(config, door, owner, stats, progress, arrival, listener, connection).run()
+                let door = Door { listener, security, protection };
+                Driver::new(config, owner, stats, progress, arrival, door, connection).run()
             };
             let thread = std::thread::Builder::new().name("arrival".into()).stack_size(THREAD_STACK);
             let thread = thread.spawn_scoped(scope, body).map_err(host("thread arrival"))?;
@@ -162,6 +162,7 @@ fn accept(listener: &TcpListener) -> Option<Connection> {
 
 /// Who is let in.
 struct Door<'a> {
+    listener: &'a TcpListener,
     security: &'a Security,
     protection: Protection,
 }
@@ -182,12 +183,11 @@ impl Door<'_> {
 
 struct Driver<'a> {
     config: &'a ReceiveConfig,
-    door: Door<'a>,
     owner: VmmId,
     stats: &'a Arc<Stats>,
     progress: &'a Progress,
     arrival: &'a mut (dyn Arrival + Send),
-    listener: &'a TcpListener,
+    door: Door<'a>,
     machine: Destination,
     events: VecDeque<Event>,
     connection: Option<Connection>,
@@ -216,26 +216,23 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    #[allow(clippy::too_many_arguments)]
     fn new(
         config: &'a ReceiveConfig,
-        door: Door<'a>,
         owner: VmmId,
         stats: &'a Arc<Stats>,
         progress: &'a Progress,
         arrival: &'a mut (dyn Arrival + Send),
-        listener: &'a TcpListener,
+        door: Door<'a>,
         connection: Connection,
     ) -> Driver<'a> {
         progress.lock().from = connection.peer().to_string();
         Driver {
             config,
-            door,
             owner,
             stats,
             progress,
             arrival,
-            listener,
+            door,
             machine: Destination::new(guest::memory_available(config)),
             events: VecDeque::new(),
             connection: Some(connection),
@@ -632,7 +629,7 @@ impl<'a> Driver<'a> {
             None => {}
         }
         if self.run_at.is_none()
-            && let Some(mut other) = accept(self.listener)
+            && let Some(mut other) = accept(self.door.listener)
         {
             let reason = Reason::new(ReasonCode::Busy, "another VM is on its way here");
             let _ = other.send(&Message::Refuse(reason));

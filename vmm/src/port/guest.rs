@@ -53,7 +53,7 @@ pub(super) fn hello(vm: &Vm, ownership: Ownership) -> Result<Hello> {
         min_version: VERSION_MIN,
         max_version: VERSION_MAX,
         required: 0,
-        offered: feature::KNOWN,
+        offered: feature::OFFERED,
         port: [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)],
         vm_id: vm.config().vm_id,
         owner: OwnerId(vm.owner().0),

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 const HOUR: u64 = 3600;
 
 /// An authority with two hosts and an issuer, made here.
-struct World {
+pub(in crate::port) struct World {
     dir: tempfile::TempDir,
     issuer: Ed25519KeyPair,
 }
 
 impl World {
-    fn new() -> World {
+    pub(in crate::port) fn new() -> World {
         let dir = tempfile::tempdir().unwrap();
         let ca_key = rcgen::KeyPair::generate().unwrap();
         let mut ca = rcgen::CertificateParams::default();
@@ -45,7 +45,7 @@ impl World {
         }
     }
 
-    fn host(&self, host: &str, tickets: bool) -> Security {
+    pub(in crate::port) fn host(&self, host: &str, tickets: bool) -> Security {
         let security = Security::default();
         security.set(&TlsConfig::Files(self.files(host, tickets)), "tls").unwrap();
         security
@@ -92,7 +92,7 @@ fn hello(ticket: Vec<u8>) -> Hello {
     .with_ticket(ticket)
 }
 
-fn credentials(security: &Security) -> Arc<Credentials> {
+pub(in crate::port) fn credentials(security: &Security) -> Arc<Credentials> {
     match security.protection() {
         Some(Protection::Tls(credentials)) => credentials,
         other => panic!("{other:?}"),
