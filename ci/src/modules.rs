@@ -6,7 +6,7 @@ use crate::api::Api;
 use crate::artifacts::Artifacts;
 use crate::lab::{DMODULE_IP, Host, Lab, NMODULE_IP, PREFIX};
 use crate::probe;
-use crate::process::Daemon;
+use crate::process::{Daemon, succeed};
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use std::fs::File;
@@ -121,11 +121,50 @@ fn prepare(
     // One tap a kind and host: its last user has ended before the next starts.
     host.ip(&format!("link show {kind}\n")).or_else(|_| host.add_tap(kind))?;
     let api = Api::new(lab.state_dir().join(format!("{name}.sock")));
+    let tls = keys(lab, artifacts, host)?;
+    let tls: Vec<String> = tls.iter().map(|(field, path)| format!("{field}={}", path.display())).collect();
     let mac = mac.map(|m| format!(",mac={m}")).unwrap_or_default();
     let mut command = Command::new(&artifacts.vmm);
     command.arg("--api-sock").arg(api.socket()).args(["--net", &format!("id=net0,tap={kind}{mac}")]);
+    command.args(["--tls", &tls.join(",")]);
     command.arg("--serial").arg(lab.state_dir().join(format!("{name}.console")));
     Ok((command, api, name))
+}
+
+/// What `--tls` needs on `host`, by field: from the lab's own authority, made when they are first asked for.
+fn keys(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<[(&'static str, PathBuf); 3]> {
+    let dir = lab.state_dir().join("keys");
+    let file = |name: &str| dir.join(name);
+    let (cert, key, ca) = (file(&format!("{}.pem", host.name)), file(&format!("{}.key", host.name)), file("ca.pem"));
+    if !ca.exists() {
+        succeed(Command::new(&artifacts.vmm).args(["keys", "new"]).arg(&dir))?;
+    }
+    if !cert.exists() {
+        let names = [host.name.to_owned(), host.ip.to_string()];
+        succeed(Command::new(&artifacts.vmm).args(["keys", "host"]).arg(&dir).args(names))?;
+    }
+    Ok([("cert", cert), ("key", key), ("ca", ca)])
+}
+
+/// Whether ports are encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Tls {
+    /// As always in the lab.
+    On,
+    /// For comparison.
+    Off,
+}
+
+/// Says how a module's next port, or the next one to it, is protected; `host` is where it runs.
+pub fn protect(lab: &Lab, artifacts: &Artifacts, host: &Host, module: &Module, tls: Tls) -> Result<()> {
+    let tls = match tls {
+        Tls::On => {
+            Value::from_iter(keys(lab, artifacts, host)?.map(|(field, path)| (field, path.display().to_string())))
+        }
+        Tls::Off => "off".into(),
+    };
+    module.api.put("/v1/tls", &json!({ "tls": tls }))?;
+    Ok(())
 }
 
 fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) -> Result<Module> {

@@ -4,6 +4,9 @@ pub enum Error {
     /// The stream does not begin a frame where one is due.
     #[error("not a porting stream: frame magic {0:#010x}")]
     Magic(u32),
+    /// The stream begins as TLS does.
+    #[error("the other side speaks TLS, and it is off here: give this vmm keys too (--tls), or switch it off there")]
+    Tls,
     /// The frame layout is one this build does not know.
     #[error("frame layout {0} is not known here")]
     Layout(u16),
@@ -73,6 +76,17 @@ pub enum Error {
     /// A checksum in a file does not match.
     #[error("the {0} is damaged: its checksum does not match")]
     Damaged(&'static str),
+    /// Not a ticket.
+    #[error("not a ticket for a port")]
+    NoTicket,
+    /// A ticket of another format.
+    #[error("ticket of version {got}, this build knows {known}")]
+    TicketVersion {
+        /// Version found.
+        got: u16,
+        /// Version known.
+        known: u16,
+    },
     /// Text is not UTF-8.
     #[error("{0} is not UTF-8")]
     Text(&'static str),

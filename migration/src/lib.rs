@@ -2,7 +2,7 @@
 //!
 //! Owns: the frame and message formats ([`wire`], [`message`], [`pages`], [`section`]), the rules of the
 //! source ([`source`]) and of the destination ([`destination`]), the record that decides who runs
-//! ([`ownership`]) and the decision when to pause ([`convergence`]). docs/migration-protocol.md describes
+//! ([`ownership`]), the permission to port ([`ticket`]) and the decision when to pause ([`convergence`]). docs/migration-protocol.md describes
 //! it for readers; the formats here are the truth. A checkpoint ([`checkpoint`]) is the same state in a file.
 //!
 //! Always true: nothing in this crate opens a socket, reads a clock or starts a thread. Everything a peer
@@ -20,6 +20,7 @@ pub mod ownership;
 pub mod pages;
 pub mod section;
 pub mod source;
+pub mod ticket;
 pub mod wire;
 
 pub use error::Error;

@@ -4,6 +4,7 @@
 //! The bulk frames have modules of their own: PAGES ([`crate::pages`]), STATE ([`crate::section`]); FRAMES is [`Frames`].
 use crate::Error;
 use crate::ownership::{Epoch, OwnerId};
+use crate::ticket::TICKET_MAX;
 use crate::wire::{FrameType, Reader, put_blob};
 
 /// Oldest protocol version this build speaks.
@@ -25,8 +26,12 @@ pub const NET_FRAMES_MAX: usize = 512;
 pub mod feature {
     /// SWITCHED and OPENED are understood: the guest's frames keep their order.
     pub const ORDER: u64 = 1 << 0;
+    /// HELLO carries a ticket ([`crate::ticket`]). Only ever required: who does not know it cannot read that HELLO's end.
+    pub const TICKET: u64 = 1 << 8;
+    /// Features this build offers.
+    pub const OFFERED: u64 = ORDER;
     /// Features this build has.
-    pub const KNOWN: u64 = ORDER;
+    pub const KNOWN: u64 = OFFERED | TICKET;
 }
 
 /// One instant on the clocks of one host.
@@ -97,10 +102,12 @@ pub enum ReasonCode {
     State = 14,
     /// Anything else.
     Internal = 15,
+    /// The certificates or the ticket do not allow the port.
+    Permission = 16,
 }
 
 impl ReasonCode {
-    const ALL: [ReasonCode; 15] = [
+    const ALL: [ReasonCode; 16] = [
         ReasonCode::Version,
         ReasonCode::Feature,
         ReasonCode::Memory,
@@ -116,6 +123,7 @@ impl ReasonCode {
         ReasonCode::NotConverging,
         ReasonCode::State,
         ReasonCode::Internal,
+        ReasonCode::Permission,
     ];
 }
 
@@ -164,6 +172,15 @@ pub struct Hello {
     pub epoch: Epoch,
     /// Guest memory in bytes, so that a destination can refuse it at once.
     pub memory_size: u64,
+    /// The ticket, signed; empty without [`feature::TICKET`] in `required`.
+    pub ticket: Vec<u8>,
+}
+
+impl Hello {
+    /// This HELLO with a ticket.
+    pub fn with_ticket(self, ticket: Vec<u8>) -> Hello {
+        Hello { required: self.required | feature::TICKET, ticket, ..self }
+    }
 }
 
 /// One CPUID leaf as the guest sees it.
@@ -311,6 +328,9 @@ impl Message {
                 put(out, &[&(h.ownership as u8).to_le_bytes(), &[0; 3]]);
                 put_u64s(out, &[h.required, h.offered, h.port[0], h.port[1], h.vm_id]);
                 put_u64s(out, &[h.owner.0[0], h.owner.0[1], h.epoch.0, h.memory_size]);
+                if h.required & feature::TICKET != 0 {
+                    put_blob(out, &h.ticket);
+                }
             }
             Message::Welcome { version, features } => {
                 put(out, &[&version.to_le_bytes(), &[0; 6], &features.to_le_bytes()]);
@@ -366,7 +386,7 @@ impl Message {
                     value => return Err(Error::Value { what: "ownership", value: u64::from(value) }),
                 };
                 zero(&r.array::<3>()?, "HELLO")?;
-                Message::Hello(Hello {
+                let mut hello = Hello {
                     min_version,
                     max_version,
                     ownership,
@@ -377,7 +397,12 @@ impl Message {
                     owner: OwnerId([r.u64()?, r.u64()?]),
                     epoch: Epoch(r.u64()?),
                     memory_size: r.u64()?,
-                })
+                    ticket: Vec::new(),
+                };
+                if hello.required & feature::TICKET != 0 {
+                    hello.ticket = r.blob(TICKET_MAX, "ticket")?.to_vec();
+                }
+                Message::Hello(hello)
             }
             FrameType::Welcome => {
                 let version = r.u16()?;

@@ -20,6 +20,8 @@ use xxhash_rust::xxh3::Xxh3;
 pub const MAGIC: u32 = u32::from_le_bytes(*b"ORPT");
 /// The frame layout described above. The protocol's version is negotiated in HELLO, not here.
 pub const LAYOUT: u16 = 1;
+/// How the first record of TLS begins: handshake, version 3.x.
+const TLS_HANDSHAKE: [u8; 2] = [22, 3];
 /// Length of the header in bytes.
 pub const HEADER_LEN: usize = 32;
 
@@ -160,6 +162,9 @@ impl Header {
     pub fn parse(bytes: &[u8; HEADER_LEN]) -> Result<Header, Error> {
         let mut r = Reader::new("frame header", bytes);
         let magic = r.u32()?;
+        if bytes.starts_with(&TLS_HANDSHAKE) {
+            return Err(Error::Tls);
+        }
         if magic != MAGIC {
             return Err(Error::Magic(magic));
         }

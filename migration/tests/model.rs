@@ -100,13 +100,14 @@ fn start(ownership: Ownership, heir: bool) -> State {
         min_version: VERSION_MIN,
         max_version: VERSION_MAX,
         required: 0,
-        offered: feature::KNOWN,
+        offered: feature::OFFERED,
         port: [3, 4],
         vm_id: 1,
         owner: SOURCE,
         ownership,
         epoch: START,
         memory_size: 4096,
+        ticket: Vec::new(),
     };
     let description = Description { memory_size: 4096, ..Description::default() };
     let policy = Policy { max_rounds: 2, ..Policy::default() };

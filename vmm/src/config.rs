@@ -8,6 +8,7 @@ mod devices;
 mod disk;
 mod net;
 pub(crate) mod parts;
+mod tls;
 mod units;
 
 use std::io::Read;
@@ -24,6 +25,7 @@ pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig, VSOCK_ID, VsockC
 pub use disk::{DiskConfig, DiskFormat};
 pub use net::{NetConfig, Vhost};
 pub use parts::ConfigPatch;
+pub use tls::{TlsConfig, TlsFiles};
 pub use units::{MacAddress, MemorySize, optional_socket_address_schema, socket_address_schema};
 
 /// Most disks of a VM.
@@ -141,6 +143,9 @@ pub struct Config {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "optional_socket_address_schema")]
     pub arbiter: Option<SocketAddr>,
+    /// How ports of this VM are protected. Without it the VM cannot be ported.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsConfig>,
 }
 
 impl Config {
@@ -241,6 +246,9 @@ impl Config {
         if let Some(vsock) = &self.vsock {
             check_id(VSOCK_ID, "vsock", &mut ids, &mut bad);
             vsock.validate(&mut bad);
+        }
+        if let Some(tls) = &self.tls {
+            tls.mistakes("tls").into_iter().for_each(|e| bad(e.field, e.message));
         }
         if errors.is_empty() { Ok(()) } else { Err(Error::Config(errors)) }
     }

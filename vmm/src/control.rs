@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::boot::info::OwnerId;
-use crate::config::Config;
+use crate::config::{Config, TlsConfig};
 use crate::error::{Error, Result};
 use crate::metrics::Exposition;
 use crate::notice;
@@ -50,6 +50,20 @@ pub struct MigrationRequest {
     /// Compare all of memory on both sides before the VM runs there. For tests: it lengthens the pause.
     #[serde(default)]
     pub verify: bool,
+    /// Name in the destination's certificate. Not given: the ticket's destination, or the address in `to`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Ticket (base64) of the issuer that both sides trust; needed where one is configured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ticket: Option<String>,
+}
+
+/// Body of `PUT /v1/tls`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct TlsOrder {
+    /// How ports that begin from now on are protected. Files are read now.
+    pub tls: TlsConfig,
 }
 
 /// Body of `PUT /v1/migrations/{id}/resolve`: the operator's word on who runs a VM in doubt.
@@ -64,6 +78,11 @@ pub struct Resolution {
 pub trait Porting: Send + Sync {
     /// Begins to port `vm`. [`Error::Conflict`] if a port is under way.
     fn start(&self, vm: &Arc<Vm>, request: &MigrationRequest) -> Result<MigrationId>;
+    /// Reads keys, or takes note that there are to be none: for ports that begin from now on, of either direction. `path` names
+    /// the setting in mistakes.
+    fn protect(&self, tls: &TlsConfig, path: &str) -> Result<()>;
+    /// What was said last.
+    fn protection(&self) -> Option<TlsConfig>;
     /// Everything known about a port.
     fn status(&self, id: MigrationId) -> Option<JobStatus>;
     /// All ports of this process, oldest first.
@@ -185,6 +204,10 @@ impl Control {
 
     /// Builds and starts the VM of a configuration that has been checked.
     pub fn start(self: &Arc<Self>, config: Config) -> Result<()> {
+        // Now, while there are files and the right to read them.
+        if let (Some(tls), Some(porting)) = (&config.tls, self.porting.get()) {
+            porting.protect(tls, "tls")?;
+        }
         let vm = Arc::new(Vm::boot(config, OwnerId::random()?, self.stats.clone())?);
         // From here on nothing is built; the threads of the VM are started by what is left of this one.
         sandbox::confine(Kind::Control)?;

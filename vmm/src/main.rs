@@ -5,6 +5,7 @@
 //! or a shutdown is asked for.
 
 mod ctl;
+mod keys;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -53,12 +54,16 @@ Examples:
   vmm --config vm.json --api-sock vm.sock
   vmm ctl --sock vm.sock info
   vmm ctl --sock vm.sock migrate --to 10.77.0.2:7000
+  vmm keys new keys; vmm keys host keys node1 10.77.0.1
 
 See docs/vmm.md.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     Ctl(ctl::Ctl),
+    #[command(subcommand)]
+    Keys(keys::Keys),
+    Ticket(keys::TicketOrder),
     /// Print completions for a shell.
     Completions {
         /// Which one.
@@ -78,6 +83,14 @@ impl Command {
                 text
             }
             Command::Openapi => api::openapi::text().into_bytes(),
+            Command::Keys(order) => match keys::run(&order) {
+                Ok(text) => text.into_bytes(),
+                Err(e) => return failed("keys", &e),
+            },
+            Command::Ticket(order) => match keys::ticket(&order) {
+                Ok(text) => text.into_bytes(),
+                Err(e) => return failed("ticket", &e),
+            },
         };
         match std::io::stdout().write_all(&text) {
             Ok(()) => ExitCode::SUCCESS,
@@ -88,6 +101,11 @@ impl Command {
             }
         }
     }
+}
+
+fn failed(command: &str, why: &str) -> ExitCode {
+    eprintln!("vmm {command}: {why}");
+    ExitCode::from(STATUS_FAILED)
 }
 
 fn main() -> ExitCode {

@@ -193,6 +193,7 @@ fn a_saved_vm_goes_on_in_another() {
         listen: "127.0.0.1:1".parse().unwrap(),
         nets: Vec::new(),
         arbiter: None,
+        tls: vmm::config::TlsConfig::Off,
         serial: SerialOutput::None,
         memory_max: None,
         vsock: None,

@@ -147,6 +147,23 @@ fn a_port_is_followed_and_can_be_cancelled() {
     let mut p = Process::start(dir.path(), park_for_ever(), &[]);
     p.serving();
     let sock = p.socket.clone();
+    let (status, error) = bad(&sock, &["migrate", "--to", "127.0.0.1:7001"]);
+    assert!(status == Some(1) && error.contains("vmm keys"), "{error}");
+    let keys = dir.path().join("keys");
+    for args in [&["new"][..], &["host"]] {
+        let mut command = vmm();
+        command.arg("keys").args(args).arg(&keys);
+        let out = if args == ["new"] { command.output() } else { command.args(["node", "127.0.0.1"]).output() };
+        assert!(out.unwrap().status.success());
+    }
+    let again = vmm().args(["keys", "host"]).arg(&keys).arg("node").output().unwrap();
+    assert!(again.status.code() == Some(1) && text(&again.stderr).contains("exists"), "{}", text(&again.stderr));
+    let tls = format!("cert={0}/node.pem,key={0}/node.key,ca={0}/ca.pem", keys.display());
+    assert_eq!(good(&sock, &["tls"]).trim(), "{\n  \"tls\": null\n}");
+    good(&sock, &["tls", &tls]);
+    assert!(good(&sock, &["tls"]).contains("node.key"));
+    let (status, error) = bad(&sock, &["tls", "cert=a,key=b,ca=c"]);
+    assert!(status == Some(1) && error.contains("tls.cert: a: "), "{error}");
     let (status, error) = bad(&sock, &["migrate", "--to", "nowhere"]);
     assert_eq!((status, error.as_str()), (Some(1), "vmm ctl: to: invalid socket address syntax\n"));
     let (status, error) = bad(&sock, &["migrate", "--to", "127.0.0.1:7001"]);
@@ -167,7 +184,7 @@ fn a_port_is_followed_and_can_be_cancelled() {
 
     let receiver = there.path().join("api.sock");
     let child = vmm()
-        .args(["--receive", "127.0.0.1:7003", "--serial", "none", "--api-sock"])
+        .args(["--receive", "127.0.0.1:7003", "--tls", &tls, "--serial", "none", "--api-sock"])
         .arg(&receiver)
         .stdin(Stdio::null())
         .spawn()

@@ -27,7 +27,7 @@ fn carries_on(lab: &Lab, vmm: &mut port_support::Vmm, echo: &mut Echo) {
 
 #[test]
 fn cancelled_in_each_phase() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let mut vmm = lab.boot("echo", &[]);
     let mut echo = Echo::new(&lab);
     for until in BEFORE_COMMIT {
@@ -51,7 +51,7 @@ fn cancelled_in_each_phase() {
 
 #[test]
 fn destination_vanishes_in_each_phase() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let mut vmm = lab.boot("echo", &[]);
     let mut echo = Echo::new(&lab);
     for until in BEFORE_COMMIT {
@@ -71,7 +71,7 @@ fn destination_vanishes_in_each_phase() {
 
 #[test]
 fn link_goes_down_during_pre_copy() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let mut vmm = lab.boot("echo", &[]);
     let mut echo = Echo::new(&lab);
     let puppet = Puppet::new();
@@ -88,7 +88,7 @@ fn link_goes_down_during_pre_copy() {
 
 #[test]
 fn destination_is_killed_or_stopped() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let mut vmm = lab.boot("echo", &[]);
     let mut echo = Echo::new(&lab);
     // Stopped before it can answer, then killed.
@@ -159,7 +159,7 @@ fn destination_refuses_a_guest_that_is_too_large() {
 
 #[test]
 fn destination_refuses_what_it_does_not_speak() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let there = lab.receive(1, 4001, &[]);
     let hello = |min_version, max_version, required| {
         Message::Hello(Hello {
@@ -173,6 +173,7 @@ fn destination_refuses_what_it_does_not_speak() {
             ownership: Ownership::Stream,
             epoch: Epoch(0),
             memory_size: 2 << 20,
+            ticket: Vec::new(),
         })
     };
     for (message, code) in [(hello(2, 9, 0), ReasonCode::Version), (hello(1, 1, 1 << 63), ReasonCode::Feature)] {
@@ -200,7 +201,7 @@ fn destination_refuses_what_it_does_not_speak() {
 
 #[test]
 fn without_an_arbiter_a_lost_connection_behind_commit_leaves_it_in_doubt() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let mut vmm = lab.boot("echo", &[]);
     let mut echo = Echo::new(&lab);
     let puppet = Puppet::new();
@@ -218,7 +219,7 @@ fn without_an_arbiter_a_lost_connection_behind_commit_leaves_it_in_doubt() {
 
 #[test]
 fn with_an_arbiter_the_source_takes_the_vm_back() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let arbiter = Arbiter::start();
     let address = arbiter.address.to_string();
     let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
@@ -240,7 +241,7 @@ fn with_an_arbiter_the_source_takes_the_vm_back() {
 
 #[test]
 fn with_an_arbiter_the_loser_destroys_its_copy() {
-    let lab = Lab::new(1);
+    let lab = Lab::plain(1);
     let arbiter = Arbiter::start();
     let address = arbiter.address.to_string();
     let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);

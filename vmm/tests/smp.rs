@@ -135,6 +135,7 @@ fn empty(vm: &Vm) -> Vm {
         listen: "127.0.0.1:1".parse().unwrap(),
         nets: Vec::new(),
         arbiter: None,
+        tls: vmm::config::TlsConfig::Off,
         serial: SerialOutput::None,
         memory_max: None,
         vsock: None,

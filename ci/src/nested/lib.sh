@@ -56,6 +56,11 @@ vmm_start() {
     ) &
     wait_for 20 test -s $name.pid
 }
+# tls: what --tls needs for ports over loopback; the keys are made the first time.
+tls() {
+    [ -d $PWD/keys ] || { vmm keys new $PWD/keys && vmm keys host $PWD/keys host 127.0.0.1; } >&2 || return
+    echo "cert=$PWD/keys/host.pem,key=$PWD/keys/host.key,ca=$PWD/keys/ca.pem"
+}
 # linux_start NAME "GUEST WORDS" FLAGS…: as vmm_start, with Debian's kernel and our init; the words go on its command line.
 linux_start() {
     name=$1; words=$2; shift 2
@@ -137,7 +142,7 @@ frames_since() {
 # on. DISK: flags of its disk; DEVICE: how the guest calls it; without, the job works in memory.
 travel() {
     bridge br0 $HOST_IP/24; tap tap0 br0; tap tap1 br0; tap tap2 br0
-    linux_start vm0 "or.ip=$GUEST_IP/24" --cpus ${CPUS:-2} $DISK --net id=net0,tap=tap0,mac=$GUEST_MAC
+    linux_start vm0 "or.ip=$GUEST_IP/24" --cpus ${CPUS:-2} $DISK --tls $(tls) --net id=net0,tap=tap0,mac=$GUEST_MAC
     guest_up vm0 90
     # What the kernel says from here on is about the journey.
     guest "dmesg -c >/dev/null"
@@ -153,7 +158,7 @@ travel() {
     # The first time with all memory compared, which takes its time under emulation; the second time without.
     verify=true
     for n in 1 2; do
-        vmm_start vm$n --receive 127.0.0.1:700$n --net id=net0,tap=tap$n
+        vmm_start vm$n --receive 127.0.0.1:700$n --tls $(tls) --net id=net0,tap=tap$n
         listening() { netstat -ltn | grep -q ":700$n "; }
         wait_for 30 listening || fail "no receiving vmm"
         from=vm$((n - 1))

@@ -14,6 +14,7 @@ pub mod input;
 pub mod meter;
 pub mod mutate;
 pub mod run;
+pub mod ticket;
 pub mod wire;
 
 /// Counts what a target allocates.
@@ -54,6 +55,7 @@ pub const TARGETS: &[&Target] = &[
     &wire::FRAME,
     &wire::MESSAGE,
     &wire::PAGES,
+    &ticket::TARGET,
     &device::rng::TARGET,
     &device::balloon::TARGET,
     &device::blk::TARGET,

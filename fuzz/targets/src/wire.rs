@@ -111,19 +111,22 @@ fn pages(input: &[u8]) {
 fn conversation() -> Vec<Message> {
     let reason = Reason::new(ReasonCode::Version, "no room");
     let stamp = Stamp { boot: [1; 16], mono_ns: 2, real_ns: 3 };
+    let hello = Hello {
+        min_version: 1,
+        max_version: 1,
+        required: 0,
+        offered: 1,
+        port: [1, 2],
+        vm_id: 3,
+        owner: OwnerId([4; 2]),
+        ownership: Ownership::Arbiter,
+        epoch: Epoch(5),
+        memory_size: 8 << 20,
+        ticket: Vec::new(),
+    };
     vec![
-        Message::Hello(Hello {
-            min_version: 1,
-            max_version: 1,
-            required: 0,
-            offered: 1,
-            port: [1, 2],
-            vm_id: 3,
-            owner: OwnerId([4; 2]),
-            ownership: Ownership::Arbiter,
-            epoch: Epoch(5),
-            memory_size: 8 << 20,
-        }),
+        Message::Hello(hello.clone().with_ticket(crate::ticket::signed())),
+        Message::Hello(hello),
         Message::Welcome { version: 1, features: 1 },
         Message::Describe(Description {
             memory_size: 8 << 20,

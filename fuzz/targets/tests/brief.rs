@@ -38,7 +38,7 @@ macro_rules! targets {
     };
 }
 
-targets!(api checkpoint config_json config_flags wire_frame wire_message wire_pages rng balloon blk vsock net device_state);
+targets!(api checkpoint config_json config_flags wire_frame wire_message wire_pages ticket rng balloon blk vsock net device_state);
 
 #[test]
 fn an_input_that_costs_too_much_is_a_finding() {

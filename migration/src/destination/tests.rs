@@ -16,6 +16,7 @@ fn hello(ownership: Ownership) -> Hello {
         ownership,
         epoch: Epoch(7),
         memory_size: MEMORY,
+        ticket: Vec::new(),
     }
 }
 

@@ -35,6 +35,20 @@ fn golden() {
     assert_eq!(got, expected, "{got:#018x?}");
 }
 
+/// A ticket stands behind all that a HELLO without one has.
+#[test]
+fn golden_hello_with_a_ticket() {
+    let with = hello().with_ticket(b"ticket".to_vec());
+    assert_eq!(with.required, 3 | 1 << 8);
+    let mut expected = bytes(&Message::Hello(Hello { required: with.required, ticket: Vec::new(), ..hello() }));
+    assert!(expected.ends_with(&[11, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]));
+    expected.truncate(expected.len() - 4);
+    expected.extend_from_slice(b"\x06\0\0\0ticket");
+    assert_eq!(bytes(&Message::Hello(with)), expected);
+    let too_long = hello().with_ticket(vec![0; TICKET_MAX + 1]);
+    assert!(matches!(Message::parse(FrameType::Hello, &bytes(&Message::Hello(too_long))), Err(Error::Bound { .. })));
+}
+
 #[test]
 fn golden_commit() {
     let mut expected = vec![1, 0, 0, 0, 0, 0, 0, 0];
@@ -55,6 +69,7 @@ fn hello() -> Hello {
         ownership: Ownership::Arbiter,
         epoch: Epoch(10),
         memory_size: 11,
+        ticket: Vec::new(),
     }
 }
 
@@ -120,6 +135,11 @@ fn any_message() -> impl Strategy<Value = Message> {
             ownership: if arbiter { Ownership::Arbiter } else { Ownership::Stream },
             epoch: Epoch(n[7]),
             memory_size: n[8],
+            ticket: if n[0] & feature::TICKET == 0 {
+                Vec::new()
+            } else {
+                n[1].to_le_bytes()[..v[0] as usize % 9].to_vec()
+            },
         })
     });
     let describe = (

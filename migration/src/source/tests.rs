@@ -14,6 +14,7 @@ fn source(ownership: Ownership) -> Source {
         ownership,
         epoch: Epoch(7),
         memory_size: 1 << 26,
+        ticket: Vec::new(),
     };
     Source::new(hello, Description::default(), Policy::default())
 }

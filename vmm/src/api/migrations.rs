@@ -1,4 +1,4 @@
-//! Handlers of `/v1/migrations`: a port is a job.
+//! Handlers of `/v1/migrations`: a port is a job; and of `/v1/tls`: how it is protected.
 
 use axum::Json;
 use axum::body::Bytes;
@@ -10,7 +10,8 @@ use serde::Serialize;
 
 use super::problem::Problem;
 use super::{Answer, Shared, body};
-use crate::control::{Control, MigrationId, MigrationRequest, Resolution};
+use crate::config::TlsConfig;
+use crate::control::{Control, MigrationId, MigrationRequest, Resolution, TlsOrder};
 use crate::port::job::JobStatus;
 
 /// All ports of a process.
@@ -18,6 +19,13 @@ use crate::port::job::JobStatus;
 pub struct Migrations {
     /// Oldest first.
     pub migrations: Vec<JobStatus>,
+}
+
+/// How ports are protected.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct TlsReport {
+    /// As it was given; null: not at all yet, and no port can begin.
+    pub tls: Option<TlsConfig>,
 }
 
 fn id(text: &str) -> Answer<MigrationId> {
@@ -59,4 +67,18 @@ pub(super) async fn resolve(State(control): Shared, Path(text): Path<String>, by
     let resolution: Resolution = body(&bytes)?;
     control.porting()?.resolve(id, resolution)?;
     known(&control, id).map(Json)
+}
+
+pub(super) async fn protection(State(control): Shared) -> Answer<Json<TlsReport>> {
+    Ok(Json(TlsReport { tls: control.porting()?.protection() }))
+}
+
+pub(super) async fn protect(State(control): Shared, bytes: Bytes) -> Answer<Json<TlsReport>> {
+    let order: TlsOrder = body(&bytes)?;
+    let mistakes = order.tls.mistakes("tls");
+    if !mistakes.is_empty() {
+        return Err(Problem::invalid(mistakes));
+    }
+    control.porting()?.protect(&order.tls, "tls")?;
+    Ok(Json(TlsReport { tls: control.porting()?.protection() }))
 }

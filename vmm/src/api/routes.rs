@@ -13,7 +13,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 use super::{BODY_MAX, devices, events, migrations, problem, vm};
 use crate::api::report::VmReport;
 use crate::config::{Config, ConfigPatch};
-use crate::control::{Control, MigrationRequest, Resolution};
+use crate::control::{Control, MigrationRequest, Resolution, TlsOrder};
 use crate::port::job::JobStatus;
 
 /// Gives the schema of a type.
@@ -261,6 +261,19 @@ pub fn all() -> Vec<Route> {
         .takes::<Resolution>()
         .gives::<JobStatus>()
         .fails(&[404, 409, 413]),
+        Route::new(Get, "/v1/tls", "getTls", "How ports that begin now are protected.", migrations::protection)
+            .gives::<migrations::TlsReport>()
+            .fails(&[409]),
+        Route::new(
+            Put,
+            "/v1/tls",
+            "putTls",
+            "Reads keys and certificates anew, or switches encryption off, for ports that begin from now on.",
+            migrations::protect,
+        )
+        .takes::<TlsOrder>()
+        .gives::<migrations::TlsReport>()
+        .fails(&[409, 413]),
         Route::new(
             Get,
             "/v1/events",

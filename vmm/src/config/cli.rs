@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Parser;
 
 use super::{
-    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, OnReset, RngConfig, SerialOutput, VsockConfig,
-    field, pairs,
+    BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, OnReset, RngConfig, SerialOutput, TlsConfig,
+    VsockConfig, field, pairs,
 };
 use crate::error::{Error, FieldError, Result};
 
@@ -71,6 +71,9 @@ pub struct Args {
     /// Where the ownership record lives.
     #[arg(long, value_name = "IP:PORT")]
     pub arbiter: Option<SocketAddr>,
+    /// How ports are protected: cert=FILE,key=FILE,ca=FILE[,issuer=FILE] (PEM, see `vmm keys`), or off.
+    #[arg(long, value_name = "KEY=VALUE,…|off")]
+    pub tls: Option<String>,
     /// Console: stdout, stdio (with input), pty, socket=PATH, none, or a file.
     #[arg(long, value_name = "WHERE")]
     pub serial: Option<String>,
@@ -105,6 +108,8 @@ pub struct ReceiveConfig {
     pub memory_max: Option<MemorySize>,
     /// Where the socket of an incoming vsock device is to be; without it none is taken in.
     pub vsock: Option<PathBuf>,
+    /// How the connection is protected, and those of later ports from here.
+    pub tls: TlsConfig,
 }
 
 impl Args {
@@ -121,6 +126,7 @@ impl Args {
         let rng = single(self.rng.as_deref(), "--rng", parse_rng, &mut errors);
         let balloon = single(self.balloon.as_deref(), "--balloon", parse_balloon, &mut errors);
         let vsock = single(self.vsock.as_deref(), "--vsock", parse_vsock, &mut errors);
+        let tls = single(self.tls.as_deref(), "--tls", TlsConfig::from_flag, &mut errors);
         let on_reset = self.on_reset.as_deref().and_then(|r| keep(parse_on_reset(r), "--on-reset", &mut errors));
         let serial = self.serial.as_deref().map(parse_serial);
 
@@ -130,9 +136,15 @@ impl Args {
                     errors.push(FieldError::new(format!("--net[{i}]"), "needs the id of the device to be received"));
                 }
             }
-            if !errors.is_empty() {
-                return Err(Error::Config(errors));
+            if self.tls.is_none() {
+                let needed = "--receive needs cert=FILE,key=FILE,ca=FILE (`vmm keys` makes them), or off for a network \
+                    that nobody else can reach";
+                errors.push(FieldError::new("--tls", needed));
             }
+            if let Some(tls) = &tls {
+                errors.extend(tls.mistakes("--tls"));
+            }
+            let Some(tls) = tls.filter(|_| errors.is_empty()) else { return Err(Error::Config(errors)) };
             let serial = serial.unwrap_or_default();
             return Ok(Order::Receive(ReceiveConfig {
                 listen,
@@ -141,6 +153,7 @@ impl Args {
                 serial,
                 memory_max: memory,
                 vsock: vsock.map(|v| v.path),
+                tls,
             }));
         }
 
@@ -171,6 +184,7 @@ impl Args {
             config.rng = rng.or(config.rng.take());
             config.balloon = balloon.or(config.balloon.take());
             config.vsock = vsock.or(config.vsock.take());
+            config.tls = tls.or(config.tls.take());
             config.disks.extend(disks);
             config.nets.extend(nets);
             if let Err(Error::Config(more)) = config.validate() {
@@ -205,6 +219,7 @@ impl Config {
             vsock: None,
             serial: SerialOutput::default(),
             arbiter: None,
+            tls: None,
         }
     }
 }

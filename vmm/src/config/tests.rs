@@ -123,7 +123,38 @@ fn wrong_flags_are_named() {
         fields(order(&["--memory", "x", "--net", "tap=t0,mut=1", "--disk", "readonly=true"])),
         ["--net[0].mut", "--disk[0].path", "--memory", "--image",]
     );
-    assert_eq!(fields(order(&["--receive", "127.0.0.1:1", "--net", "tap=t0"])), ["--net[0]"]);
+    assert_eq!(fields(order(&["--receive", "127.0.0.1:1", "--net", "tap=t0"])), ["--net[0]", "--tls"]);
+}
+
+#[test]
+fn keys_are_given_whole_or_switched_off() {
+    let receive = |tls: &str| fields(order(&["--receive", "127.0.0.1:1", "--tls", tls]));
+    assert_eq!(receive("cert=a,key=b"), ["--tls.ca"]);
+    assert_eq!(receive("cert=a,key=b,ca=c,colour=d"), ["--tls.colour"]);
+    assert_eq!(receive("on"), ["--tls"]);
+    assert_eq!(receive("cert=/nonexistent,key=/,ca=/dev/null"), ["--tls.cert", "--tls.key", "--tls.ca"]);
+    match order(&["--receive", "127.0.0.1:1", "--tls", "off"]) {
+        Ok(Order::Receive(config)) => assert_eq!(config.tls, TlsConfig::Off),
+        other => panic!("{other:?}"),
+    }
+    for (json, field) in [
+        (r#"{"image":"x","tls":"on"}"#, "tls"),
+        (r#"{"image":"x","tls":7}"#, "tls"),
+        (r#"{"image":"x","tls":["off"]}"#, "tls"),
+        (r#"{"image":"x","tls":{"cert":"a","key":"b"}}"#, "tls"),
+        (r#"{"image":"x","tls":{"cert":"a","key":"b","ca":7}}"#, "tls.ca"),
+        (r#"{"image":"x","tls":{"cert":"a","key":"b","ca":"c","colour":1}}"#, "tls.colour"),
+    ] {
+        match Config::from_json(json.as_bytes()) {
+            Err(Error::Config(e)) => assert_eq!(e[0].field, field, "{json}: {}", e[0].message),
+            other => panic!("{json}: {other:?}"),
+        }
+    }
+    for json in [r#"{"image":"x","tls":"off"}"#, r#"{"image":"x","tls":{"cert":"a","key":"b","ca":"c","issuer":"d"}}"#]
+    {
+        let config = Config::from_json(json.as_bytes()).unwrap();
+        assert_eq!(Config::from_json(serde_json::to_string(&config).unwrap().as_bytes()).unwrap(), config);
+    }
 }
 
 #[test]

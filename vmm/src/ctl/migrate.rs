@@ -36,6 +36,12 @@ pub struct Migrate {
     /// Slow the guest down by at most so many percent when it writes faster than its memory can be sent; 0: never.
     #[arg(long, value_name = "PERCENT")]
     throttle_max: Option<u8>,
+    /// Name in the destination's certificate, if not its address.
+    #[arg(long, value_name = "NAME")]
+    name: Option<String>,
+    /// Ticket, as `vmm ticket` prints it.
+    #[arg(long, value_name = "BASE64")]
+    ticket: Option<String>,
     /// Compare all of memory on both sides before the VM goes on. Lengthens the pause.
     #[arg(long)]
     verify: bool,
@@ -55,6 +61,11 @@ pub fn run(client: &Client, order: &Migrate, raw: bool) -> Result<(), Failure> {
     for (name, value) in given {
         if let Some(value) = value {
             body[name] = value.into();
+        }
+    }
+    for (field, value) in [("name", &order.name), ("ticket", &order.ticket)] {
+        if let Some(value) = value {
+            body[field] = value.trim().into();
         }
     }
     let before = client.json("GET", "/v1/vm", None)?;

@@ -14,6 +14,7 @@ use serde_json::{Map, Value, json};
 
 use http::{Client, Failure};
 use migrate::Migrate;
+use vmm::config::TlsConfig;
 
 /// Largest configuration read from a file.
 const CONFIG_MAX: u64 = 1 << 20;
@@ -116,6 +117,11 @@ enum Command {
         #[arg(long, conflicts_with = "here")]
         there: bool,
     },
+    /// Read keys for ports anew: cert=FILE,key=FILE,ca=FILE[,issuer=FILE]; or off. Without: what is set.
+    Tls {
+        /// As after --tls.
+        setting: Option<String>,
+    },
     /// Print what happens, until Ctrl-C or the end of the VM.
     Events,
     /// Print the metrics.
@@ -201,6 +207,12 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
         Command::Cancel { id } => order("DELETE", &format!("/v1/migrations/{id}"), None),
         Command::Resolve { id, here, .. } => {
             order("PUT", &format!("/v1/migrations/{id}/resolve"), Some(&json!({ "here": here })))
+        }
+        Command::Tls { setting: None } => show::print(&show::pretty(&client.json("GET", "/v1/tls", None)?)),
+        Command::Tls { setting: Some(setting) } => {
+            let tls =
+                TlsConfig::from_flag(setting).map_err(|e| Failure::Failed(format!("{}: {}", e.field, e.message)))?;
+            order("PUT", "/v1/tls", Some(&json!({ "tls": tls })))
         }
         Command::Events => events(client, raw),
         Command::Metrics => show::print(&client.text("GET", "/v1/metrics", None)?),

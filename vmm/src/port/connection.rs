@@ -1,18 +1,22 @@
-//! One side's end of the porting connection: frames over a TCP socket.
+//! One side's end of the porting connection: frames over a TCP socket, in TLS records or in the clear.
 //!
-//! Owns the socket and both frame sequences. Always true: a frame handed out is whole, checked and in order; no more
+//! Owns the socket, the session's keys and both frame sequences. Always true: a frame handed out is whole, checked and in order; no more
 //! is allocated for it than its type allows. Writes give up when the peer takes nothing for [`STALL_MAX`], or
-//! when the caller's `stop` says so, so that a pulled cable or a cancel never blocks for good.
+//! when the caller's `stop` says so, so that a pulled cable or a cancel never blocks for good. What TLS needs is allocated with the
+//! session: sealing and opening records allocate nothing.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
-use migration::message::Message;
+use migration::message::{Message, Reason, ReasonCode};
 use migration::wire::{FrameType, HEADER_LEN, Header, Receiver, Sender};
 
+use super::tls::record::{self, Opener, Parts, Sealer};
+use super::tls::{Cipher, Protection, Route, TlsError, handshake};
 use super::wait::{Interest, wait};
+use rustls::pki_types::CertificateDer;
 
 /// Longest time to establish the connection.
 pub const CONNECT_MAX: Duration = Duration::from_secs(3);
@@ -24,6 +28,8 @@ const STOP_CHECK: Duration = Duration::from_millis(50);
 const SOCKET_BUFFER: libc::c_int = 4 << 20;
 /// Bytes asked for in one read when no frame is under way.
 const READ_AHEAD: usize = 256 << 10;
+/// Bytes of TLS records sealed before they are written: while the kernel and the peer have those, the next are sealed.
+const SEAL_AHEAD: usize = 256 << 10;
 
 /// Why the connection can no longer be used.
 #[derive(Debug, thiserror::Error)]
@@ -44,9 +50,27 @@ pub enum ConnectionError {
         /// What was wrong.
         source: migration::Error,
     },
+    /// TLS.
+    #[error("{peer}: {source}")]
+    Tls {
+        /// The other side.
+        peer: SocketAddr,
+        /// What was wrong.
+        source: TlsError,
+    },
     /// The caller did not want to go on.
     #[error("stopped")]
     Stopped,
+}
+
+impl ConnectionError {
+    fn tls(peer: SocketAddr) -> impl Fn(TlsError) -> ConnectionError {
+        move |source| match source {
+            TlsError::Stopped => ConnectionError::Stopped,
+            TlsError::Io(source) => ConnectionError::Io { peer, source },
+            source => ConnectionError::Tls { peer, source },
+        }
+    }
 }
 
 /// A frame, checked. Its payload is in [`Connection::payload`] until the next one is asked for.
@@ -56,6 +80,16 @@ pub struct Incoming {
     pub frame_type: FrameType,
 }
 
+/// What a connection has of its TLS session.
+#[derive(Debug)]
+struct Session {
+    sealer: Sealer,
+    opener: Opener,
+    peer: CertificateDer<'static>,
+    /// Records sealed and not yet written.
+    sealed: Vec<u8>,
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Connection {
@@ -63,10 +97,14 @@ pub struct Connection {
     peer: SocketAddr,
     sender: Sender,
     receiver: Receiver,
+    tls: Option<Session>,
+    /// Frames, then a gap, then records that have not been opened.
     input: Vec<u8>,
-    /// Start and end of what has been read and not handed out.
+    /// Start and end of what has been read, and opened, and not handed out.
     start: usize,
     end: usize,
+    /// Where the records are; empty, and at `end`, without TLS.
+    records: std::ops::Range<usize>,
     /// The frame under way.
     header: Option<Header>,
     payload: std::ops::Range<usize>,
@@ -77,14 +115,57 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Connects to a destination.
-    pub fn connect(peer: SocketAddr) -> Result<Connection, ConnectionError> {
+    /// Connects to a destination, for a guest with so many bytes of memory.
+    pub fn connect(
+        peer: SocketAddr,
+        route: &Route,
+        memory: u64,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Connection, ConnectionError> {
         let socket =
             TcpStream::connect_timeout(&peer, CONNECT_MAX).map_err(|source| ConnectionError::Io { peer, source })?;
-        Connection::new(socket, peer)
+        let mut connection = Connection::new(socket, peer)?;
+        if let Route::Tls { credentials, name, .. } = route {
+            let session = handshake::connect(&connection.socket, credentials, name, Cipher::for_memory(memory), stop);
+            connection.protect(session.map_err(ConnectionError::tls(peer))?);
+        }
+        Ok(connection)
     }
 
-    /// Takes over an accepted or connected socket.
+    /// Makes the destination's end of an accepted socket.
+    pub fn accept(
+        socket: TcpStream,
+        peer: SocketAddr,
+        protection: &Protection,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Connection, ConnectionError> {
+        let mut connection = Connection::new(socket, peer)?;
+        if let Protection::Tls(credentials) = protection {
+            match handshake::accept(&connection.socket, credentials, stop) {
+                Ok(session) => connection.protect(session),
+                Err(source) => {
+                    if let TlsError::Plain(_) = source {
+                        let text = "ports come here by TLS only: give the source's vmm keys (--tls)";
+                        connection.refuse(Reason::new(ReasonCode::Permission, text));
+                    }
+                    return Err(ConnectionError::tls(peer)(source));
+                }
+            }
+        }
+        Ok(connection)
+    }
+
+    fn protect(&mut self, session: handshake::Session) {
+        let handshake::Session { sealer, opener, peer } = session;
+        self.tls = Some(Session { sealer, opener, peer, sealed: Vec::with_capacity(SEAL_AHEAD) });
+    }
+
+    /// The peer's certificate, if it had to show one.
+    pub fn certificate(&self) -> Option<&CertificateDer<'static>> {
+        self.tls.as_ref().map(|tls| &tls.peer)
+    }
+
+    /// Takes over an accepted or connected socket, in the clear.
     pub fn new(socket: TcpStream, peer: SocketAddr) -> Result<Connection, ConnectionError> {
         let io = |source| ConnectionError::Io { peer, source };
         socket.set_nodelay(true).map_err(io)?;
@@ -103,9 +184,11 @@ impl Connection {
             peer,
             sender: Sender::new(),
             receiver: Receiver::new(),
+            tls: None,
             input: Vec::new(),
             start: 0,
             end: 0,
+            records: 0..0,
             header: None,
             payload: 0..0,
             sent: 0,
@@ -137,8 +220,33 @@ impl Connection {
         self.write(&[&out], &|| false)
     }
 
+    /// Says why nothing will come of it, and waits a moment for the peer to read that.
+    pub fn refuse(&mut self, reason: Reason) {
+        let _ = self.send(&Message::Refuse(reason));
+        handshake::say_goodbye(&self.socket, &|| false);
+    }
+
     /// Writes sealed bytes, all of them, in as few system calls as the kernel takes them with.
     pub fn write(&mut self, parts: &[&[u8]], stop: &dyn Fn() -> bool) -> Result<(), ConnectionError> {
+        let Some(mut tls) = self.tls.take() else { return self.put(parts, stop) };
+        let mut rest = Parts::new(parts);
+        let result = loop {
+            tls.sealed.clear();
+            if let Err(source) = tls.sealer.fill(&mut rest, &mut tls.sealed) {
+                break Err(ConnectionError::tls(self.peer)(source));
+            }
+            if tls.sealed.is_empty() {
+                break Ok(());
+            }
+            if let Err(e) = self.put(&[&tls.sealed], stop) {
+                break Err(e);
+            }
+        };
+        self.tls = Some(tls);
+        result
+    }
+
+    fn put(&mut self, parts: &[&[u8]], stop: &dyn Fn() -> bool) -> Result<(), ConnectionError> {
         let mut slices: Vec<IoSlice<'_>> = parts.iter().map(|p| IoSlice::new(p)).collect();
         let mut rest = &mut slices[..];
         let mut moved = Instant::now();
@@ -173,12 +281,19 @@ impl Connection {
             if let Some(incoming) = self.take()? {
                 return Ok(Some(incoming));
             }
+            if self.open()? {
+                continue;
+            }
             self.make_room();
-            match (&self.socket).read(&mut self.input[self.end..]) {
+            match (&self.socket).read(&mut self.input[self.records.end..]) {
                 Ok(0) => return Err(self.io(ErrorKind::UnexpectedEof.into())),
                 Ok(n) => {
-                    self.end += n;
+                    self.records.end += n;
                     self.received += n as u64;
+                    if self.tls.is_none() {
+                        self.end = self.records.end;
+                        self.records.start = self.end;
+                    }
                 }
                 Err(e) if e.kind() == ErrorKind::WouldBlock => return Ok(None),
                 Err(e) if e.kind() == ErrorKind::Interrupted => {}
@@ -229,15 +344,43 @@ impl Connection {
         Ok(Some(Incoming { frame_type: header.frame_type }))
     }
 
-    /// Makes room for the frame under way, or for some read-ahead.
+    /// Opens the next record, if it is there as a whole: its content comes behind what has been opened before.
+    fn open(&mut self) -> Result<bool, ConnectionError> {
+        let Some(tls) = &mut self.tls else { return Ok(false) };
+        let tls_error = ConnectionError::tls(self.peer);
+        let records = &self.input[self.records.clone()];
+        let length = match record::length(records).map_err(&tls_error)? {
+            Some(length) if length <= records.len() => length,
+            _ => return Ok(false),
+        };
+        let next = self.records.start + length;
+        let content = tls.opener.open(&mut self.input[self.end..next], self.records.start - self.end);
+        self.end += content.map_err(&tls_error)?;
+        self.records.start = next;
+        Ok(true)
+    }
+
+    /// Makes room for the frame under way, and for some read-ahead.
     fn make_room(&mut self) {
-        let wanted = self.header.map_or(READ_AHEAD, |h| h.length.max(READ_AHEAD));
-        if self.start == self.end {
-            (self.start, self.end) = (0, 0);
+        let frame = self.header.map_or(0, |h| h.length);
+        let wanted = match self.tls {
+            // A record is opened into the place of its frame, so what is read stands behind that.
+            Some(_) => frame + READ_AHEAD + record::RECORD_MAX,
+            None => frame.max(READ_AHEAD),
+        };
+        let (frames, records) = (self.end - self.start, self.records.len());
+        if frames + records == 0 {
+            (self.start, self.end, self.records) = (0, 0, 0..0);
         }
-        if self.input.len() - self.start < wanted {
+        // Not each time a little: moving costs.
+        let short = match self.tls {
+            Some(_) => self.input.len() - self.records.end < READ_AHEAD,
+            None => self.input.len() - self.start < wanted,
+        };
+        if short {
             self.input.copy_within(self.start..self.end, 0);
-            (self.start, self.end) = (0, self.end - self.start);
+            self.input.copy_within(self.records.clone(), frames);
+            (self.start, self.end, self.records) = (0, frames, frames..frames + records);
             if self.input.len() < wanted {
                 self.input.resize(wanted, 0);
             }

@@ -25,6 +25,7 @@ use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::order::Gate;
 use super::stamp;
+use super::tls::{Credentials, Protection, Security, UNSET};
 use super::transfer;
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
@@ -113,6 +114,7 @@ pub fn listen(config: &ReceiveConfig) -> Result<TcpListener> {
 pub fn receive(
     listener: &TcpListener,
     config: &ReceiveConfig,
+    security: &Security,
     owner: VmmId,
     stats: &Arc<Stats>,
     progress: &Progress,
@@ -121,11 +123,18 @@ pub fn receive(
     log::info!("waiting at {} for a VM", config.listen);
     while !progress.stop.load(Ordering::Acquire) {
         let _ = wait(&[(listener.as_raw_fd(), Interest::Read)], Some(TICK));
-        let Some(connection) = accept(listener) else { continue };
-        log::info!("{} ports a VM here", connection.peer());
+        let Ok((socket, peer)) = listener.accept() else { continue };
+        log::info!("{peer} ports a VM here");
         // On a thread of its own, which gives its rights up before the guest runs; the next attempt needs them again.
         let attempt = std::thread::scope(|scope| {
-            let body = || Driver::new(config, owner, stats, progress, arrival, listener, connection).run();
+            let body = || {
+                let protection = security.protection().ok_or(Reason::new(ReasonCode::Permission, UNSET))?;
+                let stop = || progress.stop.load(Ordering::Acquire);
+                let connection = Connection::accept(socket, peer, &protection, &stop)
+                    .map_err(|e| Reason::new(ReasonCode::Permission, e.to_string()))?;
+                let door = Door { listener, security, protection };
+                Driver::new(config, owner, stats, progress, arrival, door, connection).run()
+            };
             let thread = std::thread::Builder::new().name("arrival".into()).stack_size(THREAD_STACK);
             let thread = thread.spawn_scoped(scope, body).map_err(host("thread arrival"))?;
             let panicked = |_| Err(Reason::new(ReasonCode::Internal, "the thread of the arrival had panicked"));
@@ -145,9 +154,31 @@ pub fn receive(
     Ok(None)
 }
 
+/// The source's connection says that this host is taken: in the clear, as for a session there is no time.
 fn accept(listener: &TcpListener) -> Option<Connection> {
     let (socket, peer): (TcpStream, _) = listener.accept().ok()?;
     Connection::new(socket, peer).map_err(|e| log::warn!("{e}")).ok()
+}
+
+/// Who is let in.
+struct Door<'a> {
+    listener: &'a TcpListener,
+    security: &'a Security,
+    protection: Protection,
+}
+
+impl Door<'_> {
+    /// Looks at the ticket and the names before the machine sees HELLO.
+    fn admit(&self, message: &Message, connection: &Connection) -> std::result::Result<(), Reason> {
+        let (Message::Hello(hello), Protection::Tls(credentials)) = (message, &self.protection) else {
+            let carries = matches!(message, Message::Hello(hello) if !hello.ticket.is_empty());
+            let text = "a ticket can only be checked with TLS, which is off here";
+            return if carries { Err(Reason::new(ReasonCode::Permission, text)) } else { Ok(()) };
+        };
+        let credentials: &Credentials = credentials;
+        let peer = connection.certificate().ok_or(Reason::new(ReasonCode::Permission, "no certificate"))?;
+        self.security.admit(credentials, hello, peer)
+    }
 }
 
 struct Driver<'a> {
@@ -156,7 +187,7 @@ struct Driver<'a> {
     stats: &'a Arc<Stats>,
     progress: &'a Progress,
     arrival: &'a mut (dyn Arrival + Send),
-    listener: &'a TcpListener,
+    door: Door<'a>,
     machine: Destination,
     events: VecDeque<Event>,
     connection: Option<Connection>,
@@ -191,7 +222,7 @@ impl<'a> Driver<'a> {
         stats: &'a Arc<Stats>,
         progress: &'a Progress,
         arrival: &'a mut (dyn Arrival + Send),
-        listener: &'a TcpListener,
+        door: Door<'a>,
         connection: Connection,
     ) -> Driver<'a> {
         progress.lock().from = connection.peer().to_string();
@@ -201,7 +232,7 @@ impl<'a> Driver<'a> {
             stats,
             progress,
             arrival,
-            listener,
+            door,
             machine: Destination::new(guest::memory_available(config)),
             events: VecDeque::new(),
             connection: Some(connection),
@@ -326,6 +357,11 @@ impl<'a> Driver<'a> {
     }
 
     fn lost(&mut self, e: &ConnectionError) {
+        if let (ConnectionError::Protocol { source: migration::Error::Tls, .. }, Some(connection)) =
+            (e, &mut self.connection)
+        {
+            connection.refuse(Reason::new(ReasonCode::Permission, "TLS is switched off there"));
+        }
         self.connection = None;
         self.events.push_back(match e {
             ConnectionError::Protocol { .. } => Event::Broken(Reason::new(ReasonCode::Protocol, e.to_string())),
@@ -554,6 +590,13 @@ impl<'a> Driver<'a> {
             }
             _ => {
                 let message = connection.message(incoming)?;
+                // Only where HELLO is due: elsewhere the machine says what is wrong.
+                if self.machine.phase() == Phase::Hello
+                    && let Err(reason) = self.door.admit(&message, connection)
+                {
+                    self.events.push_back(Event::Failed(reason));
+                    return Ok(());
+                }
                 if let Message::Commit { paused, .. } = &message {
                     self.paused = Some(*paused);
                 }
@@ -586,7 +629,7 @@ impl<'a> Driver<'a> {
             None => {}
         }
         if self.run_at.is_none()
-            && let Some(mut other) = accept(self.listener)
+            && let Some(mut other) = accept(self.door.listener)
         {
             let reason = Reason::new(ReasonCode::Busy, "another VM is on its way here");
             let _ = other.send(&Message::Refuse(reason));

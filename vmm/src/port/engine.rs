@@ -7,12 +7,18 @@ use std::net::TcpListener;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use migration::convergence::{Policy, THROTTLE_STEPS};
+use migration::ownership::Epoch;
+use migration::ticket::TICKET_MAX;
 
 use super::destination::{self, Arrival, Progress, Shown};
+use super::guest;
 use super::job::{Job, JobState, JobStatus};
 use super::source;
+use super::tls::{Asked, Security};
 use crate::boot::info::OwnerId;
+use crate::config::TlsConfig;
 use crate::config::cli::ReceiveConfig;
 use crate::control::{Control, MigrationId, MigrationRequest, Porting, Resolution};
 use crate::error::{Error, FieldError, Result, host};
@@ -33,6 +39,7 @@ const THREAD_STACK: usize = 256 << 10;
 pub struct Engine {
     jobs: Mutex<Vec<Arc<Job>>>,
     arrival: Mutex<Option<Arc<Progress>>>,
+    security: Arc<Security>,
 }
 
 impl Engine {
@@ -44,11 +51,12 @@ impl Engine {
     /// Waits for a VM on a thread of its own; it becomes the control's when it runs here. Fails at once if the address
     /// cannot be listened on.
     pub fn receive(self: &Arc<Self>, control: &Arc<Control>, config: ReceiveConfig, owner: OwnerId) -> Result<()> {
+        self.security.set(&config.tls, "--tls")?;
         let listener = destination::listen(&config)?;
         let progress = Arc::new(Progress::default());
         *self.arrival.lock().unwrap_or_else(PoisonError::into_inner) = Some(progress.clone());
-        let control = control.clone();
-        let body = move || wait_for_vm(&listener, &config, owner, &progress, &control);
+        let (control, security) = (control.clone(), self.security.clone());
+        let body = move || wait_for_vm(&listener, &config, &security, owner, &progress, &control);
         std::thread::Builder::new()
             .name("receive".into())
             .stack_size(THREAD_STACK)
@@ -81,9 +89,14 @@ impl Porting for Engine {
             return Err(Error::Conflict("an arbiter is configured, but no vm_id".into()));
         }
         let policy = policy(request)?;
+        let ticket = request.ticket.as_deref().map(decode_ticket).transpose()?.unwrap_or_default();
+        let (vm_id, epoch) = (vm.config().vm_id, Epoch(guest::epoch(vm)));
+        let asked = Asked { name: request.name.as_deref(), ticket: &ticket, vm_id, epoch };
+        let route = self.security.route(request.to.ip(), asked)?;
         let claim = vm.claim_copy()?;
         let job = Arc::new(Job::new(jobs.last().map_or(1, |j| j.id + 1), request.to)?);
-        let (vm, shared, order) = (vm.clone(), job.clone(), source::Order { arbiter, policy, verify: request.verify });
+        let (vm, shared, order) =
+            (vm.clone(), job.clone(), source::Order { arbiter, policy, verify: request.verify, route });
         std::thread::Builder::new()
             .name("port".into())
             .stack_size(THREAD_STACK)
@@ -98,6 +111,14 @@ impl Porting for Engine {
         let id = MigrationId(job.id);
         jobs.push(job);
         Ok(id)
+    }
+
+    fn protect(&self, tls: &TlsConfig, path: &str) -> Result<()> {
+        self.security.set(tls, path)
+    }
+
+    fn protection(&self) -> Option<TlsConfig> {
+        self.security.config()
     }
 
     fn status(&self, id: MigrationId) -> Option<JobStatus> {
@@ -171,6 +192,19 @@ fn policy(request: &MigrationRequest) -> Result<Policy> {
     if wrong.is_empty() { Ok(policy) } else { Err(Error::Config(wrong)) }
 }
 
+/// A ticket as people hand it around.
+fn decode_ticket(text: &str) -> Result<Vec<u8>> {
+    let wrong = |what: String| Error::Config(vec![FieldError::new("ticket", what)]);
+    if text.len() > TICKET_MAX.div_ceil(3) * 4 {
+        return Err(wrong(format!("longer than a ticket of {TICKET_MAX} bytes")));
+    }
+    match BASE64_STANDARD.decode(text.trim()) {
+        Ok(bytes) if !bytes.is_empty() => Ok(bytes),
+        Ok(_) => Err(wrong("is empty".into())),
+        Err(e) => Err(wrong(format!("is not base64: {e}"))),
+    }
+}
+
 /// What a process does with a VM that comes to it.
 struct Place<'a> {
     control: &'a Arc<Control>,
@@ -204,12 +238,13 @@ impl Arrival for Place<'_> {
 fn wait_for_vm(
     listener: &TcpListener,
     config: &ReceiveConfig,
+    security: &Security,
     owner: OwnerId,
     progress: &Progress,
     control: &Arc<Control>,
 ) {
     let mut place = Place { control, arrived: Arc::default() };
-    if let Err(e) = destination::receive(listener, config, owner, control.stats(), progress, &mut place) {
+    if let Err(e) = destination::receive(listener, config, security, owner, control.stats(), progress, &mut place) {
         control.finish(End::Crash(e.to_string()));
     }
 }

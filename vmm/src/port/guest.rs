@@ -53,13 +53,14 @@ pub(super) fn hello(vm: &Vm, ownership: Ownership) -> Result<Hello> {
         min_version: VERSION_MIN,
         max_version: VERSION_MAX,
         required: 0,
-        offered: feature::KNOWN,
+        offered: feature::OFFERED,
         port: [u64::from_le_bytes(random()?), u64::from_le_bytes(random()?)],
         vm_id: vm.config().vm_id,
         owner: OwnerId(vm.owner().0),
         ownership,
         epoch: Epoch(epoch(vm)),
         memory_size: vm.memory().size() as u64,
+        ticket: Vec::new(),
     })
 }
 
@@ -73,7 +74,9 @@ pub(super) fn describe(vm: &Vm) -> Result<Description> {
 
 /// What the VM is made of, as it is sent or kept.
 pub(crate) fn description(vm: &Vm) -> Result<Description> {
-    let description = vm.describe();
+    let mut description = vm.describe();
+    // Where this host keeps its keys is nothing to another.
+    description.config.tls = None;
     vm.prepare_save()?;
     let leaf = |e: &kvm_bindings::kvm_cpuid_entry2| CpuLeaf {
         function: e.function,

@@ -15,6 +15,7 @@ mod order;
 mod residue;
 pub mod source;
 pub mod stamp;
+pub mod tls;
 pub mod transfer;
 pub mod urgent;
 pub mod wait;

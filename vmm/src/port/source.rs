@@ -24,6 +24,7 @@ use super::guest;
 use super::job::{Breakdown, Job, JobState, OrderReport, RoundReport};
 use super::residue::Residue;
 use super::stamp;
+use super::tls::Route;
 use super::transfer::{PageWriter, Pending, SendError, Sent};
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
@@ -50,7 +51,7 @@ const SPIN: Duration = Duration::from_millis(1);
 const TICK: Duration = Duration::from_millis(20);
 
 /// What a port is started with.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub struct Order {
     /// Where the ownership record lives; `None`: COMMIT decides.
     pub arbiter: Option<SocketAddr>,
@@ -58,6 +59,8 @@ pub struct Order {
     pub policy: Policy,
     /// Send a digest of memory.
     pub verify: bool,
+    /// How to get there.
+    pub route: Route,
 }
 
 /// Drives a port to its end; to be called on a thread of its own.
@@ -91,6 +94,7 @@ struct Driver<'a> {
     /// Who said READY, and the epoch of the record it found.
     heir: Option<(OwnerId, Epoch)>,
     verify: bool,
+    route: &'a Route,
     forwarder: Forwarder,
     writer: PageWriter,
     pending: Pending,
@@ -114,9 +118,14 @@ struct Driver<'a> {
 }
 
 impl<'a> Driver<'a> {
-    fn new(vm: &'a Arc<Vm>, job: &'a Arc<Job>, order: &Order) -> Result<Driver<'a>> {
+    fn new(vm: &'a Arc<Vm>, job: &'a Arc<Job>, order: &'a Order) -> Result<Driver<'a>> {
         let ownership = if order.arbiter.is_some() { Ownership::Arbiter } else { Ownership::Stream };
-        let hello = guest::hello(vm, ownership)?;
+        let mut hello = guest::hello(vm, ownership)?;
+        if let Route::Tls { ticket, .. } = &order.route
+            && !ticket.is_empty()
+        {
+            hello = hello.with_ticket(ticket.clone());
+        }
         let started = Instant::now();
         let description = guest::describe(vm)?;
         log::debug!("prepared to save: {:?}", started.elapsed());
@@ -130,6 +139,7 @@ impl<'a> Driver<'a> {
             arbiter_address: order.arbiter,
             heir: None,
             verify: order.verify,
+            route: &order.route,
             forwarder: Forwarder::new(&guest::macs(vm)),
             writer: PageWriter::new(),
             pending: Pending::none(vm.memory()),
@@ -153,11 +163,13 @@ impl<'a> Driver<'a> {
     }
 
     fn run(mut self) {
-        match Connection::connect(self.job.to) {
+        let (job, memory) = (self.job, self.vm.memory().size() as u64);
+        match Connection::connect(job.to, self.route, memory, &|| job.cancelled()) {
             Ok(connection) => {
                 self.connection = Some(connection);
                 self.event(Event::Connected);
             }
+            Err(ConnectionError::Stopped) => self.event(Event::Cancel),
             Err(e) => self.event(Event::Disconnected(disconnected(&e))),
         }
         while !self.machine.phase().is_final() {

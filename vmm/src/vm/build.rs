@@ -218,6 +218,7 @@ impl Vm {
         }
         config.serial.clone_from(&host.serial);
         config.arbiter = host.arbiter.or(config.arbiter);
+        config.tls = Some(host.tls.clone());
         let kvm = open_kvm()?;
         let told = CpuId::from_entries(&description.cpuid).map_err(|e| Error::State(format!("CPUID: {e:?}")))?;
         let here = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;

@@ -30,11 +30,22 @@ pub const MAC: &str = "02:00:00:00:77:02";
 /// A network namespace with a bridge that has an address (the client's) and a tap for each `vmm`.
 pub struct Lab {
     pub dir: tempfile::TempDir,
+    /// What every `vmm` gets as `--tls`, unless it is given another.
+    tls: String,
 }
 
 impl Lab {
-    /// Moves the calling thread into a namespace of its own. Needs root and /dev/kvm, as all of porting does.
+    /// Moves the calling thread into a namespace of its own. Needs root and /dev/kvm, as all of porting does. Ports are
+    /// encrypted, with keys made for this lab.
     pub fn new(taps: usize) -> Lab {
+        let mut lab = Lab::plain(taps);
+        vmm(&["keys", "new", lab.keys().to_str().unwrap()]);
+        lab.tls = lab.host_keys("host");
+        lab
+    }
+
+    /// The same without encryption: for tests that read and write frames themselves.
+    pub fn plain(taps: usize) -> Lab {
         assert!(Path::new("/dev/kvm").exists(), "these tests need /dev/kvm");
         // SAFETY: no memory is involved; only this thread changes its namespace.
         let rc = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -47,7 +58,26 @@ impl Lab {
             ip(&format!("tuntap add mode tap vnet_hdr name tap{i}"));
             ip(&format!("link set tap{i} master br0 up"));
         }
-        Lab { dir: tempfile::tempdir().unwrap() }
+        Lab { dir: tempfile::tempdir().unwrap(), tls: "off".into() }
+    }
+
+    /// Directory of the lab's authority.
+    pub fn keys(&self) -> PathBuf {
+        self.dir.path().join("keys")
+    }
+
+    /// Makes keys for a host of this name at loopback; what `--tls` needs for them.
+    pub fn host_keys(&self, name: &str) -> String {
+        let keys = self.keys();
+        vmm(&["keys", "host", keys.to_str().unwrap(), name, "127.0.0.1"]);
+        self.tls_of(name)
+    }
+
+    /// What `--tls` needs for a host that has keys.
+    pub fn tls_of(&self, name: &str) -> String {
+        let keys = self.keys();
+        let keys = keys.display();
+        format!("cert={keys}/{name}.pem,key={keys}/{name}.key,ca={keys}/ca.pem")
     }
 
     /// Boots the test guest on tap0.
@@ -57,6 +87,7 @@ impl Lab {
         let mut args = vec!["--image", image().to_str().unwrap(), "--memory", "64M", "--cmdline", &cmdline];
         args.extend(["--net", &net]);
         args.extend(extra);
+        self.protect(&mut args);
         Vmm::spawn(self, "boot", &args)
     }
 
@@ -66,12 +97,26 @@ impl Lab {
         let listen = format!("127.0.0.1:{port}");
         let mut args = vec!["--receive", &listen, "--net", &net];
         args.extend(extra);
+        self.protect(&mut args);
         Vmm::spawn(self, &format!("receive{port}"), &args)
     }
 
     /// A `vmm` with any arguments.
     pub fn spawn(&self, name: &str, args: &[&str]) -> Vmm {
+        let mut args = args.to_vec();
+        self.protect(&mut args);
+        Vmm::spawn(self, name, &args)
+    }
+
+    /// A `vmm` that is told nothing of keys.
+    pub fn spawn_bare(&self, name: &str, args: &[&str]) -> Vmm {
         Vmm::spawn(self, name, args)
+    }
+
+    fn protect<'a>(&'a self, args: &mut Vec<&'a str>) {
+        if !args.contains(&"--tls") {
+            args.extend(["--tls", &self.tls]);
+        }
     }
 
     /// What a guest has printed.
@@ -89,6 +134,13 @@ impl Lab {
         let address: SocketAddr = format!("{ip}:{port}").parse().unwrap();
         eventually("the guest answers", || TcpStream::connect_timeout(&address, Duration::from_secs(1)).ok())
     }
+}
+
+/// Runs `vmm` to its end, which must be a good one; what it prints.
+pub fn vmm(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_vmm")).args(args).output().unwrap();
+    assert!(output.status.success(), "vmm {args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs `ip`.

@@ -4,9 +4,26 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use migration::message::{Message, Ownership, Reason};
+use migration::message::{Hello, Message, Ownership, Reason};
 use migration::ownership::{Epoch, OwnerId};
 use migration::wire::{FrameType, HEADER_LEN, Receiver, Sender};
+
+/// A HELLO that is accepted.
+pub fn hello() -> Message {
+    Message::Hello(Hello {
+        min_version: 1,
+        max_version: 1,
+        required: 0,
+        offered: 0,
+        port: [1, 2],
+        vm_id: 0,
+        owner: OwnerId([1, 2]),
+        ownership: Ownership::Stream,
+        epoch: Epoch(0),
+        memory_size: 2 << 20,
+        ticket: Vec::new(),
+    })
+}
 
 /// How far it follows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]

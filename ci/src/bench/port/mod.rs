@@ -44,11 +44,13 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
     let before = steal::now()?;
 
     let mut writer = start_load(cluster, program)?;
-    let loaded = ours::series(cluster, samples.ours, LOADED_PAUSE, "under load", &mut || check(&mut writer))?;
+    let mut plain = Seen::default();
+    let loaded =
+        ours::series(cluster, samples.ours, LOADED_PAUSE, "under load", Some(&mut plain), &mut || check(&mut writer))?;
     let pauses = control::series(cluster, samples.ours)?;
     check(&mut writer)?;
     writer.kill()?;
-    let idle = ours::series(cluster, samples.ours, IDLE_PAUSE, "idle", &mut || Ok(()))?;
+    let idle = ours::series(cluster, samples.ours, IDLE_PAUSE, "idle", None, &mut || Ok(()))?;
     let stolen = before.share_until(&steal::now()?);
 
     cluster.nmodule.daemon.kill()?;
@@ -56,6 +58,15 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
 
     let mut rows = series_rows("N-module of 64 MiB under load", &loaded);
     rows.extend(series_rows("N-module of 64 MiB idle", &idle));
+    let without = |name: &str, value| {
+        let name = format!("N-module of 64 MiB under load, without TLS: {name}");
+        Row::alone(name, "ms", Better::Less, value, plain.blackout.len())
+    };
+    rows.extend([
+        without("blackout, median", percentile(&plain.blackout, 50)),
+        without("blackout, p90", percentile(&plain.blackout, 90)),
+        without("request to end of the port, median", percentile(&plain.whole, 50)),
+    ]);
     rows.extend(spread("pause and resume of it on one host under load, through the API", &pauses));
     let alone = |name: &str, unit, value, n| Row::alone(name, unit, Better::Less, value, n);
     rows.extend([

@@ -10,11 +10,11 @@ vmm_start dmodule --image /images/dmodule --memory 128M --cmdline "$DMODULE_CMDL
     --net id=net0,tap=tapd,mac=$DMODULE_MAC
 wait_for 60 serves $FABRIC_IP $FABRIC_PORT || fail "the D-module does not serve"
 vmm_start nmodule --image /images/nmodule --memory $NMODULE_MEMORY --cmdline "$NMODULE_CMDLINE" --vm-id $NMODULE_VM_ID \
-    --arbiter $FABRIC_IP:$FABRIC_PORT --net id=net0,tap=tapn,mac=$NMODULE_MAC
+    --arbiter $FABRIC_IP:$FABRIC_PORT --tls $(tls) --net id=net0,tap=tapn,mac=$NMODULE_MAC
 wait_for 60 serves $NFS_IP $NFS_PORT || fail "the N-module does not serve"
 timeout 120 nfs-cp /tmp/in "$NFS_URL" || fail "copying in failed"
 
-vmm_start received --receive 127.0.0.1:7000 --net id=net0,tap=tapm
+vmm_start received --receive 127.0.0.1:7000 --tls $(tls) --net id=net0,tap=tapm
 listening() { netstat -ltn | grep -q ":7000 "; }
 wait_for 30 listening || fail "no receiving vmm"
 api nmodule POST /v1/migrations '{"to":"127.0.0.1:7000"}' || fail "the port was refused"
