@@ -30,8 +30,8 @@ impl BootFile {
         &self.path
     }
 
-    /// Its length in bytes.
-    pub fn len(&self) -> Result<u64> {
+    /// Its size in bytes.
+    pub fn size(&self) -> Result<u64> {
         Ok(self.file.metadata().map_err(host(self.name()))?.len())
     }
 

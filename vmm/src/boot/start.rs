@@ -14,14 +14,23 @@ use super::files::{BootFile, BootFiles};
 use super::image::{Entry, Image};
 use super::info::{InfoPage, OwnerId, random};
 use super::{direct, pvh};
+use crate::acpi::RESET_VALUE;
 use crate::acpi::generation::{self, GenerationId};
 use crate::acpi::tables::{self, Machine};
 use crate::config::Config;
 use crate::devices::Devices;
 use crate::error::{Error, FieldError, Result};
-use crate::layout::{CMDLINE, CMDLINE_AREA};
+use crate::layout::{CMDLINE, CMDLINE_AREA, RESET_PORT, RESET_VECTOR};
 use crate::memory::{Memory, PAGE_SIZE};
 use crate::platform::PLATFORM_BASE;
+
+/// Code at the reset vector: writes ACPI's reset register and halts. On a machine with reduced ACPI hardware Linux does not write it
+/// by itself: it would have UEFI reset the machine, and where there is none jumps to where a BIOS begins.
+const RESET_CODE: [u8; 10] = {
+    let [low, high] = RESET_PORT.to_le_bytes();
+    // mov dx, PORT; mov al, VALUE; out dx, al; cli; hlt; jmp to the hlt
+    [0xba, low, high, 0xb0, RESET_VALUE, 0xee, 0xfa, 0xf4, 0xeb, 0xfd]
+};
 
 /// What goes with an image.
 #[derive(Debug, Clone, Default)]
@@ -76,6 +85,7 @@ pub fn prepare(
     write_cmdline(memory, &payload.cmdline, image.cmdline_max())?;
     tables::write(memory, Machine { cpus: config.cpus, devices })?;
     generation::write(memory, generation.map_or_else(generation::new, Ok)?)?;
+    memory.ram().write_slice(&RESET_CODE, GuestAddress(RESET_VECTOR)).map_err(|e| Error::Memory(e.to_string()))?;
     match &image.entry {
         Entry::Direct(_) => Ok(()),
         Entry::Pvh(entry) => {
@@ -111,7 +121,7 @@ fn write_cmdline(memory: &Memory, cmdline: &str, max: usize) -> Result<()> {
 
 /// Loads an initial RAM disk as high as it may lie, between the image's end and `ceiling`.
 fn load_initrd(initrd: &BootFile, memory: &Memory, floor: u64, ceiling: u64) -> Result<Range<u64>> {
-    let (path, size) = (initrd.path(), initrd.len()?);
+    let (path, size) = (initrd.path(), initrd.size()?);
     let mut file = initrd.from_start()?;
     if size == 0 {
         return Err(wrong("initrd", format!("{} is empty", path.display())));
