@@ -61,11 +61,24 @@ pub enum BootMode {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OnReset {
-    /// The VM begins again, in this process. Not possible yet.
+    /// As a machine does (`reboot`); but our own images, which end by a reset where they find no better way, end (`exit`).
+    #[default]
+    Auto,
+    /// The VM begins again, in this process.
     Reboot,
     /// The VM ends.
-    #[default]
     Exit,
+}
+
+impl OnReset {
+    /// What it comes to for an image; `ours`: it carries the note for a direct start.
+    pub fn of_image(self, ours: bool) -> OnReset {
+        match (self, ours) {
+            (OnReset::Auto, true) => OnReset::Exit,
+            (OnReset::Auto, false) => OnReset::Reboot,
+            (given, _) => given,
+        }
+    }
 }
 
 /// Where the 16550 at 0x3f8 and the guest's console print to, and where the former's input comes from.
@@ -192,9 +205,6 @@ impl Config {
                 Ok(m) if !m.is_file() => bad("initrd".into(), format!("{}: not a file", initrd.display())),
                 Ok(_) => {}
             }
-        }
-        if self.on_reset == OnReset::Reboot {
-            bad("on_reset".into(), "reboot is not possible yet: use exit, and start the VM again".into());
         }
         if self.cpus == 0 || self.cpus > CPUS_MAX {
             bad("cpus".into(), format!("{}: from 1 to {CPUS_MAX}", self.cpus));

@@ -231,6 +231,11 @@ impl Control {
         Ok(())
     }
 
+    /// The VM begins again; answers when it has.
+    pub fn reset(&self) -> Result<()> {
+        self.need_idle_vm()?.reset()
+    }
+
     /// Plugs porting in; the first call counts.
     pub fn set_porting(&self, porting: Arc<dyn Porting>) {
         let _ = self.porting.set(porting);

@@ -166,6 +166,14 @@ impl Devices {
         self.virtio.iter_mut().for_each(Transport::resume);
     }
 
+    /// All devices as at power-on, with nothing of what the guest had begun: what is under way is waited for, so that guest
+    /// memory is not touched afterwards. What belongs to the operator (limits, sizes, targets) stays.
+    pub fn reset(&mut self) -> Result<()> {
+        self.virtio.iter_mut().for_each(Transport::power_on);
+        self.acpi.reset();
+        self.serial.reset()
+    }
+
     /// State of all devices; only while quiesced.
     pub fn save(&self) -> DevicesState {
         DevicesState {

@@ -11,6 +11,7 @@
 //!      A_0000       reserved; memory, but the guest is not told of it
 //!      E_0000       ACPI: RSDP, then the tables (64 KiB)
 //!      F_F000       VM generation id (16 bytes of a page)
+//!      F_FFF0       reset vector (16 bytes)
 //!     10_0000       images; an initial RAM disk ends where memory below the devices ends
 //! 0x0000_C000_0000  end of memory below the devices ([`LOW_RAM_MAX`]); nothing up to the devices
 //! 0x0000_D000_0000  virtio devices, 4 KiB each
@@ -54,6 +55,9 @@ pub const RSDP: u64 = 0xe_0000;
 pub const ACPI_END: u64 = 0xf_0000;
 /// VM generation id: 16 bytes.
 pub const GENERATION_ID: u64 = 0xf_f000;
+
+/// Where a PC's firmware begins, in real mode F000:FFF0: 16 bytes.
+pub const RESET_VECTOR: u64 = 0xf_fff0;
 
 /// First virtio device's registers.
 pub const MMIO_BASE: u64 = 0xd000_0000;
@@ -131,7 +135,8 @@ mod tests {
             ("command line", CMDLINE, CMDLINE_AREA),
             ("reserved below ACPI", LOW_MEMORY_END, RSDP - LOW_MEMORY_END),
             ("ACPI", RSDP, ACPI_END - RSDP),
-            ("generation id", GENERATION_ID, 0x1000),
+            ("generation id", GENERATION_ID, 16),
+            ("reset vector", RESET_VECTOR, 16),
             ("images", HIGH_MEMORY, LOW_RAM_MAX - HIGH_MEMORY),
             ("virtio", MMIO_BASE, DEVICES_MAX as u64 * MMIO_SIZE),
             ("platform page", PLATFORM_BASE, 0x1000),

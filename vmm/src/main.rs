@@ -158,7 +158,7 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
         vm.stop();
     }
     match &end {
-        End::Crash(reason) => eprintln!("vmm: the VM crashed: {reason}"),
+        End::TripleFault | End::Crash(_) => eprintln!("vmm: {end}"),
         end => log::info!("the VM has ended: {end:?}"),
     }
     Ok(end.status() as u8)

@@ -13,6 +13,7 @@ use serde::Serialize;
 use tokio::sync::watch;
 
 use crate::port::job::JobState;
+use crate::vm::ResetCause;
 
 /// Most notices remembered.
 pub const REMEMBERED_MAX: usize = 256;
@@ -42,6 +43,13 @@ pub enum Notice {
         /// Current round.
         round: u32,
     },
+    /// The VM has begun again.
+    Reset {
+        /// Who wanted it.
+        cause: ResetCause,
+        /// How often it has by now.
+        resets: u64,
+    },
     /// Something about a device an operator should know.
     Device {
         /// Its id.
@@ -62,6 +70,7 @@ impl Notice {
         match self {
             Notice::State { .. } => "state",
             Notice::Migration { .. } => "migration",
+            Notice::Reset { .. } => "reset",
             Notice::Device { .. } => "device",
             Notice::Lost { .. } => "lost",
         }

@@ -11,7 +11,7 @@ use vm_superio::{Serial, SerialState as RawState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::console::Console;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, host};
 pub use crate::layout::{SERIAL_GSI, SERIAL_PORT};
 
 /// Number of ports.
@@ -102,6 +102,14 @@ impl SerialPort {
                 log::debug!("serial port: {e:?}");
             }
         }
+    }
+
+    /// As at power-on. Input the guest has not read is lost, what the console still has is not.
+    pub fn reset(&mut self) -> Result<()> {
+        let irq = self.serial.interrupt_evt().0.as_ref().map(EventFd::try_clone).transpose();
+        self.serial = Serial::new(Interrupt(irq.map_err(host("eventfd"))?), self.console.clone());
+        self.more = true;
+        Ok(())
     }
 
     /// Takes no input until [`SerialPort::resume`].

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use crate::metrics::Exposition;
 use crate::vcpu::cpuid::CPUS_MAX;
+use crate::vm::ResetCause;
 pub use histogram::{Histogram, Reading};
 
 /// A counter that only grows.
@@ -135,6 +136,28 @@ pub struct Stats {
     pub vcpu: VcpuStats,
     /// Boot.
     pub boot: BootTimes,
+    /// Resets, in the order of [`ResetCause::ALL`].
+    resets: [Counter; ResetCause::ALL.len()],
+}
+
+impl Stats {
+    /// A reset has taken place. Gives how many there have been.
+    pub fn count_reset(&self, cause: ResetCause) -> u64 {
+        self.resets[cause as usize].inc();
+        self.resets()
+    }
+
+    /// Resets of the VM in this process.
+    pub fn resets(&self) -> u64 {
+        self.resets.iter().map(Counter::get).sum()
+    }
+
+    /// Adds the resets.
+    pub fn reset_metrics(&self, out: &mut Exposition) {
+        for (cause, counter) in ResetCause::ALL.iter().zip(&self.resets) {
+            out.counter("vmm_resets_total", "Times the VM began again.", &[("cause", cause.name())], counter);
+        }
+    }
 }
 
 static START: OnceLock<Instant> = OnceLock::new();

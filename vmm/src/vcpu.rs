@@ -33,6 +33,9 @@ const KILLED_STATUS: i32 = 128 + libc::SIGKILL;
 /// KVM_EXIT_INTERNAL_ERROR data is not needed; the registers say where it happened.
 const DEADLINE_MAX: Duration = Duration::from_secs(3600);
 
+/// Most exits for one access of the guest: the longest string there is in a page, by bytes.
+const PIECES_MAX: usize = 4096;
+
 /// Why a VM ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
@@ -42,7 +45,9 @@ pub enum End {
     Reset,
     /// The guest has switched itself off.
     PowerOff,
-    /// Triple fault or an error that KVM cannot get over.
+    /// A processor could not even begin to handle a fault.
+    TripleFault,
+    /// An error that KVM cannot get over.
     Crash(String),
     /// Ended from outside.
     Stopped,
@@ -56,6 +61,7 @@ impl std::fmt::Display for End {
             End::Exit(status) => write!(f, "the guest ended with status {status}"),
             End::Reset => f.write_str("the guest asked for a reset"),
             End::PowerOff => f.write_str("the guest has switched itself off"),
+            End::TripleFault => f.write_str("the guest crashed: triple fault"),
             End::Crash(reason) => write!(f, "the guest crashed: {reason}"),
             End::Stopped => f.write_str("stopped"),
             End::Killed => f.write_str("killed"),
@@ -70,7 +76,7 @@ impl End {
             End::Exit(status) => *status as i32,
             End::Reset | End::PowerOff | End::Stopped => 0,
             End::Killed => KILLED_STATUS,
-            End::Crash(_) => guest_abi::exit_status::RING0_FAULT as i32,
+            End::TripleFault | End::Crash(_) => guest_abi::exit_status::RING0_FAULT as i32,
         }
     }
 }
@@ -101,7 +107,7 @@ pub struct Context {
 }
 
 impl Context {
-    fn devices(&self) -> MutexGuard<'_, Devices> {
+    pub(crate) fn devices(&self) -> MutexGuard<'_, Devices> {
         // A device that panicked is a bug, but the state behind the lock is only ever changed in whole steps.
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -213,8 +219,10 @@ impl Vcpu {
                     parked = false;
                 }
                 Step::End(end) => {
-                    if let End::Crash(reason) = &end {
-                        log::error!("the guest crashed: {reason}; {}", self.registers());
+                    match &end {
+                        End::Crash(_) | End::TripleFault => log::error!("{end}; {}", self.registers()),
+                        End::Reset => self.complete(),
+                        _ => {}
                     }
                     return Outcome::Ended(end);
                 }
@@ -269,7 +277,7 @@ impl Vcpu {
                 stats.halt.inc();
                 Step::End(End::Crash("halted without an interrupt controller".into()))
             }
-            Ok(VcpuExit::Shutdown) => Step::End(End::Crash("triple fault".into())),
+            Ok(VcpuExit::Shutdown) => Step::End(End::TripleFault),
             Ok(VcpuExit::SystemEvent(kind, _)) => {
                 log::info!("system event {kind}");
                 Step::End(End::Reset)
@@ -289,6 +297,19 @@ impl Vcpu {
             }
             Err(e) => Step::End(End::Crash(format!("KVM_RUN: {e}"))),
         }
+    }
+
+    /// Has KVM complete the access the guest is in the middle of, without an instruction more: else it would do so when it is
+    /// entered after a reset, to registers that are another start's.
+    fn complete(&mut self) {
+        self.fd.set_kvm_immediate_exit(1);
+        // One that comes in pieces exits once more for each; what they are does not matter any more.
+        for _ in 0..PIECES_MAX {
+            if self.fd.run().is_err() {
+                break;
+            }
+        }
+        self.fd.set_kvm_immediate_exit(0);
     }
 
     fn registers(&self) -> String {

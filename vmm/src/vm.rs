@@ -17,9 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 
 use kvm_bindings::CpuId;
-use kvm_ioctls::VmFd;
+use kvm_ioctls::{Kvm, VmFd};
 use vmm_sys_util::eventfd::EventFd;
 
+use crate::boot::BootFiles;
 use crate::boot::info::{InfoPage, OwnerId};
 use crate::config::Config;
 use crate::devices::Devices;
@@ -32,12 +33,13 @@ pub(crate) use build::create_vm;
 pub use copy::CopyClaim;
 use life::Life;
 pub use life::Phase;
+pub use reset::ResetCause;
 pub use state::{VmDescription, VmState};
 pub use throttle::Throttle;
 
 /// A virtual machine. Fields are dropped in this order: what uses memory before memory.
 pub struct Vm {
-    config: Config,
+    config: Arc<Config>,
     owner: OwnerId,
     info: Option<InfoPage>,
     irqchip: bool,
@@ -45,14 +47,16 @@ pub struct Vm {
     tsc_khz: u32,
     /// KVM gives the guest another frequency than the host's.
     tsc_scaled: bool,
-    msrs: OnceLock<MsrList>,
+    msrs: Arc<OnceLock<MsrList>>,
+    /// What a reset begins from.
+    files: Option<Arc<BootFiles>>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     life: Arc<Life>,
     io_stop: Arc<(AtomicBool, EventFd)>,
-    copying: AtomicBool,
     context: Arc<Context>,
     vcpus: Vec<Arc<Mutex<Vcpu>>>,
-    fd: VmFd,
+    kvm: Arc<Kvm>,
+    fd: Arc<VmFd>,
     memory: Memory,
 }
 

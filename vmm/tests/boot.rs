@@ -197,6 +197,8 @@ fn a_saved_vm_goes_on_in_another() {
         serial: SerialOutput::None,
         memory_max: None,
         vsock: None,
+        image: None,
+        initrd: None,
     };
     let owner = OwnerId::random().unwrap();
     let there = Vm::receive(&description, &host, owner, Arc::new(Stats::default())).unwrap();

@@ -89,6 +89,7 @@ fn a_vm_is_configured_booted_looked_at_and_ended() {
     assert!(good(&sock, &["info"]).contains("paused"));
     let again: Value = serde_json::from_str(&good(&sock, &["resume", "--json"])).unwrap();
     assert_eq!(again["state"], "running");
+    assert_eq!(good(&sock, &["reset"]), "");
     assert!(good(&sock, &["metrics"]).contains("# TYPE vmm_vcpu_exits_total counter\n"));
     assert_eq!(good(&sock, &["migrations"]).lines().count(), 1);
     assert_eq!(bad(&sock, &["cancel", "3"]), (Some(1), "vmm ctl: there is no migration 3\n".into()));
@@ -98,7 +99,15 @@ fn a_vm_is_configured_booted_looked_at_and_ended() {
     good(&sock, &["shutdown"]);
     assert_eq!(p.wait(), Some(0));
     let rest: Vec<String> = lines.map(|l| l.split_whitespace().skip(1).collect::<Vec<_>>().join(" ")).collect();
-    assert_eq!(rest, ["state state=paused", "state state=running", "state reason=stopped state=ended"]);
+    assert_eq!(
+        rest,
+        [
+            "state state=paused",
+            "state state=running",
+            "reset cause=operator resets=1",
+            "state reason=stopped state=ended"
+        ]
+    );
     assert_eq!(watch.wait().unwrap().code(), Some(0));
     let (status, error) = bad(&sock, &["info"]);
     assert_eq!(status, Some(3));

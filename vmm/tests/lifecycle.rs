@@ -79,6 +79,7 @@ fn configured_booted_and_watched_over_the_socket() {
         ("PUT", "/v1/vm/boot"),
         ("PUT", "/v1/vm/pause"),
         ("PUT", "/v1/vm/resume"),
+        ("PUT", "/v1/vm/reset"),
         ("POST", "/v1/migrations"),
     ] {
         let (status, problem) = p.json(method, path, r#"{"to":"127.0.0.1:1"}"#);

@@ -1,16 +1,30 @@
-//! Resets and power off on /dev/kvm.
+//! Resets and power off on /dev/kvm: by the guest, from outside, in the middle of a port.
 
 #![allow(clippy::unwrap_used)]
 
+mod control;
 mod guest;
+mod port_support;
 
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use control::Process;
+use port_support::puppet::{Puppet, Until};
+use port_support::{Echo, Lab, eventually, image};
+use vm_memory::{Bytes, GuestAddress};
 use vmm::config::{Config, MemorySize, OnReset, SerialOutput};
-use vmm::control::Control;
+use vmm::control::{Control, MigrationRequest};
+use vmm::port::Engine;
+use vmm::port::job::JobState;
 use vmm::stats::Stats;
 use vmm::vcpu::End;
+use vmm::vm::Phase;
+
+/// Counted by the guest of [`counts_until_told`] without end; not 0: it resets itself.
+const COUNT: u64 = 0x30_0004;
+const ORDER: u64 = 0x30_0008;
 
 guest_code!(
     letter_and_reset,
@@ -60,17 +74,38 @@ guest_code!(
 "
 );
 
-/// Runs it to its end; what it printed, and how it ended.
-fn run(code: &[u8], on_reset: OnReset) -> (String, End) {
-    let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("image");
+guest_code!(
+    counts_until_told,
+    "counts_start",
+    "counts_end",
+    "
+    .code32
+    mov ebx, 0x300000
+2:  inc dword ptr [ebx + 4]
+    mov al, [ebx + 8]
+    test al, al
+    jz 2b
+    out 0x64, al
+    jmp 2b
+    .code64
+"
+);
+
+fn config(dir: &Path, code: &[u8], on_reset: OnReset) -> Config {
+    let image = dir.join("image");
     std::fs::write(&image, guest::pvh_image(code)).unwrap();
     let mut config = Config::for_image(image);
     config.memory = MemorySize::from_bytes(8 << 20);
-    config.serial = SerialOutput::File(dir.path().join("console"));
+    config.serial = SerialOutput::File(dir.join("console"));
     config.on_reset = on_reset;
+    config
+}
+
+/// Runs it to its end; what it printed, and how it ended.
+fn run(code: &[u8], on_reset: OnReset) -> (String, End) {
+    let dir = tempfile::tempdir().unwrap();
     let control = Control::new(Arc::new(Stats::default()));
-    control.start(config).unwrap();
+    control.start(config(dir.path(), code, on_reset)).unwrap();
     let ended = control.ended();
     let mut patience = 6000;
     let end = loop {
@@ -89,7 +124,136 @@ fn a_reset_ends_the_vm_where_that_is_wanted() {
     assert_eq!(run(letter_and_reset(), OnReset::Exit), ("A".into(), End::Reset));
     let (text, end) = run(letter_and_fault(), OnReset::Exit);
     assert_eq!(text, "B");
-    assert!(matches!(end, End::Crash(_)));
+    assert_eq!(end, End::TripleFault);
+}
+
+#[test]
+fn a_guest_that_resets_itself_without_end_begins_again_at_a_bounded_rate() {
+    // So many at once, the others one a second.
+    const AT_ONCE: usize = 20;
+    for (code, letter) in [(letter_and_reset(), "A"), (letter_and_fault(), "B")] {
+        let dir = tempfile::tempdir().unwrap();
+        let control = Control::new(Arc::new(Stats::default()));
+        control.start(config(dir.path(), code, OnReset::Auto)).unwrap();
+        let printed = |n: usize| {
+            eventually("it begins again", || {
+                let text = std::fs::read_to_string(dir.path().join("console")).unwrap();
+                (text.len() >= n).then_some(text)
+            })
+        };
+        printed(AT_ONCE + 1);
+        let start = Instant::now();
+        let text = printed(AT_ONCE + 4);
+        assert!(start.elapsed() >= Duration::from_secs(2), "{:?}", start.elapsed());
+        assert_eq!(text, letter.repeat(text.len()), "memory is zero at each start");
+        // The operator need not wait for that, nor the end.
+        let vm = control.vm().unwrap();
+        vm.reset().unwrap();
+        vm.pause().unwrap();
+        assert_eq!(vm.phase(), Phase::Paused);
+        vm.stop();
+        assert_eq!(vm.end(), Some(End::Stopped));
+    }
+}
+
+#[test]
+fn a_reset_by_the_guest_ends_a_port_and_then_takes_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let control = Control::new(Arc::new(Stats::default()));
+    control.set_porting(Engine::new());
+    control.start(config(dir.path(), counts_until_told(), OnReset::Reboot)).unwrap();
+    let vm = control.vm().unwrap();
+    let count = || vm.memory().ram().read_obj::<u32>(GuestAddress(COUNT)).unwrap();
+    let goes_on = || {
+        let before = count();
+        eventually("the guest counts on", || (count() > before).then_some(()));
+    };
+    for (n, until) in (1..).zip([Until::Hello, Until::Describe, Until::PreCopy]) {
+        goes_on();
+        let puppet = Puppet::new();
+        let request = MigrationRequest { to: puppet.address, blackout_ms: None, verify: false };
+        let id = control.porting().unwrap().start(&vm, &request).unwrap();
+        let stopped = puppet.follow(until, 0);
+        assert!(vm.reset().is_err() && control.reset().is_err(), "the operator cancels the port first");
+        vm.memory().ram().write_obj(0xfeu8, GuestAddress(ORDER)).unwrap();
+        let status = eventually("the port is over", || {
+            control.porting().unwrap().status(id).filter(|s| s.state != JobState::Running)
+        });
+        assert_eq!(
+            (status.state, status.error.as_deref()),
+            (JobState::Cancelled, Some("the guest was reset")),
+            "{until:?}"
+        );
+        assert_eq!(stopped.cancelled().map(|r| r.text), Some("the guest was reset".into()));
+        eventually("the guest begins again", || (vm.stats().resets() == n).then_some(()));
+        goes_on();
+        assert_eq!(vm.phase(), Phase::Running);
+    }
+    // And one that comes while the VM is paused for the hand-over does not exist: no vCPU is in the guest.
+    control.reset().unwrap();
+    goes_on();
+}
+
+/// What must not grow: descriptors, threads, memory besides the guest's in bytes.
+fn possessions(vmm: &mut Process) -> (usize, usize, u64) {
+    let pid = vmm.child.id();
+    let count = |what: &str| std::fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count();
+    let overhead = vmm.json("GET", "/v1/vm", "").1["memory"]["overhead_bytes"].as_u64().unwrap();
+    (count("fd"), count("task"), overhead)
+}
+
+#[test]
+fn nothing_grows_with_resets() {
+    const TIMES: u64 = 300;
+    const GROWTH_MAX: u64 = 512 << 10;
+    let dir = tempfile::tempdir().unwrap();
+    let mut vmm = Process::pvh(dir.path(), counts_until_told(), &["--rng", "--balloon"]);
+    eventually("it runs", || (vmm.json("GET", "/v1/vm", "").1["state"] == "running").then_some(()));
+    let (status, vm) = vmm.json("PUT", "/v1/vm/reset", "");
+    assert_eq!((status, &vm["state"], &vm["resets"]), (200, &"running".into(), &1.into()));
+    for _ in 0..20 {
+        vmm.ask("PUT", "/v1/vm/reset", "");
+    }
+    let before = possessions(&mut vmm);
+    for _ in 0..TIMES {
+        assert_eq!(vmm.ask("PUT", "/v1/vm/reset", "").0, 200);
+    }
+    let after = possessions(&mut vmm);
+    assert_eq!((before.0, before.1), (after.0, after.1), "descriptors and threads");
+    assert!(after.2 <= before.2 + GROWTH_MAX, "memory: {} -> {}", before.2, after.2);
+    let (_, metrics) = vmm.ask("GET", "/v1/metrics", "");
+    assert!(metrics.contains(&format!("vmm_resets_total{{cause=\"operator\"}} {}", TIMES + 21)), "{metrics}");
+}
+
+#[test]
+fn a_guest_on_the_network_begins_again_here_and_where_it_was_ported_to() {
+    let lab = Lab::new(2);
+    let mut here = lab.boot("echo", &["--rng"]);
+    let mut echo = Echo::new(&lab);
+    for _ in 0..10 {
+        for _ in 0..20 {
+            echo.turn();
+        }
+        assert_eq!(here.api("PUT", "/v1/vm/reset", None)["state"], "running");
+        // its connections are gone with it
+        echo = Echo::new(&lab);
+    }
+    let there = lab.receive(1, 4300, &["--image", image().to_str().unwrap()]);
+    let status = here.wait_port(here.port_to(4300));
+    assert_eq!(status["state"], "completed", "{status}");
+    assert!(here.wait().success());
+    echo.turn();
+    assert_eq!(there.api("PUT", "/v1/vm/reset", None)["resets"], 1);
+    echo = Echo::new(&lab);
+    echo.turn();
+    // a process without the image says so, and the guest lives
+    let last = lab.receive(0, 4301, &[]);
+    assert_eq!(there.wait_port(there.port_to(4301))["state"], "completed");
+    echo.turn();
+    let (status, problem) = last.try_api("PUT", "/v1/vm/reset", None).unwrap();
+    assert_eq!(status, 409);
+    assert!(problem["detail"].as_str().unwrap().contains("--image"), "{problem}");
+    echo.turn();
 }
 
 #[test]

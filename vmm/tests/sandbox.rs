@@ -6,7 +6,7 @@ mod port_support;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
-use port_support::{Lab, Vmm, eventually};
+use port_support::{Echo, Lab, Vmm, eventually};
 use vmm::sandbox::{self, Kind, Options};
 
 /// Tells the test program to confine itself and make a system call: KIND:CALL.
@@ -77,6 +77,10 @@ fn another_user_in_another_root() {
     all_have(vmm.pid(), "Groups", "");
     let seen = std::fs::read_link(format!("/proc/{}/root", vmm.pid())).unwrap();
     assert_eq!(seen, root.canonicalize().unwrap());
+    // neither /dev/kvm nor the image can be opened any more, and need not be
+    Echo::new(&lab).turn();
+    assert_eq!(vmm.api("PUT", "/v1/vm/reset", None)["resets"], 1);
+    Echo::new(&lab).turn();
 }
 
 #[test]

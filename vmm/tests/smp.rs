@@ -13,14 +13,14 @@ use kvm_bindings::{KVM_MP_STATE_UNINITIALIZED, kvm_lapic_state};
 use vm_memory::{Bytes, GuestAddress};
 use vmm::boot::info::OwnerId;
 use vmm::config::cli::ReceiveConfig;
-use vmm::config::{BootMode, Config, MemorySize, SerialOutput};
+use vmm::config::{BootMode, Config, MemorySize, OnReset, SerialOutput};
 use vmm::stats::Stats;
 use vmm::vcpu::End;
 use vmm::vm::{Phase, Vm};
 
 /// Counted by the second processor without end.
 const SPINS: u64 = 0x9000;
-/// Not 0: the second processor writes it to the keyboard controller's port.
+/// 0xfd: the second processor jumps to the reset vector; any other but 0: it writes it to the keyboard controller's port.
 const ORDER: u64 = 0x9008;
 /// Times the first processor went on after a halt, and timer interrupts it took.
 const WAKES: u64 = 0x30_4000;
@@ -89,8 +89,11 @@ guest_code!(
     mov al, byte ptr [0x9008]            // ORDER
     test al, al
     jz 9b
+    cmp al, 0xfd
+    je 5f
     out 0x64, al
     jmp 9b
+5:  .byte 0xea, 0xf0, 0xff, 0x00, 0xf0   // jmp F000:FFF0, where a BIOS begins
 8:  .code64
 "
 );
@@ -102,6 +105,7 @@ fn config(dir: &Path, cpus: u32) -> Config {
     config.memory = MemorySize::from_bytes(8 << 20);
     config.serial = SerialOutput::File(dir.join("console"));
     config.cpus = cpus;
+    config.on_reset = OnReset::Exit;
     config
 }
 
@@ -139,6 +143,8 @@ fn empty(vm: &Vm) -> Vm {
         serial: SerialOutput::None,
         memory_max: None,
         vsock: None,
+        image: None,
+        initrd: None,
     };
     Vm::receive(&vm.describe(), &host, OwnerId::random().unwrap(), Arc::new(Stats::default())).unwrap()
 }
@@ -286,32 +292,66 @@ fn thirty_two_processors_pause_and_end() {
 
 #[test]
 fn processors_begin_again_after_a_reset() {
+    const TIMES: u32 = 40;
     let dir = tempfile::tempdir().unwrap();
-    let (vm, _end) = start(config(dir.path(), 2));
+    let (vm, end) = start(config(dir.path(), 3));
     both_go_on(&vm);
-    assert!(vm.reset_vcpus().is_err(), "it runs");
-    vm.pause().unwrap();
-    let pvh = {
-        // what the start had set
-        let fresh = Vm::boot(config(dir.path(), 2), OwnerId::random().unwrap(), Arc::new(Stats::default())).unwrap();
-        let regs = fresh.vcpu().fd().get_regs().unwrap();
-        let sregs = fresh.vcpu().fd().get_sregs().unwrap();
-        (regs, sregs)
-    };
-    vm.reset_vcpus().unwrap();
-    let second = vm.vcpus()[1].lock().unwrap().fd().get_mp_state().unwrap();
-    assert_eq!(second.mp_state, KVM_MP_STATE_UNINITIALIZED);
-    {
-        let vcpu = vm.vcpu();
-        vcpu.fd().set_sregs(&pvh.1).unwrap();
-        vcpu.fd().set_regs(&pvh.0).unwrap();
+    for n in 1..=TIMES {
+        vm.reset().unwrap();
+        assert_eq!((vm.phase(), vm.stats().resets()), (Phase::Running, n.into()));
+        both_go_on(&vm);
+        assert_eq!(count(&vm, STARTS), 1, "memory is new");
     }
-    let spins = count(&vm, SPINS);
-    assert_eq!(count(&vm, STARTS), 1);
+    // one that is paused stays so
+    vm.pause().unwrap();
+    vm.reset().unwrap();
+    assert_eq!((vm.phase(), counts(&vm)), (Phase::Paused, [0; 3]));
+    for index in [1, 2] {
+        let state = vm.vcpus()[index].lock().unwrap().fd().get_mp_state().unwrap();
+        assert_eq!(state.mp_state, KVM_MP_STATE_UNINITIALIZED);
+    }
     vm.resume().unwrap();
     both_go_on(&vm);
-    assert_eq!(count(&vm, STARTS), 2);
-    assert!(count(&vm, SPINS) > spins);
+    // pauses, resumptions and resets from several sides at once: nobody waits for ever
+    std::thread::scope(|s| {
+        for n in 0..6 {
+            let vm = &vm;
+            s.spawn(move || {
+                for _ in 0..20 {
+                    let _ = match n % 3 {
+                        0 => vm.pause(),
+                        1 => vm.resume(),
+                        _ => vm.reset(),
+                    };
+                }
+            });
+        }
+    });
+    vm.resume().unwrap();
+    both_go_on(&vm);
+    vm.stop();
+    assert_eq!(end.recv().unwrap(), End::Stopped);
+    assert!(vm.reset().is_err());
+}
+
+#[test]
+fn any_processor_may_ask_for_a_reset() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = config(dir.path(), 2);
+    config.on_reset = OnReset::Auto;
+    let (vm, _end) = start(config);
+    assert_eq!(vm.config().on_reset, OnReset::Reboot, "what it comes to");
+    for n in 1..=5 {
+        both_go_on(&vm);
+        let order = if n % 2 == 0 { 0xfeu8 } else { 0xfd };
+        vm.memory().ram().write_obj(order, GuestAddress(ORDER)).unwrap();
+        let start = Instant::now();
+        while vm.stats().resets() < n {
+            assert!(start.elapsed() < Duration::from_secs(20), "{n}: {:?}", vm.end());
+            std::thread::yield_now();
+        }
+    }
+    both_go_on(&vm);
 }
 
 #[test]

@@ -170,6 +170,8 @@ pub struct VmReport {
     config: Option<Config>,
     /// Network devices.
     nets: Option<Vec<NetReport>>,
+    /// How often the VM has begun again in this process.
+    resets: Option<u64>,
     /// Boot times.
     boot_ms: Option<BootReport>,
     /// How long no vCPU ran at the last pause, from last exit to first entry, in microseconds.
@@ -216,6 +218,7 @@ pub fn vm(control: &Control) -> VmReport {
             devices.nets().map(|n| NetReport { id: Device::id(n).to_owned(), mac: n.mac() }).collect()
         }),
         stood_still_us: of_vm.and_then(|vm| vm.stood_still_ns().map(|ns| ns / 1000)),
+        resets: of_vm.map(|vm| vm.stats().resets()),
         boot_ms: of_vm.map(|vm| boot(vm.stats())),
         end: of_vm.and_then(Vm::end).map(|e| e.to_string()),
     }
@@ -232,6 +235,7 @@ pub fn metrics(control: &Control) -> String {
     }
     stats.vcpu.metrics(&mut out);
     stats.boot.metrics(&mut out);
+    stats.reset_metrics(&mut out);
     let resident = resident(&guest_ranges(vm.as_deref()));
     for (name, help, bytes) in [
         ("vmm_resident_bytes", "Memory of this process.", resident.total),

@@ -167,6 +167,15 @@ pub fn all() -> Vec<Route> {
         Route::new(Put, "/v1/vm/resume", "resume", "Lets the vCPUs run again.", vm::resume).fails(&[409]),
         Route::new(
             Put,
+            "/v1/vm/reset",
+            "reset",
+            "Begins the VM again, as if it had been switched off and on: devices, vCPUs and memory as at the first start. It runs \
+             or stays paused as it was.",
+            vm::reset,
+        )
+        .fails(&[409, 500]),
+        Route::new(
+            Put,
             "/v1/vm/power-button",
             "powerButton",
             "Presses the ACPI power button: a guest that heeds it powers off by itself.",
@@ -278,7 +287,7 @@ pub fn all() -> Vec<Route> {
             Get,
             "/v1/events",
             "events",
-            "What happens, as server-sent events: `state`, `migration`, `device`, `lost`. With the header Last-Event-ID \
+            "What happens, as server-sent events: `state`, `migration`, `reset`, `device`, `lost`. With the header Last-Event-ID \
              those since then that are remembered come first.",
             events::stream,
         )

@@ -43,6 +43,11 @@ pub(super) async fn resume(State(control): Shared) -> Answer<Json<VmReport>> {
     Ok(Json(report::vm(&control)))
 }
 
+pub(super) async fn reset(State(control): Shared) -> Answer<Json<VmReport>> {
+    control.reset()?;
+    Ok(Json(report::vm(&control)))
+}
+
 pub(super) async fn power_button(State(control): Shared) -> Answer<Json<VmReport>> {
     control.need_vm()?.power_button()?;
     Ok(Json(report::vm(&control)))

@@ -7,16 +7,16 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::Path;
 
 use guest_abi::{BOOT_INFO_SIZE, CMDLINE_MAX, DirectStart, NOTE_NAME, NOTE_TYPE, NOTE_VERSION};
 use linux_loader::loader::elf::{Elf, PvhBootCapability};
 use linux_loader::loader::{KernelLoader, KernelLoaderResult};
 use zerocopy::FromBytes;
 
+use super::files::BootFile;
 use super::linux;
 use crate::config::{BootMode, LINUX_CMDLINE_MAX};
-use crate::error::{Error, Result, host};
+use crate::error::{Error, Result};
 use crate::layout::{HIGH_MEMORY, LOW_RAM_MAX};
 use crate::memory::Memory;
 
@@ -51,10 +51,10 @@ pub struct Image {
 }
 
 impl Image {
-    /// Loads `path` into `memory` and chooses the start: direct where the image has the note and `mode` allows it.
-    pub fn load(path: &Path, memory: &Memory, mode: BootMode) -> Result<Image> {
-        let bad = |reason: String| Error::Image { path: path.to_owned(), reason };
-        let mut file = File::open(path).map_err(host(format!("image {}", path.display())))?;
+    /// Loads `image` into `memory` and chooses the start: direct where the image has the note and `mode` allows it.
+    pub fn load(image: &BootFile, memory: &Memory, mode: BootMode) -> Result<Image> {
+        let bad = |reason: String| Error::Image { path: image.path().to_owned(), reason };
+        let mut file = image.from_start()?;
         let magic = |at: u64| -> Option<[u8; 4]> {
             let mut bytes = [0; 4];
             file.read_exact_at(&mut bytes, at).ok().map(|()| bytes)

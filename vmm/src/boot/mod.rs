@@ -4,10 +4,12 @@
 //! memory ([`crate::layout`] says where) and its registers.
 
 pub mod direct;
+pub mod files;
 pub mod image;
 pub mod info;
 pub mod linux;
 pub mod pvh;
 pub mod start;
 
+pub use files::BootFiles;
 pub use image::{Entry, Image};

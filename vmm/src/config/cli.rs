@@ -22,9 +22,9 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
     /// Start empty and wait at IP:PORT for a VM to be ported here.
-    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "initrd", "cmdline", "disk", "boot", "cpus", "on_reset", "rng", "balloon"])]
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "cmdline", "disk", "boot", "cpus", "on_reset", "rng", "balloon"])]
     pub receive: Option<SocketAddr>,
-    /// ELF image or Linux bzImage.
+    /// ELF image or Linux bzImage; with --receive what a VM that arrives begins again from, and so --initrd.
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
     /// Initial RAM disk, for Linux.
@@ -33,7 +33,7 @@ pub struct Args {
     /// Number of vCPUs.
     #[arg(long, value_name = "N")]
     pub cpus: Option<u32>,
-    /// What a reset by the guest does: exit (reboot is not possible yet).
+    /// What a reset by the guest does: reboot, exit, or auto: exit for our own images, reboot for all others.
     #[arg(long, value_name = "WHAT")]
     pub on_reset: Option<String>,
     /// How to start it: auto, direct, pvh or linux.
@@ -110,6 +110,11 @@ pub struct ReceiveConfig {
     pub vsock: Option<PathBuf>,
     /// How the connection is protected, and those of later ports from here.
     pub tls: TlsConfig,
+    /// What a VM that arrives begins again from after a reset; without an image it cannot. Which files of this host are read is not
+    /// for the other to say.
+    pub image: Option<PathBuf>,
+    /// The initial RAM disk that goes with it.
+    pub initrd: Option<PathBuf>,
 }
 
 impl Args {
@@ -154,6 +159,8 @@ impl Args {
                 memory_max: memory,
                 vsock: vsock.map(|v| v.path),
                 tls,
+                image: self.image,
+                initrd: self.initrd,
             }));
         }
 
@@ -277,9 +284,10 @@ fn parse_boot(s: &str) -> std::result::Result<BootMode, String> {
 
 fn parse_on_reset(s: &str) -> std::result::Result<OnReset, String> {
     match s {
+        "auto" => Ok(OnReset::Auto),
         "reboot" => Ok(OnReset::Reboot),
         "exit" => Ok(OnReset::Exit),
-        _ => Err(format!("{s:?}: must be reboot or exit")),
+        _ => Err(format!("{s:?}: must be auto, reboot or exit")),
     }
 }
 

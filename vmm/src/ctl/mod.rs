@@ -91,6 +91,8 @@ enum Command {
     Pause,
     /// Let the vCPUs run again.
     Resume,
+    /// Begin the VM again, as if it had been switched off and on.
+    Reset,
     /// Press the ACPI power button: a guest that heeds it powers off by itself.
     PowerButton,
     /// End the VM and the process in order; the guest is not asked.
@@ -196,6 +198,7 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
         Command::Boot => order("PUT", "/v1/vm/boot", None),
         Command::Pause => order("PUT", "/v1/vm/pause", None),
         Command::Resume => order("PUT", "/v1/vm/resume", None),
+        Command::Reset => order("PUT", "/v1/vm/reset", None),
         Command::PowerButton => order("PUT", "/v1/vm/power-button", None),
         Command::Shutdown => order("PUT", "/v1/vm/shutdown", None),
         Command::Kill => order("PUT", "/v1/vm/kill", None),

@@ -287,14 +287,14 @@ impl<'a> Driver<'a> {
         let _urgent = (self.pending.count() <= URGENT_PAGES).then(|| Urgent::begin(0));
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let before = connection.sent;
-        let stop = || job.cancelled();
+        let stop = || job.cancelled() || vm.is_to_be_reset();
         let result = self.writer.send(&mut self.pending, vm.memory(), connection, &stop);
         let sent = result.map_err(|e| match e {
             SendError::Memory(e) => Event::Failed(internal(&e)),
             SendError::Connection(ConnectionError::Stopped) => {
                 // A frame may be half written: this connection can say nothing more.
                 self.connection = None;
-                Event::Cancel
+                if vm.is_to_be_reset() { Event::Failed(reset()) } else { Event::Cancel }
             }
             SendError::Connection(e) => {
                 self.connection = None;
@@ -364,6 +364,7 @@ impl<'a> Driver<'a> {
                 b.pause_us = stamp::now().since(&exit) / 1000;
                 Event::Paused
             }
+            Err(_) if self.vm.is_to_be_reset() => Event::Failed(reset()),
             Err(e) => Event::Failed(state(&e)),
         }
     }
@@ -505,6 +506,10 @@ impl<'a> Driver<'a> {
         if self.job.cancelled() && !self.cancelled {
             self.cancelled = true;
             self.events.push_back(Event::Cancel);
+        }
+        if !self.cancelled && self.vm.is_to_be_reset() {
+            self.cancelled = true;
+            self.events.push_back(Event::Failed(reset()));
         }
         if let Some(connection) = &mut self.connection {
             match connection.poll() {
@@ -656,6 +661,11 @@ fn internal(e: &crate::Error) -> Reason {
 
 fn state(e: &crate::Error) -> Reason {
     Reason::new(ReasonCode::State, e.to_string())
+}
+
+/// What has been sent is of no use: the guest begins again, and that waits for the end of the port.
+fn reset() -> Reason {
+    Reason::new(ReasonCode::Cancelled, "the guest was reset")
 }
 
 fn disconnected(e: &ConnectionError) -> Reason {

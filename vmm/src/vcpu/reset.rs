@@ -1,7 +1,7 @@
 //! A vCPU as it is at power-on.
 //!
 //! KVM has no call that resets a vCPU. What it makes of a new one is read from a new one, in a VM of its own that never runs
-//! ([`crate::vm::Vm::reset_vcpus`]), and set in the old one. The local APIC's LINT0 of the first vCPU is already connected to
+//! ([`crate::vm::Vm::reset`]), and set in the old one. The local APIC's LINT0 of the first vCPU is already connected to
 //! the PICs by KVM; the others wait for INIT and SIPI.
 
 use kvm_bindings::{Msrs, kvm_msr_entry};

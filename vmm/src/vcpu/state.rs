@@ -73,8 +73,8 @@ pub struct MsrList(Vec<u32>);
 
 impl MsrList {
     /// Those that KVM names and that can be read from this vCPU; `system`: also those that only an operating system sets.
-    pub fn probe(fd: &VcpuFd, system: bool) -> Result<MsrList> {
-        let list = Kvm::new().and_then(|k| k.get_msr_index_list()).map_err(kvm("get MSR list"))?;
+    pub fn probe(host: &Kvm, fd: &VcpuFd, system: bool) -> Result<MsrList> {
+        let list = host.get_msr_index_list().map_err(kvm("get MSR list"))?;
         let wanted = |i: &u32| !NOT_SAVED.contains(i) && (system || *i != MSR_POLL_CONTROL);
         let mut left: Vec<u32> = list.as_slice().iter().copied().filter(wanted).collect();
         if system {

@@ -376,6 +376,12 @@ impl Transport {
         self.interrupt_status = 0;
     }
 
+    /// As at power-on: beside what the driver's own reset does.
+    pub fn power_on(&mut self) {
+        self.reset();
+        self.config_generation = 0;
+    }
+
     fn needs_reset(&mut self, why: &str) {
         log::warn!("{}: the device needs a reset: {why}", self.device.id());
         self.status |= status::NEEDS_RESET;

@@ -6,7 +6,7 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, OnceLock};
+use std::sync::{Arc, Mutex};
 
 use kvm_bindings::{CpuId, KVM_MAX_CPUID_ENTRIES, KVM_PIT_SPEAKER_DUMMY, kvm_pit_config};
 use kvm_ioctls::{Cap, Kvm, VcpuFd, VmFd};
@@ -17,9 +17,10 @@ use super::life::Life;
 use super::{Vm, VmDescription};
 use crate::acpi;
 use crate::boot::info::{InfoPage, OwnerId};
-use crate::boot::{Entry, Image, start};
+use crate::boot::start::{self, Start};
+use crate::boot::{BootFiles, Entry, Image};
 use crate::config::cli::ReceiveConfig;
-use crate::config::{BALLOON_ID, Config, RNG_ID, VSOCK_ID};
+use crate::config::{BALLOON_ID, Config, OnReset, RNG_ID, VSOCK_ID};
 use crate::console::Console;
 use crate::devices::Devices;
 use crate::error::{Error, FieldError, Result, host};
@@ -158,10 +159,12 @@ pub(super) fn event_irq(fd: &VmFd, irqchip: bool) -> Result<Option<EventFd>> {
 
 impl Vm {
     /// Builds a VM from its image, ready to start.
-    pub fn boot(config: Config, owner: OwnerId, stats: Arc<Stats>) -> Result<Vm> {
+    pub fn boot(mut config: Config, owner: OwnerId, stats: Arc<Stats>) -> Result<Vm> {
         let kvm = open_kvm()?;
         let memory = new_memory(&config)?;
-        let image = Image::load(&config.image, &memory, config.boot)?;
+        let files = BootFiles::open(&config.image, config.initrd.as_deref())?;
+        let image = Image::load(&files.image, &memory, config.boot)?;
+        config.on_reset = config.on_reset.of_image(image.wants_announcements);
         let info = match &image.entry {
             Entry::Direct(start) => Some(InfoPage { address: start.boot_info }),
             Entry::Pvh(_) | Entry::Linux(_) => None,
@@ -174,7 +177,7 @@ impl Vm {
             return Err(Error::Config(vec![FieldError::new("cpus", format!("{}: {why}", config.cpus))]));
         }
         let shell = Shell::new(&kvm, &memory, irqchip, config.cpus)?;
-        let vm = Vm::assemble(config, owner, info, shell, memory, stats)?;
+        let vm = Vm::assemble(config, owner, info, kvm, Some(files), shell, memory, stats)?;
         vm.prepare_start(&image)?;
         Ok(vm)
     }
@@ -186,9 +189,10 @@ impl Vm {
 
     /// Registers and pages of a start.
     fn prepare_start(&self, image: &Image) -> Result<()> {
+        let Some(files) = &self.files else { return Err(Error::State("nothing to start from".into())) };
         let devices = self.devices().virtio().len();
-        let vcpu = self.vcpu();
-        start::prepare(&self.config, self.owner, image, devices, &self.memory, vcpu.fd(), &self.cpuid)
+        let start = Start { config: &self.config, files, owner: self.owner, devices, cpuid: &self.cpuid };
+        start::prepare(&start, image, &self.memory, self.vcpu().fd(), None)
     }
 
     /// Builds an empty VM for one that will be ported here: everything but its state. The taps are this host's, joined by
@@ -216,6 +220,11 @@ impl Vm {
         if !errors.is_empty() {
             return Err(Error::Config(errors));
         }
+        let files = host.image.as_deref().map(|image| BootFiles::open(image, host.initrd.as_deref())).transpose()?;
+        if let Some(image) = &host.image {
+            config.image.clone_from(image);
+            config.initrd.clone_from(&host.initrd);
+        }
         config.serial.clone_from(&host.serial);
         config.arbiter = host.arbiter.or(config.arbiter);
         config.tls = Some(host.tls.clone());
@@ -238,15 +247,18 @@ impl Vm {
                 scaled |= scale_tsc(vcpu, here, description.tsc_khz)?;
             }
         }
-        let mut vm = Vm::assemble(config, owner, description.info, shell, memory, stats)?;
+        let mut vm = Vm::assemble(config, owner, description.info, kvm, files, shell, memory, stats)?;
         vm.tsc_scaled = scaled;
         Ok(vm)
     }
 
+    #[allow(clippy::too_many_arguments)]
     fn assemble(
         config: Config,
         owner: OwnerId,
         info: Option<InfoPage>,
+        kvm: Kvm,
+        files: Option<BootFiles>,
         shell: Shell,
         memory: Memory,
         stats: Arc<Stats>,
@@ -279,22 +291,27 @@ impl Vm {
             .map(|(i, fd)| Arc::new(Mutex::new(Vcpu::new(fd, i))))
             .collect::<Vec<_>>();
         BootTimes::reach(&context.stats.boot.built);
+        let reboots = config.on_reset == OnReset::Reboot && files.is_some();
+        if config.on_reset == OnReset::Reboot && files.is_none() {
+            log::info!("a reset ends this VM: there is no image here to begin it from (--image)");
+        }
         Ok(Vm {
-            config,
+            config: Arc::new(config),
             owner,
             info,
             irqchip: shell.irqchip,
             cpuid: shell.cpuid,
             tsc_khz,
             tsc_scaled: false,
-            msrs: OnceLock::new(),
+            msrs: Arc::default(),
+            files: files.map(Arc::new),
             threads: Mutex::new(Vec::new()),
-            life: Arc::new(Life::new(context.gate.clone(), vcpus.len())),
+            life: Arc::new(Life::new(context.gate.clone(), vcpus.len(), reboots)),
             io_stop: Arc::new(io_stop),
-            copying: AtomicBool::new(false),
             context: Arc::new(context),
             vcpus,
-            fd: shell.fd,
+            kvm: Arc::new(kvm),
+            fd: Arc::new(shell.fd),
             memory,
         })
     }
@@ -315,7 +332,7 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     }
 }
 
-pub(super) fn open_kvm() -> Result<Kvm> {
+fn open_kvm() -> Result<Kvm> {
     Kvm::new().map_err(|e| Error::Host {
         what: "/dev/kvm (the VMM needs KVM and the right to use it)".into(),
         source: io::Error::from_raw_os_error(e.errno()),

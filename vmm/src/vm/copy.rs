@@ -1,11 +1,11 @@
 //! The right to copy a VM's memory by the dirty log: one port or one checkpoint at a time.
 //!
 //! Both read and clear the same log and the same bitmap of the monitor's own writes; two at once would each miss what the
-//! other has seen. While there is a claim all device queues are served by this process, so that what devices write is seen as
+//! other has seen. A reset waits until there is no claim, and there is none while a VM is reset: whoever has it gives it up when
+//! [`Vm::is_to_be_reset`] says so. While there is a claim all device queues are served by this process, so that what devices write is seen as
 //! well.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use super::Vm;
 use crate::error::{Error, Result};
@@ -16,7 +16,7 @@ pub struct CopyClaim(Arc<Vm>);
 impl Drop for CopyClaim {
     fn drop(&mut self) {
         self.0.devices().keep_rings(false);
-        self.0.copying.store(false, Ordering::Release);
+        self.0.life.end_copy();
     }
 }
 
@@ -27,16 +27,14 @@ impl Vm {
             let why = "another process writes to the guest's memory, in no log (vhost_user)";
             return Err(Error::Conflict(format!("a VM with {id} cannot be ported or checkpointed: {why}")));
         }
-        if self.copying.swap(true, Ordering::AcqRel) {
-            return Err(Error::Conflict("a port or a checkpoint of the VM is under way".into()));
-        }
+        self.life.begin_copy()?;
         self.devices().keep_rings(true);
         Ok(CopyClaim(self.clone()))
     }
 
     /// Whether somebody has the claim.
     pub fn is_copied(&self) -> bool {
-        self.copying.load(Ordering::Acquire)
+        self.life.is_copied()
     }
 
     /// While the VM is stopped: whether the guest stands at the end of a park, so that it looks at its boot-info page before

@@ -2,18 +2,23 @@
 //!
 //! Owns what is wanted of the vCPU threads and where they are. Always true: changes of either happen under one lock, so a kick
 //! for what is wanted is never lost, and whoever waits for a phase sees it. The VM is paused when no vCPU thread is in the
-//! guest, and has ended, once, when the last of them has; how is said by the vCPU that ended first.
+//! guest, and has ended, once, when the last of them has; how is said by the vCPU that ended first. A reset keeps all of them out of
+//! the guest from when it is wanted until it is over; the thread that finds them all out carries it out, once nobody copies the VM's
+//! memory. Guests that reset themselves without end do so at [`RESETS`] only.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
 use super::Vm;
+use super::reset::{ResetCause, Restart};
 use crate::error::{Error, Result, host};
 use crate::event::Token;
 use crate::gate::Gate;
+use crate::limit::{Bucket, Rate};
 use crate::sandbox::{self, Kind};
 use crate::stats::BootTimes;
 use crate::vcpu::{self, Context, End, Kicker, Outcome, Vcpu};
@@ -21,6 +26,10 @@ use crate::virtio::Progress;
 
 /// Stack of the vCPU and I/O threads.
 const THREAD_STACK: usize = 256 << 10;
+
+/// Resets a second that a guest may cause, and how many at once: a guest that crashes early in its boot does not keep the host busy
+/// with loading it, and the log from showing anything else.
+const RESETS: Rate = Rate { rate: 1, burst: Some(20) };
 
 /// Where a VM is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -53,6 +62,23 @@ struct LifeState {
     /// vCPU threads that are in the guest, or on their way there or back.
     inside: usize,
     end: Option<End>,
+    /// A reset that is wanted, until it is over.
+    reset: Option<ResetCause>,
+    /// A thread carries it out.
+    resetting: bool,
+    /// Resets that are over.
+    resets: u64,
+    /// Somebody has the right to the dirty log.
+    copied: bool,
+    pace: Bucket,
+}
+
+/// What a vCPU thread does next.
+enum Next {
+    /// Go to the guest; whether it is the first to go.
+    Enter(bool),
+    Reset(ResetCause),
+    End,
 }
 
 /// What is wanted of the vCPU threads and where they are.
@@ -62,6 +88,9 @@ pub(super) struct Life {
     on_end: Mutex<Option<OnEnd>>,
     gate: Arc<Gate>,
     kickers: Vec<Kicker>,
+    /// A reset by the guest is no end.
+    reboots: bool,
+    born: Instant,
     /// CLOCK_MONOTONIC when, after none was, a vCPU thread last went to the guest, and when the last one last came back.
     entered_ns: AtomicU64,
     exited_ns: AtomicU64,
@@ -70,7 +99,7 @@ pub(super) struct Life {
 type OnEnd = Box<dyn FnOnce(&End) + Send>;
 
 impl Life {
-    pub(super) fn new(gate: Arc<Gate>, vcpus: usize) -> Life {
+    pub(super) fn new(gate: Arc<Gate>, vcpus: usize, reboots: bool) -> Life {
         Life {
             state: Mutex::new(LifeState {
                 want: Want::Run,
@@ -79,7 +108,14 @@ impl Life {
                 threads: 0,
                 inside: 0,
                 end: None,
+                reset: None,
+                resetting: false,
+                resets: 0,
+                copied: false,
+                pace: Bucket::new(&RESETS, Duration::ZERO),
             }),
+            reboots,
+            born: Instant::now(),
             changed: Condvar::new(),
             on_end: Mutex::new(None),
             gate,
@@ -99,25 +135,43 @@ impl Life {
         self.kickers.iter().for_each(Kicker::signal);
     }
 
-    /// A vCPU thread wants to go to the guest: waits until it may. Says whether it is the first to go; `None`: it must end.
-    fn go(&self) -> Option<bool> {
+    /// A vCPU thread wants to go to the guest: waits until it may, or has to do something else.
+    fn go(&self) -> Next {
         let mut state = self.lock();
-        while state.want == Want::Pause || state.held && state.want == Want::Run {
-            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match (state.want, state.reset) {
+                (Want::Stop, _) => return Next::End,
+                (_, Some(cause)) if !state.resetting && state.inside == 0 && !state.copied => {
+                    let rest = match cause {
+                        ResetCause::Operator => Duration::ZERO,
+                        _ => state.pace.wait(1, self.born.elapsed()),
+                    };
+                    if rest.is_zero() {
+                        if cause != ResetCause::Operator {
+                            state.pace.charge(1);
+                        }
+                        state.resetting = true;
+                        return Next::Reset(cause);
+                    }
+                    state = self.changed.wait_timeout(state, rest).unwrap_or_else(PoisonError::into_inner).0;
+                }
+                (Want::Run, None) if !state.held => {
+                    state.phase = Phase::Running;
+                    state.inside += 1;
+                    return Next::Enter(state.inside == 1);
+                }
+                _ => state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner),
+            }
         }
-        if state.want == Want::Stop {
-            return None;
-        }
-        state.phase = Phase::Running;
-        state.inside += 1;
-        Some(state.inside == 1)
     }
 
     /// The thread is back, the vCPU's state can be read; `end`: that of the VM, if it has ended.
     fn came_back(&self, end: Option<&End>) {
         let mut state = self.lock();
-        if let Some(end) = end {
-            self.end(&mut state, end);
+        match (end, end.and_then(ResetCause::of_end)) {
+            (Some(_), Some(cause)) if self.reboots => self.want_reset(&mut state, cause),
+            (Some(end), _) => self.end(&mut state, end),
+            (None, _) => {}
         }
         state.inside -= 1;
         if state.inside == 0 {
@@ -141,9 +195,81 @@ impl Life {
         if hold {
             self.kick();
         } else {
-            self.gate.clear_kick();
+            self.let_go(&state);
             self.changed.notify_all();
         }
+    }
+
+    /// Ends the kick, if nothing keeps the vCPUs out of the guest any more.
+    fn let_go(&self, state: &LifeState) {
+        if state.want == Want::Run && !state.held && state.reset.is_none() {
+            self.gate.clear_kick();
+        }
+    }
+
+    fn want_reset(&self, state: &mut LifeState, cause: ResetCause) {
+        state.reset.get_or_insert(cause);
+        self.kick();
+        self.changed.notify_all();
+    }
+
+    /// A reset from outside; waits until it is over.
+    pub(super) fn reset(&self) -> Result<()> {
+        let mut state = self.lock();
+        if state.copied {
+            return Err(Error::Conflict("a port or a checkpoint of the VM is under way".into()));
+        }
+        match (state.want, state.phase) {
+            (Want::Stop, _) | (_, Phase::Ended) => return Err(ended()),
+            (_, Phase::Created) => return Err(Error::Conflict("the VM has not been started yet".into())),
+            _ => {}
+        }
+        self.want_reset(&mut state, ResetCause::Operator);
+        let over = state.resets + 1;
+        while state.want != Want::Stop && state.resets < over {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        if state.resets < over { Err(ended()) } else { Ok(()) }
+    }
+
+    pub(super) fn is_to_be_reset(&self) -> bool {
+        self.lock().reset.is_some()
+    }
+
+    /// The reset that [`Life::go`] has given to a thread is over.
+    fn reset_is_over(&self, result: Result<()>) {
+        let mut state = self.lock();
+        (state.reset, state.resetting) = (None, false);
+        match result {
+            Ok(()) => {
+                state.resets += 1;
+                self.let_go(&state);
+            }
+            Err(e) => self.end(&mut state, &End::Crash(format!("the VM cannot begin again: {e}"))),
+        }
+        self.changed.notify_all();
+    }
+
+    /// The right to copy memory by the dirty log; there is one.
+    pub(super) fn begin_copy(&self) -> Result<()> {
+        let mut state = self.lock();
+        if state.copied {
+            return Err(Error::Conflict("a port or a checkpoint of the VM is under way".into()));
+        }
+        if state.reset.is_some() {
+            return Err(Error::Conflict("the VM is being reset".into()));
+        }
+        state.copied = true;
+        Ok(())
+    }
+
+    pub(super) fn end_copy(&self) {
+        self.lock().copied = false;
+        self.changed.notify_all();
+    }
+
+    pub(super) fn is_copied(&self) -> bool {
+        self.lock().copied
     }
 
     /// The VM is to end like this; the first call counts.
@@ -189,9 +315,12 @@ impl Vm {
                 state.phase = Phase::Paused;
             }
         }
+        let restart = Restart::of(self).map(Arc::new);
         for (index, vcpu) in self.vcpus.iter().enumerate() {
             let (context, life, vcpu) = (self.context.clone(), self.life.clone(), vcpu.clone());
-            match spawn(&format!("vcpu{index}"), move || vcpu_thread(&context, &life, index, &vcpu)) {
+            let restart = restart.clone();
+            let body = move || vcpu_thread(&context, &life, index, &vcpu, restart.as_deref());
+            match spawn(&format!("vcpu{index}"), body) {
                 Ok(thread) => threads.push(thread),
                 Err(e) => {
                     // For those that do not exist; those that do end by themselves.
@@ -220,7 +349,8 @@ impl Vm {
     pub fn pause(&self) -> Result<()> {
         let life = &self.life;
         let mut state = life.lock();
-        if state.want == Want::Run {
+        let ours = state.want == Want::Run;
+        if ours {
             state.want = Want::Pause;
             life.kick();
             // Threads that are still on their way to their first instruction find out there.
@@ -228,11 +358,23 @@ impl Vm {
                 state.phase = Phase::Paused;
             }
         }
-        while state.want == Want::Pause && state.inside > 0 || state.want == Want::Stop && state.threads > 0 {
+        while match state.want {
+            Want::Run => false,
+            Want::Pause => state.inside > 0 || state.reset.is_some() && !state.copied,
+            Want::Stop => state.threads > 0,
+        } {
             state = life.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
+        if state.want == Want::Pause && state.reset.is_some() {
+            // The reset waits for the one who copies memory, and for a copy there is nothing left to pause.
+            if ours {
+                (state.want, state.phase) = (Want::Run, Phase::Running);
+                life.changed.notify_all();
+            }
+            return Err(Error::Conflict("the VM is being reset".into()));
+        }
         match (state.want, state.phase) {
-            (Want::Stop, _) | (_, Phase::Ended) => Err(Error::Conflict("the VM has ended".into())),
+            (Want::Stop, _) | (_, Phase::Ended) => Err(ended()),
             (Want::Run, _) => Err(Error::Conflict("the VM was resumed at the same time".into())),
             (Want::Pause, _) => Ok(()),
         }
@@ -242,14 +384,14 @@ impl Vm {
     pub fn resume(&self) -> Result<()> {
         let mut state = self.life.lock();
         if state.want == Want::Stop {
-            return Err(Error::Conflict("the VM has ended".into()));
+            return Err(ended());
         }
         if state.phase == Phase::Paused {
             self.tell_of_pause();
             state.phase = Phase::Running;
         }
         state.want = Want::Run;
-        self.life.gate.clear_kick();
+        self.life.let_go(&state);
         self.life.changed.notify_all();
         Ok(())
     }
@@ -303,14 +445,27 @@ pub(super) fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<
         .map_err(host(format!("thread {name}")))
 }
 
-fn vcpu_thread(context: &Context, life: &Life, index: usize, vcpu: &Mutex<Vcpu>) {
+fn ended() -> Error {
+    Error::Conflict("the VM has ended".into())
+}
+
+fn vcpu_thread(context: &Context, life: &Life, index: usize, vcpu: &Mutex<Vcpu>, restart: Option<&Restart>) {
     // An index of a vCPU is one of a kicker: both were made together.
     let kicker = &life.kickers[index];
     kicker.enter();
     let confined = sandbox::confine(Kind::Vcpu);
     // SAFETY: no memory is involved. Park deadlines are meant to the microsecond.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1usize) };
-    while let Some(first) = life.go() {
+    loop {
+        let first = match life.go() {
+            Next::Enter(first) => first,
+            Next::Reset(cause) => {
+                let nothing = || Err(Error::State("nothing to begin from".into()));
+                life.reset_is_over(restart.map_or_else(nothing, |r| r.perform(cause)));
+                continue;
+            }
+            Next::End => break,
+        };
         if let Err(e) = &confined {
             life.came_back(Some(&End::Crash(e.to_string())));
             continue;

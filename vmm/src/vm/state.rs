@@ -70,7 +70,7 @@ impl Vm {
     /// What this VM is made of.
     pub fn describe(&self) -> VmDescription {
         VmDescription {
-            config: self.config.clone(),
+            config: Config::clone(&self.config),
             irqchip: self.irqchip,
             info: self.info,
             tsc_khz: self.tsc_khz,
@@ -88,7 +88,7 @@ impl Vm {
         if running {
             self.pause()?;
         }
-        let result = MsrList::probe(self.vcpu().fd(), self.irqchip).map(|list| {
+        let result = MsrList::probe(&self.kvm, self.vcpu().fd(), self.irqchip).map(|list| {
             let _ = self.msrs.set(list);
         });
         if running {
@@ -152,7 +152,7 @@ impl Vm {
             vcpu_state::restore(vcpu.fd(), state, tsc)?;
         }
         if let Some(irqchip) = &state.irqchip {
-            self.load_chips(irqchip)?;
+            load_chips(&self.fd, irqchip)?;
         }
         // An irqfd stays registered when its descriptor is closed only until then; the new one replaces it.
         let serial_irq = serial_irq(&self.fd, self.irqchip)?;
@@ -184,13 +184,13 @@ impl Vm {
             Phase::Ended => Err(Error::Conflict("the VM has ended".into())),
         }
     }
+}
 
-    pub(super) fn load_chips(&self, state: &IrqchipState) -> Result<()> {
-        for chip in state.chips.iter().filter(|c| CHIPS.contains(&c.chip_id)) {
-            self.fd.set_irqchip(chip).map_err(kvm("set irqchip"))?;
-        }
-        self.fd.set_pit2(&state.pit).map_err(kvm("set PIT"))
+pub(super) fn load_chips(vm: &VmFd, state: &IrqchipState) -> Result<()> {
+    for chip in state.chips.iter().filter(|c| CHIPS.contains(&c.chip_id)) {
+        vm.set_irqchip(chip).map_err(kvm("set irqchip"))?;
     }
+    vm.set_pit2(&state.pit).map_err(kvm("set PIT"))
 }
 
 pub(super) fn save_irqchip(vm: &VmFd) -> Result<IrqchipState> {

@@ -20,8 +20,17 @@ pub struct Process {
 
 impl Process {
     pub fn start(dir: &Path, code: &[u8], more: &[&str]) -> Process {
+        Process::boot(dir, &guest::image(code), more)
+    }
+
+    /// One whose guest starts in protected mode, with interrupt controllers.
+    pub fn pvh(dir: &Path, code: &[u8], more: &[&str]) -> Process {
+        Process::boot(dir, &guest::pvh_image(code), more)
+    }
+
+    fn boot(dir: &Path, bytes: &[u8], more: &[&str]) -> Process {
         let (image, socket) = (dir.join("image"), dir.join("api.sock"));
-        std::fs::write(&image, guest::image(code)).unwrap();
+        std::fs::write(&image, bytes).unwrap();
         let child = vmm()
             .args(["--memory", "8M", "--serial", "none", "--name", "test", "--vm-id", "9", "--image"])
             .arg(&image)

@@ -60,7 +60,7 @@ fn other_files_are_refused_by_name() {
     let memory = Memory::new(crate::memory::HUGE_PAGE).unwrap();
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("vmlinuz");
-    let refused = |mode| Image::load(&path, &memory, mode).unwrap_err().to_string();
+    let refused = |mode| Image::load(&BootFile::open("image", &path).unwrap(), &memory, mode).unwrap_err().to_string();
     let mut bz = vec![0u8; 4096];
     bz[0x202..0x206].copy_from_slice(b"HdrS");
     std::fs::write(&path, &bz).unwrap();

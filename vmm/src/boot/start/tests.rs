@@ -1,3 +1,5 @@
+use std::path::Path;
+
 use super::*;
 
 fn file(len: usize) -> tempfile::NamedTempFile {
@@ -6,20 +8,27 @@ fn file(len: usize) -> tempfile::NamedTempFile {
     file
 }
 
+fn open(path: &Path) -> BootFile {
+    BootFile::open("initrd", path).unwrap()
+}
+
 #[test]
 fn an_initrd_lies_as_high_as_it_may() {
     const MIB: u64 = 1 << 20;
     let memory = Memory::new(64 << 20).unwrap();
     let disk = file(5000);
-    assert_eq!(load_initrd(disk.path(), &memory, MIB, u64::MAX).unwrap(), 64 * MIB - 8192..64 * MIB - 8192 + 5000);
-    assert_eq!(load_initrd(disk.path(), &memory, MIB, 32 * MIB).unwrap().start, 32 * MIB - 8192);
+    assert_eq!(
+        load_initrd(&open(disk.path()), &memory, MIB, u64::MAX).unwrap(),
+        64 * MIB - 8192..64 * MIB - 8192 + 5000
+    );
+    assert_eq!(load_initrd(&open(disk.path()), &memory, MIB, 32 * MIB).unwrap().start, 32 * MIB - 8192);
     assert_eq!(memory.ram().read_obj::<u8>(GuestAddress(32 * MIB - 8192 + 4999)).unwrap(), 0x5a);
     for (floor, ceiling) in [(64 * MIB - 4096, u64::MAX), (MIB, 4096), (MIB, MIB + 4999)] {
-        let e = load_initrd(disk.path(), &memory, floor, ceiling).unwrap_err();
+        let e = load_initrd(&open(disk.path()), &memory, floor, ceiling).unwrap_err();
         assert!(matches!(&e, Error::Config(e) if e[0].field == "initrd"), "{e}");
     }
-    assert!(load_initrd(file(0).path(), &memory, MIB, u64::MAX).is_err());
-    assert!(load_initrd(Path::new("/nonexistent"), &memory, MIB, u64::MAX).is_err());
+    assert!(load_initrd(&open(file(0).path()), &memory, MIB, u64::MAX).is_err());
+    assert!(BootFile::open("initrd", Path::new("/nonexistent")).is_err());
 }
 
 #[test]
