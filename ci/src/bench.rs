@@ -32,7 +32,7 @@ pub enum Bench {
     Port,
     /// NFS against nfs-ganesha.
     Nfs,
-    /// Cost of a `vmm` process.
+    /// `vmm` against QEMU's microvm, and against no VM at all.
     Vmm,
 }
 
@@ -83,7 +83,7 @@ pub fn run(options: &Options) -> Result<()> {
                 let (rounds, seconds) = if options.quick { (3, 1.5) } else { (7, 4.0) };
                 nfs::compare(&cluster.lab, &program, &Ours(&cluster), Some(&ganesha), rounds, seconds)?
             }
-            Bench::Vmm => vmm::run(&cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB])?,
+            Bench::Vmm => vmm::run(cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB], options.quick)?,
         };
         println!("{}:\n{}", bench.name(), table(&rows));
         page::write(&artifacts.root.join("docs/benchmarks.md"), bench.name(), &rows, options.quick)?;

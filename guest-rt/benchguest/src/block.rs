@@ -121,11 +121,8 @@ pub async fn run(disk: &BlockDevice, job: &Job) -> Result<(u64, u64), String> {
     }
     let buffers: Vec<Buffer> = (0..job.depth).map(|_| Buffer::new(job.bytes)).collect();
     let start = Instant::now();
-    let progress = Rc::new(Progress {
-        started: Cell::new(0),
-        random: Cell::new(0x9e37_79b9_7f4a_7c15),
-        end: start + job.limit,
-    });
+    let progress =
+        Rc::new(Progress { started: Cell::new(0), random: Cell::new(0x9e37_79b9_7f4a_7c15), end: start + job.limit });
     let mut tasks = Vec::new();
     for buffer in buffers {
         let (disk, job, progress) = (disk.clone(), job.clone(), progress.clone());
