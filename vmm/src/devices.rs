@@ -124,6 +124,24 @@ impl Devices {
         progress
     }
 
+    /// Looks at what can be seen without an event, for who goes on looking: drivers need not ring until
+    /// [`Devices::end_poll`]. True if there was anything.
+    pub fn poll(&mut self) -> bool {
+        self.virtio.iter_mut().fold(false, |any, device| device.poll() | any)
+    }
+
+    /// Asks all drivers to ring again, and looks at what they did before they could know. [`Progress::More`] asks to be called
+    /// again.
+    pub fn end_poll(&mut self) -> Progress {
+        let mut progress = Progress::Done;
+        for device in &mut self.virtio {
+            if device.end_poll() == Progress::More {
+                progress = Progress::More;
+            }
+        }
+        progress
+    }
+
     /// Serves an event. [`Progress::More`] asks to be called with it again, best after the lock was free for a moment.
     pub fn handle(&mut self, token: Token) -> Progress {
         let (index, own) = match token {

@@ -101,6 +101,11 @@ pub trait Device: Send {
     fn reset(&mut self);
     /// Looks at everything: queues, own descriptors. Takes from and gives to the queues what it can.
     fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError>;
+    /// Whether [`Device::process`] would find something that no event may tell of, while drivers need not ring: a cheap look. A
+    /// device that says so never is not polled.
+    fn pending(&mut self, _work: &Work<'_>) -> bool {
+        false
+    }
     /// One of the device's descriptors is ready; [`Device::process`] follows.
     fn event(&mut self) {}
     /// The descriptors that are to cause [`Device::event`].

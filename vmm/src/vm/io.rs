@@ -1,0 +1,57 @@
+//! The I/O thread: serves the devices while the guest computes.
+//!
+//! Sleeps until a descriptor is ready, serves it, and then looks for more for a bounded time ([`super::polling`]); meanwhile
+//! drivers need not ring. Always true: before it sleeps, and as soon as the vCPU is parked (its thread then serves the devices
+//! itself), every driver has been asked to ring again, and what it did meanwhile was looked at.
+
+use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use super::polling::Polling;
+use crate::event::{Ready, Token};
+use crate::sandbox::{self, Kind};
+use crate::vcpu::Context;
+use crate::virtio::Progress;
+
+/// Body of the thread; `stop` with the thread's wake descriptor ends it.
+pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
+    // It reads files, which the sandbox does not let this thread do.
+    let mut polling = Polling::new(std::thread::available_parallelism().map_or(1, usize::from));
+    if let Err(e) = sandbox::confine(Kind::Io) {
+        log::error!("the I/O thread cannot be confined, so no device is served: {e}");
+        return;
+    }
+    while !stop.load(Ordering::Acquire) {
+        let begin = Instant::now();
+        serve(context, &context.events.io.wait(None));
+        polling.slept(begin.elapsed());
+        if !polling.budget().is_zero() {
+            look(context, stop, polling.budget());
+        }
+    }
+}
+
+fn serve(context: &Context, ready: &Ready) {
+    for token in ready.iter().filter(|t| *t != Token::Wake) {
+        // The lock is given up in between, so that a long queue does not keep the guest from the other devices.
+        while context.devices.lock().unwrap_or_else(PoisonError::into_inner).handle(token) == Progress::More {}
+    }
+}
+
+/// Serves what comes, until nothing has come for so long.
+fn look(context: &Context, stop: &AtomicBool, patience: Duration) {
+    let mut last = Instant::now();
+    while last.elapsed() < patience && !context.gate.is_asleep() && !stop.load(Ordering::Acquire) {
+        let ready = context.events.io.wait(Some(Duration::ZERO));
+        serve(context, &ready);
+        let polled = context.devices.lock().unwrap_or_else(PoisonError::into_inner).poll();
+        if polled || !ready.is_empty() {
+            last = Instant::now();
+        } else {
+            // Whoever is waited for may want this very processor.
+            std::thread::yield_now();
+        }
+    }
+    while context.devices.lock().unwrap_or_else(PoisonError::into_inner).end_poll() == Progress::More {}
+}
