@@ -144,6 +144,15 @@ impl Devices {
 
     /// Serves an event. [`Progress::More`] asks to be called with it again, best after the lock was free for a moment.
     pub fn handle(&mut self, token: Token) -> Progress {
+        self.serve(token, false)
+    }
+
+    /// [`Devices::handle`] for who goes on with [`Devices::poll`].
+    pub fn handle_polled(&mut self, token: Token) -> Progress {
+        self.serve(token, true)
+    }
+
+    fn serve(&mut self, token: Token, polled: bool) -> Progress {
         let (index, own) = match token {
             Token::Doorbell { device, .. } => (device, false),
             Token::Device { device } => (device, true),
@@ -154,6 +163,7 @@ impl Devices {
             Token::Wake => return Progress::Done,
         };
         match self.virtio.get_mut(usize::from(index)) {
+            Some(device) if own && polled => device.polled_event(),
             Some(device) if own => device.event(),
             Some(device) => device.process(),
             None => Progress::Done,

@@ -107,6 +107,9 @@ macro_rules! work {
     };
 }
 
+// After the macro, which it uses.
+mod poll;
+
 /// A device and its transport.
 pub struct Transport {
     device: Box<dyn Device>,
@@ -129,8 +132,6 @@ pub struct Transport {
     outside: usize,
     /// Nothing is served until this ends: the VM is being saved.
     quiesced: bool,
-    /// While [`Transport::poll`] has the device look.
-    polled: bool,
 }
 
 impl Transport {
@@ -191,7 +192,6 @@ impl Transport {
             interrupt_status: 0,
             config_generation: 0,
             quiesced: false,
-            polled: false,
         })
     }
 
@@ -404,12 +404,12 @@ impl Transport {
         if !self.is_active() || self.quiesced {
             return Progress::Done;
         }
-        self.look()
+        self.look(false)
     }
 
-    fn look(&mut self) -> Progress {
+    fn look(&mut self, polled: bool) -> Progress {
         for queue in &mut self.queues {
-            queue.set_polled(self.polled);
+            queue.set_polled(polled);
         }
         let result = self.device.process(&mut work!(self));
         self.tell_used();
@@ -419,29 +419,6 @@ impl Transport {
             self.needs_reset(&e.0);
             Progress::Done
         })
-    }
-
-    /// Looks at what can be seen without an event; the driver need not ring until [`Transport::end_poll`], or until
-    /// [`Transport::process`] is called. True if that came to anything.
-    pub fn poll(&mut self) -> bool {
-        if !self.is_active() || self.quiesced || !self.device.pending(&work!(self)) {
-            return false;
-        }
-        let before = self.moves();
-        self.polled = true;
-        let _ = self.look();
-        self.polled = false;
-        self.moves() != before
-    }
-
-    /// See [`crate::devices::Devices::end_poll`].
-    pub fn end_poll(&mut self) -> Progress {
-        if self.queues.iter().any(VirtQueue::is_muted) { self.process() } else { Progress::Done }
-    }
-
-    /// Grows with everything taken from or put in a queue.
-    fn moves(&self) -> u64 {
-        self.queues.iter().fold(0, |sum, q| sum.wrapping_add(q.moves()))
     }
 
     fn tell_used(&mut self) {

@@ -4,15 +4,18 @@
 //! drivers need not ring. Always true: before it sleeps, and as soon as the vCPU is parked (its thread then serves the devices
 //! itself), every driver has been asked to ring again, and what it did meanwhile was looked at.
 
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use super::polling::Polling;
+use crate::devices::Devices;
 use crate::event::{Ready, Token};
 use crate::sandbox::{self, Kind};
 use crate::vcpu::Context;
 use crate::virtio::Progress;
+
+/// Looks at the rings for each look at the descriptors.
+const LOOKS: usize = 4;
 
 /// Body of the thread; `stop` with the thread's wake descriptor ends it.
 pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
@@ -24,7 +27,7 @@ pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
     }
     while !stop.load(Ordering::Acquire) {
         let begin = Instant::now();
-        serve(context, &context.events.io.wait(None));
+        serve(context, &context.events.io.wait(None), Devices::handle);
         polling.slept(begin.elapsed());
         if !polling.budget().is_zero() {
             look(context, stop, polling.budget());
@@ -32,10 +35,10 @@ pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
     }
 }
 
-fn serve(context: &Context, ready: &Ready) {
+fn serve(context: &Context, ready: &Ready, handle: fn(&mut Devices, Token) -> Progress) {
     for token in ready.iter().filter(|t| *t != Token::Wake) {
         // The lock is given up in between, so that a long queue does not keep the guest from the other devices.
-        while context.devices.lock().unwrap_or_else(PoisonError::into_inner).handle(token) == Progress::More {}
+        while handle(&mut context.devices(), token) == Progress::More {}
     }
 }
 
@@ -43,15 +46,17 @@ fn serve(context: &Context, ready: &Ready) {
 fn look(context: &Context, stop: &AtomicBool, patience: Duration) {
     let mut last = Instant::now();
     while last.elapsed() < patience && !context.gate.is_asleep() && !stop.load(Ordering::Acquire) {
+        // Rings are looked at more often than descriptors, which take a system call.
+        let mut any = (0..LOOKS).any(|_| context.devices().poll());
         let ready = context.events.io.wait(Some(Duration::ZERO));
-        serve(context, &ready);
-        let polled = context.devices.lock().unwrap_or_else(PoisonError::into_inner).poll();
-        if polled || !ready.is_empty() {
+        serve(context, &ready, Devices::handle_polled);
+        any |= !ready.is_empty();
+        if any {
             last = Instant::now();
         } else {
             // Whoever is waited for may want this very processor.
             std::thread::yield_now();
         }
     }
-    while context.devices.lock().unwrap_or_else(PoisonError::into_inner).end_poll() == Progress::More {}
+    while context.devices().end_poll() == Progress::More {}
 }

@@ -25,7 +25,7 @@ const LINE_MAX: usize = 4096;
 const QEMU_SUCCESS: i32 = 1;
 /// How long the guest polls before it halts. Under QEMU it has to poll all the time: no device interrupts it, so a halt ends by
 /// its timer only, up to 1 ms late.
-const SPIN_FOREVER_US: u64 = 1_000_000;
+pub const SPIN_FOREVER_US: u64 = 1_000_000;
 
 /// Who runs the VM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
