@@ -33,7 +33,7 @@ pub enum Bench {
     Port,
     /// NFS against nfs-ganesha.
     Nfs,
-    /// Cost of a `vmm` process.
+    /// `vmm` against QEMU's microvm, and against no VM at all.
     Vmm,
     /// Many ports under verified load.
     Soak,
@@ -90,7 +90,7 @@ pub fn run(options: &Options) -> Result<()> {
                 let (rounds, seconds) = if options.quick { (3, 1.5) } else { (7, 4.0) };
                 nfs::compare(&cluster.lab, &program, &Ours(&cluster), Some(&ganesha), rounds, seconds)?
             }
-            Bench::Vmm => vmm::run(&cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB])?,
+            Bench::Vmm => vmm::run(cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB], options.quick)?,
             Bench::Soak => soak::run(&mut cluster, &program, pick(40, 1000))?,
         };
         println!("{}:\n{}", bench.name(), table(&rows));

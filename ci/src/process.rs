@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// How much of a log an error quotes, from its end.
@@ -128,6 +128,16 @@ impl Daemon {
         let started = Instant::now();
         let child = Guard(spawn(command).with_context(|| format!("cannot start {name}"))?);
         Ok(Daemon { name: name.to_owned(), child, log: log.to_owned(), started })
+    }
+
+    /// As [`Daemon::start`], but its standard output is for the caller to read.
+    pub fn piped(name: &str, command: &mut Command, log: &Path) -> Result<(Self, ChildStdout)> {
+        let file = File::options().create(true).append(true).open(log)?;
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(file);
+        let started = Instant::now();
+        let mut child = Guard(spawn(command).with_context(|| format!("cannot start {name}"))?);
+        let stdout = child.0.stdout.take().with_context(|| format!("{name} has no standard output"))?;
+        Ok((Daemon { name: name.to_owned(), child, log: log.to_owned(), started }, stdout))
     }
 
     /// The moment before it was started.

@@ -13,7 +13,7 @@ use std::process::Command;
 pub enum Need {
     /// `demo`: the lab and a client.
     Demo,
-    /// `bench`: the load generator and the server compared with, too.
+    /// `bench`: the load generators and the programs compared with, too.
     Bench,
     /// `test nested`: an emulated machine.
     Nested,
@@ -26,11 +26,12 @@ const BENCH_PACKAGES: &[&str] = &[
     "gcc",
     "libc6-dev",
     "libnfs-dev",
+    "liburing-dev",
     "nfs-ganesha",
     "nfs-ganesha-vfs",
-    "rpcbind",
     "qemu-system-x86",
     "qemu-system-common",
+    "rpcbind",
 ];
 /// What the emulated machine is made of; `lz4` unpacks its kernel.
 const NESTED_PACKAGES: &[&str] =
@@ -150,14 +151,24 @@ fn install(packages: &[&str]) -> Result<()> {
 
 /// Builds the NFS load generator into `dir` and returns its path.
 pub fn load_generator(root: &Path, dir: &Path) -> Result<PathBuf> {
-    let source = root.join("ci/loadgen/nfs_load.c");
-    let program = dir.join("nfs_load");
+    compile(root, dir, "nfs_load", "-lnfs")
+}
+
+/// Builds the program that measures a disk image without a VM into `dir` and returns its path.
+pub fn block_load(root: &Path, dir: &Path) -> Result<PathBuf> {
+    compile(root, dir, "block_load", "-luring")
+}
+
+/// Builds a program of `ci/loadgen`, if it is older than its source.
+fn compile(root: &Path, dir: &Path, name: &str, library: &str) -> Result<PathBuf> {
+    let source = root.join(format!("ci/loadgen/{name}.c"));
+    let program = dir.join(name);
     std::fs::create_dir_all(dir)?;
     let modified = |p: &Path| std::fs::metadata(p).and_then(|m| m.modified()).ok();
     if modified(&program) <= modified(&source) {
         let mut gcc = Command::new("gcc");
-        gcc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&source).arg("-lnfs");
-        process::output(&mut gcc).context("cannot build the load generator")?;
+        gcc.args(["-O2", "-Wall", "-Wextra", "-Werror", "-o"]).arg(&program).arg(&source).arg(library);
+        process::output(&mut gcc).with_context(|| format!("cannot build {name}"))?;
     }
     Ok(program)
 }

@@ -20,7 +20,8 @@
 //! ring 3 (docs in `guest-abi`), any VMM by PVH, with or without the platform device.
 //!
 //! Command line words the run time itself understands: `virtio_mmio.device=` (as Linux), `log=LEVEL`, `spin_us=N`,
-//! `debug_exit=PORT` (QEMU's isa-debug-exit), `vm_id=N` (where there is no boot-info page).
+//! `debug_exit=PORT` (QEMU's isa-debug-exit), `vm_id=N` (where there is no boot-info page), `early_mark` (one character on the
+//! console as the first thing in ring 3).
 //!
 //! What an image uses: [`Env`], [`exec`] (spawn), [`time`], [`sync`], [`virtio::blk::BlockDevice`], [`net::Stack`],
 //! [`identity()`], [`rng`], [`println!`] and the `log` crate, [`boot_mark`].

@@ -1,4 +1,4 @@
-//! Builds and describes bootable images: both module images, and the Linux image of the nested test ([`linux`]).
+//! Builds and describes bootable images: both module images, the one that measures a VMM, and the Linux image of the nested test ([`linux`]).
 //!
 //! Always true: images are built by cargo runs of their own, one a module, so that neither the host's nor the other module's
 //! features leak into an image; what comes out has been looked at ([`elf`]) before it is handed on.
@@ -65,17 +65,31 @@ pub const PROFILE: &str = "guest";
 /// Builds both images of the workspace at `root` with `profile` (normally [`PROFILE`]) and checks them.
 pub fn build(root: &Path, profile: &str) -> Result<Images, Error> {
     for package in ["guest-nmodule", "guest-dmodule"] {
-        let mut cargo = cargo(root);
-        cargo.args(["build", "--locked", "--profile", profile, "--package", package]);
-        let status = cargo.status().map_err(|source| Error::Tool { tool: "cargo".into(), source })?;
-        if !status.success() {
-            return Err(Error::Failed {
-                tool: format!("cargo build --profile {profile} -p {package}"),
-                message: status.to_string(),
-            });
-        }
+        build_package(root, profile, package)?;
     }
     find(root, profile)
+}
+
+/// Builds the image that measures a VMM's devices, and checks it.
+pub fn build_bench(root: &Path, profile: &str) -> Result<PathBuf, Error> {
+    build_package(root, profile, BENCH_IMAGE)?;
+    let image = target_dir(root)?.join(profile).join(BENCH_IMAGE);
+    elf::check(&image)?;
+    Ok(image)
+}
+
+/// Package and file name of the image that measures.
+const BENCH_IMAGE: &str = "benchguest";
+
+fn build_package(root: &Path, profile: &str, package: &str) -> Result<(), Error> {
+    let mut cargo = cargo(root);
+    cargo.args(["build", "--locked", "--profile", profile, "--package", package]);
+    let status = cargo.status().map_err(|source| Error::Tool { tool: "cargo".into(), source })?;
+    if !status.success() {
+        let tool = format!("cargo build --profile {profile} -p {package}");
+        return Err(Error::Failed { tool, message: status.to_string() });
+    }
+    Ok(())
 }
 
 /// The images [`build`] has made earlier, checked.

@@ -124,8 +124,35 @@ impl Devices {
         progress
     }
 
+    /// Looks at what can be seen without an event, for who goes on looking: drivers need not ring until
+    /// [`Devices::end_poll`]. True if there was anything.
+    pub fn poll(&mut self) -> bool {
+        self.virtio.iter_mut().fold(false, |any, device| device.poll() | any)
+    }
+
+    /// Asks all drivers to ring again, and looks at what they did before they could know. [`Progress::More`] asks to be called
+    /// again.
+    pub fn end_poll(&mut self) -> Progress {
+        let mut progress = Progress::Done;
+        for device in &mut self.virtio {
+            if device.end_poll() == Progress::More {
+                progress = Progress::More;
+            }
+        }
+        progress
+    }
+
     /// Serves an event. [`Progress::More`] asks to be called with it again, best after the lock was free for a moment.
     pub fn handle(&mut self, token: Token) -> Progress {
+        self.serve(token, false)
+    }
+
+    /// [`Devices::handle`] for who goes on with [`Devices::poll`].
+    pub fn handle_polled(&mut self, token: Token) -> Progress {
+        self.serve(token, true)
+    }
+
+    fn serve(&mut self, token: Token, polled: bool) -> Progress {
         let (index, own) = match token {
             Token::Doorbell { device, .. } => (device, false),
             Token::Device { device } => (device, true),
@@ -136,6 +163,7 @@ impl Devices {
             Token::Wake => return Progress::Done,
         };
         match self.virtio.get_mut(usize::from(index)) {
+            Some(device) if own && polled => device.polled_event(),
             Some(device) if own => device.event(),
             Some(device) => device.process(),
             None => Progress::Done,

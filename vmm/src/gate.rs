@@ -74,6 +74,11 @@ impl Gate {
         self.state.fetch_and(!ASLEEP, Ordering::AcqRel);
     }
 
+    /// Whether the vCPU thread sleeps, or is about to.
+    pub fn is_asleep(&self) -> bool {
+        self.state.load(Ordering::Acquire) & ASLEEP != 0
+    }
+
     /// Whether the guest has something to look at, or the vCPU must leave it.
     pub fn is_open(&self) -> bool {
         self.state.load(Ordering::Acquire) & (SIGNALLED | KICKED) != 0

@@ -107,7 +107,8 @@ pub struct Context {
 }
 
 impl Context {
-    pub(crate) fn devices(&self) -> MutexGuard<'_, Devices> {
+    /// All devices.
+    pub fn devices(&self) -> MutexGuard<'_, Devices> {
         // A device that panicked is a bug, but the state behind the lock is only ever changed in whole steps.
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -6,7 +6,9 @@
 mod build;
 pub mod clocks;
 mod copy;
+mod io;
 mod life;
+mod polling;
 mod power;
 mod reset;
 pub mod state;

@@ -171,7 +171,7 @@ fn a_reset_by_the_guest_ends_a_port_and_then_takes_place() {
     for (n, until) in (1..).zip([Until::Hello, Until::Describe, Until::PreCopy]) {
         goes_on();
         let puppet = Puppet::new();
-        let request = MigrationRequest { to: puppet.address, blackout_ms: None, verify: false };
+        let request: MigrationRequest = serde_json::from_value(serde_json::json!({ "to": puppet.address })).unwrap();
         let id = control.porting().unwrap().start(&vm, &request).unwrap();
         let stopped = puppet.follow(until, 0);
         assert!(vm.reset().is_err() && control.reset().is_err(), "the operator cancels the port first");

@@ -8,8 +8,10 @@ use std::path::Path;
 use std::process::Command;
 
 const HEAD: &str = "# Benchmarks\n\n\
-    Written by `cargo xtask bench`. *ours*: Outrigger; *peer*: nfs-ganesha (Debian's, VFS FSAL, the same disk, network, client and\n\
-    run), or what the row names; *ratio*: how many times better ours is.\n";
+    Written by `cargo xtask bench`. *ours*: Outrigger; *peer*: what is compared with in the same run; *ratio*: how many times better\n\
+    ours is. The peer of `nfs` is nfs-ganesha (Debian's, VFS FSAL, the same disk, network and client); of `vmm` it is Debian's QEMU\n\
+    (machine microvm, KVM, the same guest image, disk file and tap), or, where a row says so, the host without a VM;\n\
+    of `port` it is QEMU's live migration.\n";
 
 /// Replaces the section of a benchmark.
 pub fn write(path: &Path, bench: &str, rows: &[Row], quick: bool) -> Result<()> {

@@ -1,14 +1,66 @@
-//! What a `vmm` process costs beside the memory of its guest.
+//! `vmm` beside QEMU's microvm with the same guest, and beside the host without a VM.
+//!
+//! Always true: all sides do the same jobs on the same file in one run, taking turns, and each turn begins with another side;
+//! a guest's clock is held against the host's.
+mod block;
+mod guest;
+mod memory;
+mod network;
+
 use super::{Better, Row};
 use crate::modules::{Cluster, Module};
-use anyhow::{Context, Result, bail};
+use crate::report::{Progress, median};
+use crate::setup;
+use anyhow::{Context, Result};
+use guest::{Guest, Machine, Monitor};
+use std::fs::File;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::time::Duration;
 
 const MIB: u64 = 1 << 20;
+/// The file the block rows are measured on: more than any cache of a disk's own, written once so that it has its blocks.
+const DISK_BYTES: u64 = 512 * MIB;
+const TAP: &str = "bench0";
 
-/// Looks at both processes; `memory` is what each guest has, in MiB (N-module, D-module).
-pub fn run(cluster: &Cluster, memory: [u64; 2]) -> Result<Vec<Row>> {
+/// How much is measured.
+struct Effort {
+    starts: usize,
+    rounds: usize,
+    /// Of each job of a round.
+    time: Duration,
+}
+
+const FULL: Effort = Effort { starts: 31, rounds: 9, time: Duration::from_millis(500) };
+const QUICK: Effort = Effort { starts: 9, rounds: 3, time: Duration::from_millis(200) };
+
+/// The whole benchmark; `modules` is what each module's guest has, in MiB (N-module, D-module).
+pub fn run(mut cluster: Cluster, modules: [u64; 2], quick: bool) -> Result<Vec<Row>> {
+    let effort = if quick { QUICK } else { FULL };
+    let mut rows = of_modules(&cluster, modules)?;
+    for module in [&mut cluster.nmodule, &mut cluster.dmodule] {
+        module.daemon.kill()?;
+    }
+    let artifacts = &cluster.artifacts;
+    let image = images::build_bench(&artifacts.root, images::PROFILE).context("cannot build the benchmark's image")?;
+    let program = setup::block_load(&artifacts.root, cluster.lab.data_dir())?;
+    let disk = cluster.lab.data_dir().join("bench.img");
+    fill(&disk)?;
+    let host = &cluster.lab.node1;
+    network::prepare(host, TAP)?;
+    let machine = Machine { vmm: &artifacts.vmm, image: &image, host, state: cluster.lab.state_dir() };
+
+    rows.extend(starts(&machine, &disk, effort.starts)?);
+    rows.extend(at_rest(&machine, &disk)?);
+    rows.extend(block::run(&machine, &disk, &program, effort.rounds, effort.time)?);
+    rows.extend(network::run(&machine, TAP, effort.rounds, effort.time)?);
+    Ok(rows)
+}
+
+/// Memory of the processes that run the modules.
+fn of_modules(cluster: &Cluster, memory: [u64; 2]) -> Result<Vec<Row>> {
     let row = |name: &str, value| Row::alone(name, "MiB", Better::Less, value, 1);
-    let of = |module: &Module, memory: u64| beyond_guest(module.daemon.pid(), memory * MIB);
+    let of = |module: &Module, memory: u64| memory::beyond_guest(module.daemon.pid(), memory * MIB);
     Ok(vec![
         row("memory of the N-module's vmm beyond its guest's", of(&cluster.nmodule, memory[0])? as f64 / MIB as f64),
         row("memory of the D-module's vmm beyond its guest's", of(&cluster.dmodule, memory[1])? as f64 / MIB as f64),
@@ -16,61 +68,69 @@ pub fn run(cluster: &Cluster, memory: [u64; 2]) -> Result<Vec<Row>> {
     ])
 }
 
-/// Resident bytes of a process less those of its guest memory.
-fn beyond_guest(pid: u32, guest_bytes: u64) -> Result<u64> {
-    let smaps = std::fs::read_to_string(format!("/proc/{pid}/smaps")).context("cannot read smaps")?;
-    let mut rest = 0;
-    let mut guest_seen = false;
-    for (size, resident) in mappings(&smaps) {
-        if size >= guest_bytes && !guest_seen {
-            guest_seen = true;
-            // A mapping next to guest memory may be shown as one with it.
-            rest += (size - guest_bytes).min(resident.saturating_sub(guest_bytes));
-        } else {
-            rest += resident;
-        }
+/// Gives the file content that is no zeroes, on the disk.
+fn fill(path: &Path) -> Result<()> {
+    let mut piece = vec![0; MIB as usize];
+    File::open("/dev/urandom")?.read_exact(&mut piece)?;
+    let mut file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    for _ in 0..DISK_BYTES / MIB {
+        file.write_all(&piece)?;
     }
-    if !guest_seen {
-        bail!("process {pid} has no mapping of {} MiB: cannot tell guest memory from the rest", guest_bytes / MIB);
-    }
-    Ok(rest)
+    file.sync_all().with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// (size, resident) of every mapping, in bytes.
-fn mappings(smaps: &str) -> Vec<(u64, u64)> {
-    let mut all: Vec<(u64, u64)> = Vec::new();
-    for line in smaps.lines() {
-        let mut words = line.split_whitespace();
-        let (name, value) = (words.next(), words.next().and_then(|v| v.parse::<u64>().ok()));
-        match (name, value) {
-            (Some("Size:"), Some(kib)) => all.push((kib * 1024, 0)),
-            (Some("Rss:"), Some(kib)) => {
-                if let Some(last) = all.last_mut() {
-                    last.1 = kib * 1024;
-                }
+/// Both monitors, the other one first every other time.
+fn in_turn(round: usize) -> [Monitor; 2] {
+    let mut order = [Monitor::Ours, Monitor::Qemu];
+    order.rotate_left(round % 2);
+    order
+}
+
+/// From the start of the process to the guest's first instruction in ring 3.
+fn starts(machine: &Machine, disk: &Path, samples: usize) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    let mut progress = Progress::start("vmm: start to the first ring-3 instruction");
+    for (name, devices) in [("no devices", false), ("a disk and a network card", true)] {
+        let mut took = [Vec::new(), Vec::new()];
+        for round in 0..samples {
+            for monitor in in_turn(round) {
+                let (disk, tap) = if devices { (Some(disk), Some(TAP)) } else { (None, None) };
+                let mut guest = Guest::start(machine, monitor, disk, tap, "")?;
+                took[monitor as usize].push(guest.ring_3_after()?.as_secs_f64() * 1e3);
+                guest.end()?;
             }
-            _ => {}
+            progress.update(&format!("{name}: {} of {samples}", round + 1));
         }
+        rows.push(Row {
+            name: format!("process start to first ring-3 instruction, {name}"),
+            unit: "ms",
+            ours: median(&took[0]),
+            peer: Some(median(&took[1])),
+            better: Better::Less,
+            samples,
+        });
     }
-    all
+    progress.done("");
+    Ok(rows)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn smaps_are_read() {
-        let smaps = "7f00-7f01 rw-p 00 00:00 0\nSize:      32768 kB\nKernelPageSize: 4 kB\nRss:   1024 kB\nPss: 1 kB\n\
-                     7f05-7f06 r--p\nSize: 8 kB\nRss: 4 kB\n";
-        assert_eq!(mappings(smaps), [(32 << 20, 1 << 20), (8192, 4096)]);
+/// Memory of both processes while their guests wait on the network.
+fn at_rest(machine: &Machine, disk: &Path) -> Result<Vec<Row>> {
+    let mut used = [0.0; 2];
+    for monitor in in_turn(0) {
+        let mut guest = Guest::start(machine, monitor, Some(disk), Some(TAP), &network::serve())?;
+        guest.line("serving")?;
+        used[monitor as usize] = memory::beyond_guest(guest.pid(), guest::MEMORY_MIB * MIB)? as f64 / MIB as f64;
+        network::quit(machine.host)?;
+        guest.end()?;
     }
-
-    #[test]
-    fn this_process_has_a_mapping_to_tell_apart() {
-        let big = vec![1u8; 64 << 20];
-        let rest = beyond_guest(std::process::id(), 64 << 20).unwrap();
-        assert!(rest > 100_000 && rest < (60 << 20), "{rest} {}", big.len());
-        assert!(beyond_guest(std::process::id(), 1 << 45).is_err());
-    }
+    let name = "memory beyond the guest's, with a disk and a network card";
+    Ok(vec![Row {
+        name: name.into(),
+        unit: "MiB",
+        ours: used[0],
+        peer: Some(used[1]),
+        better: Better::Less,
+        samples: 1,
+    }])
 }

@@ -1,5 +1,8 @@
 //! From the first ring-3 instruction to the image's `async fn main`.
 //!
+//! `early_mark` on the command line makes ring 3 print one character before it does anything else: under any VMM the host can
+//! take the time there.
+//!
 //! Owns the entry points the ELF notes and the shim name, and the order in which the parts of the run time come up:
 //! boot information, console, heap, clock, random numbers, devices, executor.
 //! Always true: whatever goes wrong on the way is said on the console and ends the VM with a status of its own.
@@ -51,6 +54,9 @@ extern "C" fn rust_start(info: u64, pvh: u32) -> ! {
         }
     };
     platform::boot_mark(1);
+    if boot.cmdline.split_ascii_whitespace().any(|word| word == "early_mark") {
+        platform::print(b"^");
+    }
     // SAFETY: once, before the first allocation; nothing else uses memory past the image.
     unsafe { heap::init(boot.memory_size) };
     let cmdline = Cmdline::parse(&boot.cmdline);

@@ -107,6 +107,9 @@ macro_rules! work {
     };
 }
 
+// After the macro, which it uses.
+mod poll;
+
 /// A device and its transport.
 pub struct Transport {
     device: Box<dyn Device>,
@@ -407,6 +410,13 @@ impl Transport {
         if !self.is_active() || self.quiesced {
             return Progress::Done;
         }
+        self.look(false)
+    }
+
+    fn look(&mut self, polled: bool) -> Progress {
+        for queue in &mut self.queues {
+            queue.set_polled(polled);
+        }
         let result = self.device.process(&mut work!(self));
         self.tell_used();
         self.tell_config();
@@ -491,6 +501,8 @@ impl Transport {
             if let Err(e) = result {
                 self.needs_reset(&e.0);
             }
+            // Whoever goes on with the guest is to be rung for.
+            self.queues.iter_mut().for_each(|q| q.unmute(&self.memory));
         }
         self.quiesced = true;
     }

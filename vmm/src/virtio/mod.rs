@@ -101,6 +101,14 @@ pub trait Device: Send {
     fn reset(&mut self);
     /// Looks at everything: queues, own descriptors. Takes from and gives to the queues what it can.
     fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError>;
+    /// Whether it can be polled: whether [`Device::pending`] tells of all that its driver would ring for.
+    fn is_pollable(&self) -> bool {
+        false
+    }
+    /// Whether [`Device::process`] would find something that no event tells of while the driver need not ring: a cheap look.
+    fn pending(&mut self, _work: &Work<'_>) -> bool {
+        false
+    }
     /// One of the device's descriptors is ready; [`Device::process`] follows.
     fn event(&mut self) {}
     /// The descriptors that are to cause [`Device::event`].

@@ -72,13 +72,19 @@ pub struct VirtQueue {
     used: bool,
     /// Whoever works the ring elsewhere has decided that the driver is to be interrupted.
     wanted: bool,
+    /// The device looks again by itself: the driver need not ring.
+    polled: bool,
+    /// The driver was told so (without event indices, VIRTQ_USED_F_NO_NOTIFY; with them, it was not asked to ring).
+    muted: bool,
+    /// Chains taken from and given back so far.
+    moves: u64,
 }
 
 impl VirtQueue {
     /// A queue not set up yet.
     pub fn new(max_size: u16) -> Result<VirtQueue> {
         let queue = Queue::new(max_size).map_err(|e| Error::State(e.to_string()))?;
-        Ok(VirtQueue { queue, armed_at: None, used: false, wanted: false })
+        Ok(VirtQueue { queue, armed_at: None, used: false, wanted: false, polled: false, muted: false, moves: 0 })
     }
 
     /// The registers.
@@ -114,6 +120,40 @@ impl VirtQueue {
         self.armed_at = None;
         self.used = false;
         self.wanted = false;
+        self.polled = false;
+        self.muted = false;
+    }
+
+    /// From now on (or no longer) whoever calls looks again by itself: [`VirtQueue::arm`] then tells the driver not to ring.
+    pub fn set_polled(&mut self, polled: bool) {
+        self.polled = polled;
+    }
+
+    /// Whether the driver was last told that it need not ring.
+    pub fn is_muted(&self) -> bool {
+        self.muted
+    }
+
+    /// Grows with each chain that is taken or given back.
+    pub fn moves(&self) -> u64 {
+        self.moves
+    }
+
+    /// Has the driver ring again, without looking at what it did meanwhile.
+    pub fn unmute(&mut self, memory: &Memory) {
+        if std::mem::take(&mut self.muted) && self.queue.ready() {
+            self.armed_at = None;
+            if let Err(e) = self.queue.enable_notification(memory.ram().as_ref()) {
+                log::error!("virtqueue: {e}");
+            }
+        }
+    }
+
+    fn mute(&mut self, memory: &Memory) -> std::result::Result<(), QueueError> {
+        if !std::mem::replace(&mut self.muted, true) {
+            self.queue.disable_notification(memory.ram().as_ref())?;
+        }
+        Ok(())
     }
 
     /// Another process or the kernel has used something and wants the driver interrupted.
@@ -170,6 +210,7 @@ impl VirtQueue {
         if chain.readable.is_empty() && chain.writable.is_empty() {
             return Err(QueueError("chain without a piece".into()));
         }
+        self.moves = self.moves.wrapping_add(1);
         Ok(Some(chain))
     }
 
@@ -177,19 +218,30 @@ impl VirtQueue {
     pub fn unpop(&mut self, n: u16) {
         let next = self.queue.next_avail().wrapping_sub(n);
         self.queue.set_next_avail(next);
+        self.moves = self.moves.wrapping_sub(u64::from(n));
     }
 
     /// Gives a chain back with `written` bytes in it.
     pub fn push(&mut self, memory: &Memory, head: u16, written: u32) -> std::result::Result<(), QueueError> {
         self.queue.add_used(memory.ram().as_ref(), head, written)?;
+        self.moves = self.moves.wrapping_add(1);
         self.used = true;
         Ok(())
     }
 
-    /// Asks the driver to ring for what it adds from now on; true if it has added something already.
+    /// Asks the driver to ring for what it adds from now on; true if it has added something already. While the queue is polled,
+    /// tells it instead that it need not.
     pub fn arm(&mut self, memory: &Memory) -> std::result::Result<bool, QueueError> {
         if !self.queue.ready() {
             return Ok(false);
+        }
+        if self.polled {
+            self.mute(memory)?;
+            return Ok(false);
+        }
+        if std::mem::take(&mut self.muted) {
+            self.armed_at = self.queue.event_idx_enabled().then_some(self.queue.next_avail());
+            return Ok(self.queue.enable_notification(memory.ram().as_ref())?);
         }
         let at = self.queue.next_avail();
         if self.queue.event_idx_enabled() && self.armed_at != Some(at) {
@@ -251,7 +303,8 @@ impl VirtQueue {
             used_ring: state.used_ring,
         };
         let queue = Queue::try_from(raw).map_err(|e| Error::State(format!("queue: {e}")))?;
-        let queue = VirtQueue { queue, armed_at: None, used: false, wanted: false };
+        let queue =
+            VirtQueue { queue, armed_at: None, used: false, wanted: false, polled: false, muted: false, moves: 0 };
         if queue.ready() && !queue.is_valid(memory) {
             return Err(Error::State("queue outside memory".into()));
         }

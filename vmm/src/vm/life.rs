@@ -6,7 +6,7 @@
 //! the guest from when it is wanted until it is over; the thread that finds them all out carries it out, once nobody copies the VM's
 //! memory. Guests that reset themselves without end do so at [`RESETS`] only.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,14 +15,13 @@ use serde::Serialize;
 
 use super::Vm;
 use super::reset::{ResetCause, Restart};
+use super::io::io_thread;
 use crate::error::{Error, Result, host};
-use crate::event::Token;
 use crate::gate::Gate;
 use crate::limit::{Bucket, Rate};
 use crate::sandbox::{self, Kind};
 use crate::stats::BootTimes;
 use crate::vcpu::{self, Context, End, Kicker, Outcome, Vcpu};
-use crate::virtio::Progress;
 
 /// Stack of the vCPU and I/O threads.
 const THREAD_STACK: usize = 256 << 10;
@@ -490,21 +489,4 @@ fn vcpu_thread(context: &Context, life: &Life, index: usize, vcpu: &Mutex<Vcpu>,
 /// CLOCK_MONOTONIC in nanoseconds.
 fn monotonic_ns() -> u64 {
     crate::port::stamp::clock_ns(libc::CLOCK_MONOTONIC)
-}
-
-fn io_thread(context: &Context, stop: &AtomicBool) {
-    if let Err(e) = sandbox::confine(Kind::Io) {
-        log::error!("the I/O thread cannot be confined, so no device is served: {e}");
-        return;
-    }
-    while !stop.load(Ordering::Acquire) {
-        let ready = context.events.io.wait(None);
-        if ready.is_empty() {
-            continue;
-        }
-        for token in ready.iter().filter(|t| *t != Token::Wake) {
-            // The lock is given up in between, so that a long queue does not keep the guest from the other devices.
-            while context.devices.lock().unwrap_or_else(PoisonError::into_inner).handle(token) == Progress::More {}
-        }
-    }
 }

@@ -489,6 +489,14 @@ impl Device for Blk {
         }
     }
 
+    fn is_pollable(&self) -> bool {
+        true
+    }
+
+    fn pending(&mut self, work: &Work<'_>) -> bool {
+        self.engine.has_completed() || self.engine.room() && work.queues.iter().any(|q| q.depth(work.memory) > 0)
+    }
+
     fn event(&mut self) {
         self.engine.event();
     }

@@ -18,6 +18,9 @@ use crate::memory::IoVec;
 
 /// BLKDISCARD.
 const BLKDISCARD: libc::c_ulong = 0x1277;
+/// Requests given to the kernel at once: few, so that the disk works on the first while the next are still being understood.
+/// With 2 it did a third more of them a second than with all there were.
+const SUBMIT_BATCH: usize = 2;
 /// Zeroes to be written in one piece.
 const ZEROES: usize = 64 << 10;
 
@@ -106,6 +109,9 @@ impl Uring {
             self.push();
         }
         self.unsubmitted += 1;
+        if self.unsubmitted >= SUBMIT_BATCH {
+            self.push();
+        }
     }
 
     fn take(&mut self) -> Option<(u16, i32)> {
@@ -200,9 +206,8 @@ impl Engine for Uring {
         }
     }
 
-    fn event(&mut self) {
-        let _ = self.done.read();
-    }
+    /// Each completion is an edge, so that the descriptor need not be read.
+    fn event(&mut self) {}
 
     fn descriptor(&self) -> RawFd {
         self.done.as_raw_fd()

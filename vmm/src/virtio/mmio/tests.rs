@@ -1,7 +1,7 @@
 use super::*;
 use crate::config::DiskConfig;
 use crate::virtio::blk::Blk;
-use crate::virtio::testing::{Bench, Random, rings};
+use crate::virtio::testing::{Bench, DATA, Random, WRITE, rings};
 
 fn bench() -> (Bench, tempfile::NamedTempFile) {
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -122,4 +122,55 @@ fn a_state_of_something_else_is_refused() {
     }
     b.transport.restore(&good).unwrap();
     assert_eq!(b.transport.save(), good);
+}
+
+const HEADER: u64 = DATA;
+const STATUS: u64 = DATA + 0x100;
+const BUFFER: u64 = DATA + 0x1000;
+
+/// A read of the first sector.
+fn ask(b: &mut Bench) {
+    b.write(HEADER, &[0; 16]);
+    b.write(STATUS, &[0xee]);
+    b.chain(0, &[(HEADER, 16, 0), (BUFFER, 512, WRITE), (STATUS, 1, WRITE)]);
+}
+
+fn flags(b: &Bench) -> u8 {
+    b.read(rings(0) + 0x2000, 1)[0]
+}
+
+#[test]
+fn a_polled_driver_is_served_without_ringing() {
+    let (mut b, _file) = bench();
+    b.start(0, 1);
+    assert!(!b.transport.poll());
+    for _ in 0..3 {
+        ask(&mut b);
+        assert!(b.transport.poll());
+        while b.used(0).is_empty() {
+            b.transport.poll();
+        }
+        assert_eq!((b.read(STATUS, 1)[0], flags(&b)), (0, 1));
+    }
+    // It has not rung; whoever ends the polling finds what it did.
+    ask(&mut b);
+    while b.transport.end_poll() == Progress::More {}
+    assert_eq!(flags(&b), 0);
+    assert_eq!(b.wait_used(0).len(), 1);
+    assert_eq!(b.transport.end_poll(), Progress::Done);
+}
+
+#[test]
+fn a_quiesced_device_is_not_polled_and_its_driver_rings() {
+    let (mut b, _file) = bench();
+    b.start(0, 1);
+    ask(&mut b);
+    assert!(b.transport.poll());
+    assert_eq!(flags(&b), 1);
+    b.transport.quiesce();
+    assert_eq!((flags(&b), b.used(0).len()), (0, 1));
+    ask(&mut b);
+    assert!(!b.transport.poll());
+    b.transport.resume();
+    assert_eq!(b.wait_used(0).len(), 1);
 }

@@ -286,6 +286,19 @@ impl Device for Net {
         }
     }
 
+    fn is_pollable(&self) -> bool {
+        self.kernel.is_none()
+    }
+
+    fn pending(&mut self, work: &Work<'_>) -> bool {
+        let any = |n: usize| work.queues.get(n).is_some_and(|q| q.depth(work.memory) > 0);
+        // Of frames that come the tap tells; receive buffers count only where a frame waits for them.
+        let starved = |(i, pair): (usize, &Pair)| pair.receiver.starved && any(2 * i);
+        (0..self.active).any(|i| any(2 * i + 1))
+            || self.pairs.iter().enumerate().take(self.active).any(starved)
+            || self.control_queue().is_some_and(any)
+    }
+
     fn event(&mut self) {
         for pair in &mut self.pairs {
             pair.receiver.tap_may_have_frames();

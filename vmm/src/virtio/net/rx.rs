@@ -52,6 +52,8 @@ pub(super) struct Receiver {
     pub stopped: bool,
     /// Only what is pending is delivered.
     pub held: bool,
+    /// A frame waits, or may, until the driver gives more buffers.
+    pub starved: bool,
     buffers: VecDeque<Buffer>,
     /// Room in `buffers`.
     room: u64,
@@ -103,9 +105,11 @@ impl Receiver {
         if self.stopped || !queue.ready() {
             return Ok(Progress::Done);
         }
+        self.starved = false;
         for _ in 0..BUDGET {
             if !self.pending.is_empty() {
                 if !self.deliver_pending(queue, memory, stats)? {
+                    self.starved = true;
                     return Ok(Progress::Done);
                 }
                 continue;
@@ -119,6 +123,7 @@ impl Receiver {
             }
             self.collect(queue, memory, self.frame_max)?;
             if self.buffers.is_empty() {
+                self.starved = true;
                 return Ok(Progress::Done);
             }
             let read = if self.usable_room() >= self.frame_max as u64 {

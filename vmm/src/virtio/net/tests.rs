@@ -1,6 +1,6 @@
 //! On a real tap in a network namespace of the test's own thread, with a packet socket at the other end.
 use super::*;
-use crate::virtio::testing::{Bench, DATA, STATUS_NEEDS_RESET, WRITE};
+use crate::virtio::testing::{Bench, DATA, STATUS_NEEDS_RESET, WRITE, rings};
 use std::os::fd::{FromRawFd, OwnedFd};
 
 mod queues;
@@ -258,4 +258,27 @@ fn an_announcement_is_recognised() {
     let sent = [vec![7; HEADER_SIZE], w.receive()].concat();
     assert!(is_announcement(&sent, [2, 0, 0, 0, 0, 1]) && !is_announcement(&sent, [2, 0, 0, 0, 0, 2]));
     assert!(!is_announcement(&sent[..HEADER_SIZE + 41], [2, 0, 0, 0, 0, 1]));
+}
+
+#[test]
+fn a_polled_driver_sends_and_gives_buffers_without_ringing() {
+    let mut w = Wire::new(0);
+    w.bench.write(DATA + 0x8000, &[vec![0; 12], frame(3, 200)].concat());
+    w.bench.chain(1, &[(DATA + 0x8000, 212, 0)]);
+    assert!(w.bench.transport.poll());
+    assert_eq!(w.receive(), frame(3, 200));
+    assert!(!w.bench.transport.poll());
+    // A frame for which there is no buffer yet.
+    w.send(&frame(1, 60));
+    w.bench.transport.polled_event();
+    assert!(!w.bench.transport.poll());
+    w.offer(0..1, 2048);
+    assert!(w.bench.transport.poll());
+    assert_eq!(w.bench.used(0), [(0, 72)]);
+    // Buffers for which there is no frame are no reason to look again.
+    w.offer(1..3, 2048);
+    w.bench.transport.polled_event();
+    assert!(!w.bench.transport.poll());
+    while w.bench.transport.end_poll() == Progress::More {}
+    assert_eq!((w.bench.read(rings(0) + 0x2000, 1), w.bench.read(rings(1) + 0x2000, 1)), (vec![0], vec![0]));
 }

@@ -198,3 +198,54 @@ fn pieces_are_read_and_written_across_their_edges() {
     assert_eq!((&b, total(&rest)), (b"1234", 3));
     assert!(!read_front(&m, &mut rest, &mut b));
 }
+
+fn half(memory: &Memory, at: u64) -> u16 {
+    memory.ram().read_obj(GuestAddress(at)).unwrap()
+}
+
+#[test]
+fn a_driver_need_not_ring_while_it_is_polled() {
+    let m = memory();
+    let mut q = queue(&m);
+    q.set_polled(true);
+    assert!(!q.arm(&m).unwrap());
+    assert_eq!((half(&m, USED), q.is_muted()), (1, true));
+    // What comes before the driver can see that it has to ring again is told of.
+    desc(&m, DESC, 0, 0x8000, 16, 0, 0);
+    offer(&m, &[0]);
+    q.set_polled(false);
+    assert!(q.arm(&m).unwrap());
+    assert_eq!((half(&m, USED), q.is_muted()), (0, false));
+    let moves = q.moves();
+    q.pop(&m).unwrap().unwrap();
+    assert_eq!(q.moves(), moves + 1);
+    q.unpop(1);
+    assert_eq!(q.moves(), moves);
+    q.pop(&m).unwrap().unwrap();
+    assert!(!q.arm(&m).unwrap());
+    q.set_polled(true);
+    assert!(!q.arm(&m).unwrap());
+    q.unmute(&m);
+    assert_eq!((half(&m, USED), q.is_muted()), (0, false));
+}
+
+#[test]
+fn with_event_indices_a_polled_driver_is_not_asked_to_ring() {
+    const AVAIL_EVENT: u64 = USED + 4 + 8 * SIZE as u64;
+    let m = memory();
+    let mut q = queue(&m);
+    q.raw().set_event_idx(true);
+    desc(&m, DESC, 0, 0x8000, 16, 0, 0);
+    offer(&m, &[0]);
+    q.pop(&m).unwrap().unwrap();
+    q.set_polled(true);
+    assert!(!q.arm(&m).unwrap());
+    assert_eq!(half(&m, AVAIL_EVENT), 0);
+    offer(&m, &[0, 0]);
+    q.set_polled(false);
+    assert!(q.arm(&m).unwrap());
+    assert_eq!(half(&m, AVAIL_EVENT), 1);
+    q.pop(&m).unwrap().unwrap();
+    assert!(!q.arm(&m).unwrap());
+    assert_eq!(half(&m, AVAIL_EVENT), 2);
+}
