@@ -99,6 +99,19 @@ impl Life {
         self.kickers.iter().for_each(Kicker::signal);
     }
 
+    fn order_pause(&self) -> MutexGuard<'_, LifeState> {
+        let mut state = self.lock();
+        if state.want == Want::Run {
+            state.want = Want::Pause;
+            self.kick();
+            // Threads that are still on their way to their first instruction find out there.
+            if state.inside == 0 && state.threads > 0 {
+                state.phase = Phase::Paused;
+            }
+        }
+        state
+    }
+
     /// A vCPU thread wants to go to the guest: waits until it may. Says whether it is the first to go; `None`: it must end.
     fn go(&self) -> Option<bool> {
         let mut state = self.lock();
@@ -216,18 +229,15 @@ impl Vm {
         if state.phase == Phase::Ended { state.end.clone() } else { None }
     }
 
+    /// Tells the vCPUs to stop, and does not wait for it as [`Vm::pause`] does.
+    pub fn order_pause(&self) {
+        drop(self.life.order_pause());
+    }
+
     /// Stops the vCPUs and waits until all have stopped. Paused already is no error, ended is.
     pub fn pause(&self) -> Result<()> {
         let life = &self.life;
-        let mut state = life.lock();
-        if state.want == Want::Run {
-            state.want = Want::Pause;
-            life.kick();
-            // Threads that are still on their way to their first instruction find out there.
-            if state.inside == 0 && state.threads > 0 {
-                state.phase = Phase::Paused;
-            }
-        }
+        let mut state = life.order_pause();
         while state.want == Want::Pause && state.inside > 0 || state.want == Want::Stop && state.threads > 0 {
             state = life.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
