@@ -7,10 +7,24 @@ GUEST_MAC=02:00:00:00:78:02
 SHELL_PORT=7000
 
 # Ends the scenario: fail REASON…, skip REASON…
-fail() { echo "$*" > verdict; exit 1; }
+fail() { echo "$*" > verdict; witness; exit 1; }
 skip() { echo "$*" > verdict; exit 77; }
 # wrong REASON…: the scenario goes on, and has failed at its end.
 wrong() { echo "wrong: $*"; echo "$*" >> wrong; }
+# What every vmm that still runs is doing: its VM, its ports, and where its threads are, in what scheduling class.
+witness() {
+    for file in *.pid; do
+        [ -e "$file" ] && [ -d "/proc/$(cat $file)" ] || continue
+        who=${file%.pid}; pid=$(cat $file)
+        echo "-- $who, process $pid"
+        curl -s -m 2 --unix-socket $who.sock http://vmm/v1/vm http://vmm/v1/migrations; echo
+        for task in /proc/$pid/task/*; do
+            # Fields 40 and 41 of stat are priority and policy (1: real time), counted from behind the name.
+            echo "$(cat $task/comm): $(sed 's/.*) //' $task/stat | cut -d ' ' -f 1,12,13,38,39); $(grep ctxt $task/status | tr '\n' ' ')"
+            head -n 6 $task/stack 2>/dev/null
+        done
+    done
+}
 # note TEXT…: a figure for the report.
 note() { echo "@@ note $SCENARIO $*"; }
 # Seconds with hundredths since the machine was switched on; since BEGIN: those from then to now.

@@ -394,9 +394,9 @@ impl<'a> Driver<'a> {
     fn hurry(&mut self) {
         self.urgent_since = Instant::now();
         if self.urgent.is_empty() {
-            self.urgent.extend(Urgent::begin(0));
+            self.urgent.extend(Urgent::port());
             if let Some(shell) = &self.shell {
-                self.urgent.extend(shell.vm.vcpu_threads().filter_map(Urgent::begin));
+                self.urgent.extend(shell.vm.vcpu_threads().filter_map(Urgent::vcpu));
             }
         }
     }

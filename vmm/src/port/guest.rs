@@ -17,6 +17,7 @@ use serde::de::DeserializeOwned;
 use super::frames::NetFrame;
 use super::stamp;
 use super::transfer;
+use super::urgent::Urgent;
 use crate::boot::info::{OwnerId as VmmId, random};
 use crate::config::cli::ReceiveConfig;
 use crate::config::{DISKS_MAX, NETS_MAX};
@@ -94,9 +95,12 @@ pub(crate) fn description(vm: &Vm) -> Result<Description> {
     })
 }
 
-/// Stops feeding receive queues, then the vCPUs; gives the instant of the last exit of the last of them.
-pub(super) fn pause(vm: &Vm) -> Result<Stamp> {
+/// Stops feeding receive queues, then the vCPUs; gives the instant of the last exit of the last of them. Their threads become
+/// urgent when they have been told: a guest that goes on computing must not be.
+pub(super) fn pause(vm: &Vm, urgent: &mut Vec<Urgent>) -> Result<Stamp> {
     vm.devices().stop_input();
+    vm.order_pause();
+    urgent.extend(vm.vcpu_threads().filter_map(Urgent::vcpu));
     vm.pause()?;
     let now = stamp::now();
     let since = now.mono_ns.saturating_sub(vm.last_exit_ns());

@@ -284,7 +284,7 @@ impl<'a> Driver<'a> {
             self.pending.add_own(vm.memory());
             self.pending.add_guest(vm.memory(), vm.fd(), true).map_err(|e| Event::Failed(internal(&e)))?;
         }
-        let _urgent = (self.pending.count() <= URGENT_PAGES).then(|| Urgent::begin(0));
+        let _urgent = (self.pending.count() <= URGENT_PAGES).then(Urgent::port);
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let before = connection.sent;
         let stop = || job.cancelled() || vm.is_to_be_reset();
@@ -353,10 +353,9 @@ impl<'a> Driver<'a> {
         self.paused = true;
         // First: the blackout begins when the guest last ran, and it may have been held for a while.
         self.throttle = None;
-        self.urgent.extend(Urgent::begin(0));
-        self.urgent.extend(self.vm.vcpu_threads().filter_map(Urgent::begin));
+        self.urgent.extend(Urgent::port());
         self.pause.ordered = Some(stamp::now());
-        match guest::pause(self.vm) {
+        match guest::pause(self.vm, &mut self.urgent) {
             Ok(exit) => {
                 self.pause.exit = Some(exit);
                 let b = &mut self.pause.breakdown;

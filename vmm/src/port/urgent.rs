@@ -3,11 +3,23 @@
 //! While the guest stands still, the threads that get it running again come before everything else on their processor:
 //! without that a host with work to do lets them wait for a time slice, which is longer than the whole blackout.
 //! Bounded: a thread is urgent only while an [`Urgent`] lives, and nobody polls for longer than a few milliseconds meanwhile.
+//! Always true: a thread of the port comes before the vCPUs' ([`Rank`]), so that it can always end their urgency. A guest may
+//! compute as long as it likes, for one, while a vCPU waits for another that shares its processor: among equals that would be for ever.
 
 use std::io;
 
-/// Lowest of the real-time priorities: above all ordinary threads, below whatever the host runs as real-time itself.
-const PRIORITY: libc::c_int = 1;
+/// Which urgent thread comes first. The lowest of the real-time priorities: above all ordinary threads, below whatever the host
+/// runs as real-time itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rank {
+    /// A vCPU's thread: it is stopped, or on its way into the guest or out of it.
+    Vcpu = 1,
+    /// A thread that ports, which waits or polls for a bounded time.
+    Port = 2,
+}
+
+/// The highest of them, for the limit of a confined process.
+pub const RANK_MAX: Rank = Rank::Port;
 
 /// While it lives, a thread is urgent.
 #[derive(Debug)]
@@ -16,9 +28,18 @@ pub struct Urgent {
 }
 
 impl Urgent {
-    /// Makes a thread of this process urgent; 0 is the calling one. `None` where the host does not allow it.
-    pub fn begin(thread: libc::pid_t) -> Option<Urgent> {
-        set(thread, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, PRIORITY)
+    /// Makes the calling thread, one of the port's, urgent. `None` where the host does not allow it.
+    pub fn port() -> Option<Urgent> {
+        Urgent::begin(0, Rank::Port)
+    }
+
+    /// Makes a vCPU's thread of this process urgent. It must be stopped, or have been told to stop.
+    pub fn vcpu(thread: libc::pid_t) -> Option<Urgent> {
+        Urgent::begin(thread, Rank::Vcpu)
+    }
+
+    fn begin(thread: libc::pid_t, rank: Rank) -> Option<Urgent> {
+        set(thread, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, rank as libc::c_int)
             .map_err(|e| log::debug!("real-time priority: {e}"))
             .ok()
             .map(|()| Urgent { thread })

@@ -17,6 +17,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result, host};
+use crate::port::urgent::RANK_MAX;
 pub use filter::STATUS;
 
 /// A sort of thread.
@@ -59,9 +60,6 @@ thread_local! {
     static CONFINED: Cell<Option<Kind>> = const { Cell::new(None) };
 }
 
-/// Lowest real-time priority, which porting uses for the instants of a hand-over.
-const PRIORITY_MAX: libc::rlim_t = 1;
-
 /// Sets the sandbox of this process up: threads that call [`confine`] are confined from now on. To be called once, before there
 /// are other threads. Without it nothing is confined, as in a program that uses this crate as a library.
 pub fn set_up(options: Options) -> Result<()> {
@@ -75,7 +73,9 @@ pub fn set_up(options: Options) -> Result<()> {
             format!("{}: not a directory", dir.display()),
         )]));
     }
-    let limit = libc::rlimit { rlim_cur: PRIORITY_MAX, rlim_max: PRIORITY_MAX };
+    // Porting uses the lowest real-time priorities for the instants of a hand-over.
+    let most = RANK_MAX as libc::rlim_t;
+    let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: the limit is valid for the call.
     if unsafe { libc::setrlimit(libc::RLIMIT_RTPRIO, &limit) } != 0 {
         log::debug!("no real-time priority for porting: {}", std::io::Error::last_os_error());

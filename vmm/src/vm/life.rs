@@ -134,6 +134,21 @@ impl Life {
         self.kickers.iter().for_each(Kicker::signal);
     }
 
+    /// The vCPU threads are to leave the guest. True if it was this call that said so.
+    fn order_pause(&self) -> (MutexGuard<'_, LifeState>, bool) {
+        let mut state = self.lock();
+        let ours = state.want == Want::Run;
+        if ours {
+            state.want = Want::Pause;
+            self.kick();
+            // Threads that are still on their way to their first instruction find out there.
+            if state.inside == 0 && state.threads > 0 {
+                state.phase = Phase::Paused;
+            }
+        }
+        (state, ours)
+    }
+
     /// A vCPU thread wants to go to the guest: waits until it may, or has to do something else.
     fn go(&self) -> Next {
         let mut state = self.lock();
@@ -344,19 +359,15 @@ impl Vm {
         if state.phase == Phase::Ended { state.end.clone() } else { None }
     }
 
+    /// Tells the vCPUs to stop, and does not wait for it as [`Vm::pause`] does.
+    pub fn order_pause(&self) {
+        drop(self.life.order_pause());
+    }
+
     /// Stops the vCPUs and waits until all have stopped. Paused already is no error, ended is.
     pub fn pause(&self) -> Result<()> {
         let life = &self.life;
-        let mut state = life.lock();
-        let ours = state.want == Want::Run;
-        if ours {
-            state.want = Want::Pause;
-            life.kick();
-            // Threads that are still on their way to their first instruction find out there.
-            if state.inside == 0 && state.threads > 0 {
-                state.phase = Phase::Paused;
-            }
-        }
+        let (mut state, ours) = life.order_pause();
         while match state.want {
             Want::Run => false,
             Want::Pause => state.inside > 0 || state.reset.is_some() && !state.copied,
