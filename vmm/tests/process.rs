@@ -7,7 +7,7 @@ mod guest;
 
 use std::process::{Output, Stdio};
 
-use control::{Process, vmm};
+use control::{Process, park_for_ever, vmm};
 
 guest_code!(
     exit_42,
@@ -18,19 +18,6 @@ guest_code!(
     mov dword ptr [r15 + 0x14], 2
     mov dword ptr [r15 + 0x10], 42
 2:  jmp 2b
-"
-);
-
-guest_code!(
-    park_for_ever,
-    "park_start",
-    "park_end",
-    "
-    mov r15, [rdi + 24]
-    mov dword ptr [r15 + 0x14], 2
-    mov rax, -1
-2:  mov [r15], rax
-    jmp 2b
 "
 );
 
