@@ -115,9 +115,18 @@ impl Devices {
 
     /// Looks at all queues of all devices.
     pub fn process_all(&mut self) -> Progress {
+        self.all(Transport::process)
+    }
+
+    /// [`Devices::process_all`] for a guest that has parked: it is woken for whatever a device has next.
+    pub fn park(&mut self) -> Progress {
+        self.all(Transport::park)
+    }
+
+    fn all(&mut self, f: impl Fn(&mut Transport) -> Progress) -> Progress {
         let mut progress = Progress::Done;
         for device in &mut self.virtio {
-            if device.process() == Progress::More {
+            if f(device) == Progress::More {
                 progress = Progress::More;
             }
         }

@@ -14,12 +14,13 @@ use std::sync::Arc;
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
-use vmm::api::{self, socket::ControlSocket};
+use vmm::api;
 use vmm::boot::info::OwnerId;
 use vmm::config::cli::{Args, Order};
 use vmm::control::Control;
 use vmm::port::Engine;
 use vmm::sandbox::{self, Kind};
+use vmm::socket_file::{SocketFile, SocketName};
 use vmm::stats::{self, Stats};
 use vmm::vcpu::End;
 
@@ -120,7 +121,7 @@ fn main() -> ExitCode {
     let api_sock = args.api_sock.clone();
     let result = args.order().and_then(|order| {
         sandbox::set_up(sandbox)?;
-        let socket = api_sock.as_deref().map(ControlSocket::bind).transpose()?;
+        let socket = api_sock.as_deref().map(|path| SocketFile::bind("api-sock", path)).transpose()?;
         run(order, socket)
     });
     match result {
@@ -134,7 +135,7 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
+fn run(order: Order, socket: Option<SocketFile>) -> vmm::Result<u8> {
     let stats = Arc::new(Stats::default());
     let control = Control::new(stats.clone());
     let engine = Engine::new();
@@ -147,9 +148,9 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
         }
         Order::Configure => control.await_configuration(),
     }
-    let (end, socket) = serve(&control, socket)?;
+    let (end, name) = serve(&control, socket)?;
     if end == End::Killed {
-        drop(socket);
+        drop(name);
         // Nothing is waited for: not the guest, not the devices, not the threads.
         // SAFETY: ends the process; no memory is involved.
         unsafe { libc::_exit(end.status()) };
@@ -165,12 +166,11 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
 }
 
 /// Serves the control interface until the process is to end.
-fn serve(control: &Arc<Control>, socket: Option<ControlSocket>) -> vmm::Result<(End, Option<ControlSocket>)> {
+fn serve(control: &Arc<Control>, socket: Option<SocketFile>) -> vmm::Result<(End, Option<SocketName>)> {
     let failed = |source| vmm::Error::Host { what: "control interface".into(), source };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {
         let mut ended = control.ended();
-        let mut socket = socket;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let stopping = control.clone();
@@ -181,7 +181,7 @@ fn serve(control: &Arc<Control>, socket: Option<ControlSocket>) -> vmm::Result<(
             }
             stopping.finish(End::Stopped);
         });
-        if let Some(listener) = socket.as_mut().and_then(ControlSocket::take_listener) {
+        if let Some((listener, name)) = socket.map(SocketFile::split) {
             let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
             let mut stop = control.ended();
             // Answers under way are finished, so that who asked for a shutdown is answered.
@@ -191,10 +191,10 @@ fn serve(control: &Arc<Control>, socket: Option<ControlSocket>) -> vmm::Result<(
             let serving = tokio::spawn(async move { server.await });
             let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| e.clone());
             let _ = tokio::time::timeout(LAST_ANSWERS, serving).await;
-            return Ok((end.unwrap_or(End::Stopped), socket));
+            return Ok((end.unwrap_or(End::Stopped), Some(name)));
         }
         let end = ended.wait_for(Option::is_some).await.ok().and_then(|e| e.clone());
-        Ok((end.unwrap_or(End::Stopped), socket))
+        Ok((end.unwrap_or(End::Stopped), None))
     })
 }
 

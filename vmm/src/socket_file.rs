@@ -3,10 +3,10 @@
 //! Always true: only its owner may connect; a file somebody listens on, or that is no socket, is never replaced; the
 //! file goes with this, unless somebody has put another there since.
 
-use std::fs;
+use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
@@ -18,9 +18,17 @@ const BACKLOG: libc::c_int = 64;
 /// See the module.
 #[derive(Debug)]
 pub struct SocketFile {
-    path: PathBuf,
-    inode: u64,
+    // Dropped first: nobody finds a file at which nobody listens.
+    name: SocketName,
     listener: UnixListener,
+}
+
+/// The file alone, which goes with this.
+#[derive(Debug)]
+pub struct SocketName {
+    path: PathBuf,
+    /// Held open, so that no later file gets its inode number.
+    file: File,
 }
 
 impl SocketFile {
@@ -56,8 +64,16 @@ impl SocketFile {
         if rc != 0 || unsafe { libc::listen(socket.as_raw_fd(), BACKLOG) } != 0 {
             return Err(host(what())(io::Error::last_os_error()));
         }
-        let inode = fs::symlink_metadata(path).map_err(host(what()))?.ino();
-        Ok(SocketFile { path: path.to_owned(), inode, listener: UnixListener::from(socket) })
+        let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(host(what()))?;
+        let name = SocketName { path: path.to_owned(), file };
+        Ok(SocketFile { name, listener: UnixListener::from(socket) })
+    }
+
+    /// Gives the listener away, to a server that closes it when it ends: who comes after that is refused, while the file is
+    /// still there.
+    pub fn split(self) -> (UnixListener, SocketName) {
+        (self.listener, self.name)
     }
 
     /// The next connection that waits, not blocking; `None` if none does.
@@ -79,9 +95,11 @@ impl AsRawFd for SocketFile {
     }
 }
 
-impl Drop for SocketFile {
+impl Drop for SocketName {
     fn drop(&mut self) {
-        if fs::symlink_metadata(&self.path).is_ok_and(|m| m.ino() == self.inode) {
+        let there = fs::symlink_metadata(&self.path).map(|m| (m.dev(), m.ino()));
+        let ours = self.file.metadata().map(|m| (m.dev(), m.ino()));
+        if matches!((there, ours), (Ok(there), Ok(ours)) if there == ours) {
             let _ = fs::remove_file(&self.path);
         }
     }
@@ -144,5 +162,21 @@ mod tests {
         assert!(SocketFile::bind("vsock.path", &path).is_err());
         assert_eq!(fs::read(&path).unwrap(), b"precious");
         assert!(connect(&dir.path().join("x".repeat(200))).is_err());
+    }
+
+    #[test]
+    fn a_listener_given_away_ends_before_its_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let (listener, name) = SocketFile::bind("api-sock", &path).unwrap().split();
+        let _client = connect(&path).unwrap();
+        drop(listener);
+        assert_eq!(connect(&path).unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+        // Another process may take the place meanwhile, and keeps it.
+        let other = SocketFile::bind("api-sock", &path).unwrap();
+        drop(name);
+        connect(&path).unwrap();
+        drop(other);
+        assert!(!path.exists());
     }
 }

@@ -117,7 +117,7 @@ impl Context {
     fn park(&self, ns: u64) {
         let stats = &self.stats.vcpu;
         stats.parks.inc();
-        if self.devices().process_all() == Progress::More {
+        if self.devices().park() == Progress::More {
             self.gate.signal();
         }
         if !self.gate.is_open() {

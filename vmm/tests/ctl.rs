@@ -9,21 +9,8 @@ use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
-use control::{Process, vmm};
+use control::{Process, park_for_ever, vmm};
 use serde_json::Value;
-
-guest_code!(
-    park_for_ever,
-    "park_start",
-    "park_end",
-    "
-    mov r15, [rdi + 24]
-    mov dword ptr [r15 + 0x14], 2
-    mov rax, -1
-2:  mov [r15], rax
-    jmp 2b
-"
-);
 
 fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()

@@ -149,7 +149,6 @@ fn qcow2_images() {
 }
 
 #[test]
-#[ignore = "the test guest asks for no interrupts, so the back end rings nobody"]
 fn a_vhost_user_back_end() {
     for queues in [1, 4] {
         let dir = tempfile::tempdir().unwrap();
@@ -162,7 +161,6 @@ fn a_vhost_user_back_end() {
 }
 
 #[test]
-#[ignore = "the test guest asks for no interrupts, so the back end rings nobody"]
 fn a_back_end_that_dies_costs_only_its_disk() {
     let dir = tempfile::tempdir().unwrap();
     let image = sparse(&dir.path().join("disk"), 16 * MIB);

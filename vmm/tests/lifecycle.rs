@@ -8,21 +8,8 @@ mod guest;
 use std::io::{BufRead, BufReader, Write};
 use std::time::Duration;
 
-use control::Process;
+use control::{Process, park_for_ever};
 use serde_json::{Value, json};
-
-guest_code!(
-    park_for_ever,
-    "park_start",
-    "park_end",
-    "
-    mov r15, [rdi + 24]
-    mov dword ptr [r15 + 0x14], 2
-    mov rax, -1
-2:  mov [r15], rax
-    jmp 2b
-"
-);
 
 /// The calling thread and what it starts have a network of their own.
 fn network_namespace() {

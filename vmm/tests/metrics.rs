@@ -8,20 +8,7 @@ mod guest;
 
 use std::collections::{BTreeMap, HashSet};
 
-use control::Process;
-
-guest_code!(
-    park_for_ever,
-    "park_start",
-    "park_end",
-    "
-    mov r15, [rdi + 24]
-    mov dword ptr [r15 + 0x14], 2
-    mov rax, -1
-2:  mov [r15], rax
-    jmp 2b
-"
-);
+use control::{Process, park_for_ever};
 
 type Labels = BTreeMap<String, String>;
 

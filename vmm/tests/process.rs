@@ -7,7 +7,7 @@ mod guest;
 
 use std::process::{Output, Stdio};
 
-use control::{Process, vmm};
+use control::{Process, park_for_ever, vmm};
 
 guest_code!(
     exit_42,
@@ -18,19 +18,6 @@ guest_code!(
     mov dword ptr [r15 + 0x14], 2
     mov dword ptr [r15 + 0x10], 42
 2:  jmp 2b
-"
-);
-
-guest_code!(
-    park_for_ever,
-    "park_start",
-    "park_end",
-    "
-    mov r15, [rdi + 24]
-    mov dword ptr [r15 + 0x14], 2
-    mov rax, -1
-2:  mov [r15], rax
-    jmp 2b
 "
 );
 
@@ -161,4 +148,44 @@ fn a_disk_in_use_is_named() {
     assert_eq!(out.status.code(), Some(1));
     let text = String::from_utf8_lossy(&out.stderr).into_owned();
     assert!(text.contains("disk.img") && text.contains("in use"), "{text}");
+}
+
+/// What a `vmm` says on a host that was prepared by a line of shell, in a mount namespace of its own.
+fn run_where(preparation: &str, args: &[&str]) -> Output {
+    let mut command = std::process::Command::new("unshare");
+    command.args(["--mount", "sh", "-c", &format!("set -e; {preparation} \"$@\""), "sh"]);
+    command.arg(vmm().get_program()).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[test]
+fn what_the_host_lacks_is_said_in_a_sentence() {
+    let dir = tempfile::tempdir().unwrap();
+    // For its image.
+    let mut p = Process::start(dir.path(), exit_42(), &[]);
+    assert_eq!(p.wait(), Some(42));
+    let image = dir.path().join("image");
+    let image = image.to_str().unwrap();
+    let tap = "tap=absent-tap";
+    // Somebody else's, and root without the right to pass over that.
+    let no_right = format!(
+        "cp -a /dev/kvm {0}/kvm; chown 65534 {0}/kvm; chmod 600 {0}/kvm; mount --bind {0}/kvm /dev/kvm; \
+         setpriv --bounding-set=-dac_override,-dac_read_search",
+        dir.path().display()
+    );
+    let cases: [(&str, &str, &[&str]); 6] = [
+        ("mount -t tmpfs none /dev;", "/dev/kvm (the VMM needs KVM and the right to use it): No such file", &[]),
+        ("mount --bind /dev/null /dev/kvm;", "this is not KVM's device", &[]),
+        ("NO_RIGHT", "/dev/kvm (the VMM needs KVM and the right to use it): Permission denied", &[]),
+        ("setpriv --bounding-set=-net_admin", "tap absent-tap (needs CAP_NET_ADMIN)", &["--net", tap]),
+        ("mount -t tmpfs none /dev/net;", "tap absent-tap: /dev/net/tun: No such file", &["--net", tap]),
+        ("mount --bind /dev/zero /dev/net/tun;", "/dev/net/tun is not the device for taps", &["--net", tap]),
+    ];
+    for (preparation, said, more) in cases {
+        let preparation = preparation.replace("NO_RIGHT", &no_right);
+        let out = run_where(&preparation, &[&["--image", image], more].concat());
+        let text = String::from_utf8_lossy(&out.stderr).into_owned();
+        assert_eq!(out.status.code(), Some(1), "{preparation}: {text}");
+        assert!(text.contains(said), "{preparation}: {text}");
+        assert_eq!(text.lines().count(), 1, "{preparation}: {text}");
+    }
 }

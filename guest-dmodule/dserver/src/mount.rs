@@ -127,7 +127,7 @@ pub async fn mount(disk: &impl Disk, options: &Options) -> Result<Mounted, Start
         return Err(StartError::WrongVolume { found: fs.name().into(), wanted: options.volume.clone() });
     }
     let [a, b] = OWNER_BLOCKS.map(|n| fixed[n.0 as usize].bytes().as_slice());
-    let owners = OwnerStore::load([a, b]);
+    let owners = OwnerStore::load([a, b])?;
     let kept = kept_replies(disk, &mut fs, owners.table()).await?;
     let (vms, kept_count) = (owners.table().records().count(), kept.len());
     let sessions = Sessions::restore(options.boot_id, owners.table().clone(), kept);

@@ -92,6 +92,25 @@ fn only_a_blank_disk_is_formatted() {
 }
 
 #[test]
+fn an_ownership_table_of_a_later_version_is_refused_and_left_alone() {
+    let file = disk(64 << 20);
+    drop(start(file.path(), 1));
+    let mut bytes = std::fs::read(file.path()).unwrap();
+    for number in layout::OWNER_BLOCKS {
+        let block = &mut bytes[number.0 as usize * 4096..][..4096];
+        if block.starts_with(b"OROW") {
+            block[4..8].copy_from_slice(&3u32.to_le_bytes());
+            let hash = xxhash_rust::xxh3::xxh3_64(&block[..4088]);
+            block[4088..].copy_from_slice(&hash.to_le_bytes());
+        }
+    }
+    std::fs::write(file.path(), &bytes).unwrap();
+    let error = Host::start(file.path(), any(), &options("vol0", 2)).err().unwrap();
+    assert_eq!(error.to_string(), "ownership table version 3 is not known here");
+    assert!(std::fs::read(file.path()).unwrap() == bytes, "the disk was written to");
+}
+
+#[test]
 fn files_are_there_after_a_restart() {
     let file = disk(SIZE);
     let host = start(file.path(), 1);

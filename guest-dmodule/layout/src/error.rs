@@ -9,6 +9,12 @@ pub enum LayoutError {
     /// A version this code does not know.
     #[error("file system version {0} is not known here")]
     Version(u32),
+    /// An ownership table of a version this code does not know: read as none, epochs would begin anew.
+    #[error("ownership table version {0} is not known here")]
+    OwnersVersion(u32),
+    /// An ownership table with a valid checksum that cannot be.
+    #[error("the ownership table is inconsistent: {0}")]
+    Owners(&'static str),
     /// The disk is smaller than the file system on it.
     #[error("the disk has {disk} blocks, the file system needs {volume}")]
     DiskTooSmall {

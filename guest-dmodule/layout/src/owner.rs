@@ -8,6 +8,7 @@
 //! owner\[2\], heir\[2\] (zero: none)} in ascending order of vm_id, and the xxh3-64 of all bytes before it in the last 8
 //! bytes. Version 1, which is still read, had records of 40 bytes, without the heir.
 use crate::block::{BLOCK_SIZE, Block, BlockNumber, get_u32, get_u64, put_u32, put_u64};
+use crate::error::LayoutError;
 use fabric::{
     id::{Epoch, Owner, VmId},
     owner::{OwnerRecord, OwnerTable, VMS_MAX},
@@ -44,11 +45,11 @@ pub struct OwnerWrite {
 }
 
 impl OwnerStore {
-    /// The newer valid one of the two images (the contents of [`OWNER_BLOCKS`]); empty if neither is valid.
-    pub fn load(images: [&[u8]; 2]) -> Self {
-        let stores = images.map(decode);
-        let [a, b] = stores;
-        match (a, b) {
+    /// The newer valid one of the two images (the contents of [`OWNER_BLOCKS`]); empty if neither is valid. An image that
+    /// is whole and cannot be read is an error, whatever the other says: it may be the newer one.
+    pub fn load(images: [&[u8]; 2]) -> Result<Self, LayoutError> {
+        let [a, b] = images.map(decode);
+        Ok(match (a?, b?) {
             (Some(a), Some(b)) => {
                 if a.sequence >= b.sequence {
                     a
@@ -58,7 +59,7 @@ impl OwnerStore {
             }
             (Some(one), None) | (None, Some(one)) => one,
             (None, None) => OwnerStore::default(),
-        }
+        })
     }
 
     /// The records.
@@ -110,19 +111,20 @@ fn encode(store: &OwnerStore) -> Block {
     block
 }
 
-fn decode(bytes: &[u8]) -> Option<OwnerStore> {
+/// `None`: torn, damaged, or never written.
+fn decode(bytes: &[u8]) -> Result<Option<OwnerStore>, LayoutError> {
     if bytes.len() != BLOCK_SIZE || get_u32(bytes, 0) != MAGIC || get_u64(bytes, HASH_AT) != xxh3_64(&bytes[..HASH_AT])
     {
-        return None;
+        return Ok(None);
     }
     let size = match get_u32(bytes, 4) {
         1 => RECORD_1,
         VERSION => RECORD,
-        _ => return None,
+        other => return Err(LayoutError::OwnersVersion(other)),
     };
     let count = get_u32(bytes, 16) as usize;
     if count > VMS_MAX {
-        return None;
+        return Err(LayoutError::Owners("too many records"));
     }
     let mut table = OwnerTable::default();
     for index in 0..count {
@@ -133,13 +135,13 @@ fn decode(bytes: &[u8]) -> Option<OwnerStore> {
             session: Epoch(get_u64(bytes, at + 16)),
             owner: Owner([get_u64(bytes, at + 24), get_u64(bytes, at + 32)]),
         };
-        table.set(record).ok()?;
+        table.set(record).map_err(|_| LayoutError::Owners("a record of VM 0"))?;
         if size == RECORD {
             let heir = Owner([get_u64(bytes, at + 40), get_u64(bytes, at + 48)]);
             table.set_heir(record.vm_id, (heir != Owner::default()).then_some(heir));
         }
     }
-    Some(OwnerStore { table, sequence: get_u64(bytes, 8) })
+    Ok(Some(OwnerStore { table, sequence: get_u64(bytes, 8) }))
 }
 
 #[cfg(test)]
@@ -156,19 +158,19 @@ mod tests {
     #[test]
     fn survives_a_torn_write_at_every_sector() {
         let mut disk = [Block::zeroed(), Block::zeroed()];
-        let mut store = OwnerStore::load([disk[0].as_ref(), disk[1].as_ref()]);
+        let mut store = OwnerStore::load([disk[0].as_ref(), disk[1].as_ref()]).unwrap();
         for epoch in 1..20 {
             let write = store.prepare(table(epoch));
             let slot = (write.number.0 - 2) as usize;
             for sectors in 0..8 {
                 let mut torn = disk.clone();
                 torn[slot].bytes_mut()[..sectors * 512].copy_from_slice(&write.block.bytes()[..sectors * 512]);
-                let found = OwnerStore::load([torn[0].as_ref(), torn[1].as_ref()]);
+                let found = OwnerStore::load([torn[0].as_ref(), torn[1].as_ref()]).unwrap();
                 assert_eq!(found.table(), store.table(), "epoch {epoch}, {sectors} sectors");
             }
             disk[slot] = write.block.clone();
             store.commit(write);
-            let found = OwnerStore::load([disk[0].as_ref(), disk[1].as_ref()]);
+            let found = OwnerStore::load([disk[0].as_ref(), disk[1].as_ref()]).unwrap();
             assert_eq!(found.table(), &table(epoch));
         }
     }
@@ -182,10 +184,10 @@ mod tests {
             full.set_heir(VmId(vm), (vm % 2 == 0).then_some(Owner([vm, 10])));
         }
         let write = OwnerStore::default().prepare(full.clone());
-        assert_eq!(OwnerStore::load([write.block.as_ref(), &[0xff; BLOCK_SIZE]]).table(), &full);
+        assert_eq!(OwnerStore::load([write.block.as_ref(), &[0xff; BLOCK_SIZE]]).unwrap().table(), &full);
         let mut bad = write.block.clone();
         bad.bytes_mut()[30] ^= 1;
-        assert_eq!(OwnerStore::load([bad.as_ref(), &[]]).table(), &OwnerTable::default());
+        assert_eq!(OwnerStore::load([bad.as_ref(), &[]]).unwrap().table(), &OwnerTable::default());
     }
 
     #[test]
@@ -201,11 +203,36 @@ mod tests {
         }
         let hash = xxh3_64(&bytes[..HASH_AT]);
         put_u64(bytes, HASH_AT, hash);
-        assert_eq!(OwnerStore::load([block.as_ref(), &[]]).table(), &table(5));
-        let bytes = block.bytes_mut();
-        put_u32(bytes, 4, 3);
-        let hash = xxh3_64(&bytes[..HASH_AT]);
-        put_u64(bytes, HASH_AT, hash);
-        assert_eq!(OwnerStore::load([block.as_ref(), &[]]).table(), &OwnerTable::default());
+        assert_eq!(OwnerStore::load([block.as_ref(), &[]]).unwrap().table(), &table(5));
+    }
+
+    #[test]
+    fn a_whole_table_that_cannot_be_read_is_refused() {
+        let known = OwnerStore::default().prepare(table(5)).block;
+        let changed = |at: usize, value: u32| {
+            let mut block = known.clone();
+            let bytes = block.bytes_mut();
+            put_u32(bytes, at, value);
+            let hash = xxh3_64(&bytes[..HASH_AT]);
+            put_u64(bytes, HASH_AT, hash);
+            block
+        };
+        let cases = [
+            (changed(4, VERSION + 1), LayoutError::OwnersVersion(VERSION + 1)),
+            (changed(4, 0), LayoutError::OwnersVersion(0)),
+            (changed(16, VMS_MAX as u32 + 1), LayoutError::Owners("too many records")),
+            (changed(HEADER, 0), LayoutError::Owners("a record of VM 0")),
+        ];
+        for (block, why) in cases {
+            // Alone, and beside one that can be read, which may be the older one.
+            for other in [&[][..], known.as_ref()] {
+                assert_eq!(OwnerStore::load([block.as_ref(), other]).unwrap_err(), why);
+                assert_eq!(OwnerStore::load([other, block.as_ref()]).unwrap_err(), why);
+            }
+            // Torn it is no table at all.
+            let mut torn = block.clone();
+            torn.bytes_mut()[40] ^= 1;
+            assert_eq!(OwnerStore::load([torn.as_ref(), known.as_ref()]).unwrap().table(), &table(5));
+        }
     }
 }

@@ -11,7 +11,6 @@ pub mod openapi;
 pub mod problem;
 pub mod report;
 pub mod routes;
-pub mod socket;
 mod vm;
 
 use std::sync::Arc;

@@ -427,6 +427,19 @@ impl Transport {
         })
     }
 
+    /// [`Transport::process`] for a guest that has parked.
+    pub fn park(&mut self) -> Progress {
+        let progress = self.process();
+        if self.is_active() && !self.quiesced {
+            let result = self.device.parked(&mut work!(self));
+            self.tell_used();
+            if let Err(e) = result {
+                self.needs_reset(&e.0);
+            }
+        }
+        progress
+    }
+
     fn tell_used(&mut self) {
         let used = self.queues.iter_mut().filter_map(|q| q.take_used(&self.memory)).reduce(|a, b| a | b);
         if let Some(wanted) = used {

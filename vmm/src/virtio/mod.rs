@@ -111,6 +111,11 @@ pub trait Device: Send {
     }
     /// One of the device's descriptors is ready; [`Device::process`] follows.
     fn event(&mut self) {}
+    /// The guest waits by parking, after [`Device::process`]: it has looked at its rings and is to be woken for the next buffer,
+    /// whatever it has said there of interrupts. A device that works its queues here wakes it anyway.
+    fn parked(&mut self, _work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
+        Ok(())
+    }
     /// The descriptors that are to cause [`Device::event`].
     fn descriptors(&self) -> Vec<RawFd>;
     /// Stops taking in what comes from outside (received frames stay where they are).

@@ -3,7 +3,7 @@
 //! Always true: every address comes out as a [`GuestRange`]; a chain has at most [`CHAIN_MAX`] pieces; the used ring and
 //! the notification fields are written only when they change (a write makes a page dirty for a port).
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{Ordering, fence};
 
 use serde::{Deserialize, Serialize};
 use virtio_queue::{Queue, QueueOwnedT, QueueT};
@@ -26,6 +26,10 @@ impl From<virtio_queue::Error> for QueueError {
     fn from(e: virtio_queue::Error) -> Self {
         QueueError(e.to_string())
     }
+}
+
+fn outside(e: vm_memory::GuestMemoryError) -> QueueError {
+    QueueError(format!("ring: {e}"))
 }
 
 /// Everything about a queue that is not in guest memory.
@@ -78,13 +82,24 @@ pub struct VirtQueue {
     muted: bool,
     /// Chains taken from and given back so far.
     moves: u64,
+    /// Where the used ring stood when a driver that had asked for no interrupts was last found waiting.
+    waited_at: Option<u16>,
 }
 
 impl VirtQueue {
     /// A queue not set up yet.
     pub fn new(max_size: u16) -> Result<VirtQueue> {
         let queue = Queue::new(max_size).map_err(|e| Error::State(e.to_string()))?;
-        Ok(VirtQueue { queue, armed_at: None, used: false, wanted: false, polled: false, muted: false, moves: 0 })
+        Ok(VirtQueue {
+            queue,
+            armed_at: None,
+            used: false,
+            wanted: false,
+            polled: false,
+            muted: false,
+            moves: 0,
+            waited_at: None,
+        })
     }
 
     /// The registers.
@@ -122,6 +137,7 @@ impl VirtQueue {
         self.wanted = false;
         self.polled = false;
         self.muted = false;
+        self.waited_at = None;
     }
 
     /// From now on (or no longer) whoever calls looks again by itself: [`VirtQueue::arm`] then tells the driver not to ring.
@@ -160,6 +176,39 @@ impl VirtQueue {
     pub fn used_elsewhere(&mut self) {
         self.used = true;
         self.wanted = true;
+    }
+
+    /// The driver waits for the ring, which another process works, whatever it has said there of interrupts: by parking, while
+    /// it cannot change its mind. Makes the other process interrupt it for the next buffer, and marks the queue used if some
+    /// may have come since the driver last looked.
+    pub fn awaited_elsewhere(&mut self, memory: &Memory) -> std::result::Result<(), QueueError> {
+        if !self.queue.ready() {
+            return Ok(());
+        }
+        let ram = memory.ram().as_ref();
+        let avail = self.queue.avail_ring();
+        let (at, asks) = if self.queue.event_idx_enabled() {
+            // used_event, behind the available ring's entries.
+            let at = avail.checked_add(4 + 2 * u64::from(self.queue.size()));
+            (at, self.queue.used_idx(ram, Ordering::Acquire)?.0)
+        } else {
+            let flags: u16 = ram.load(GuestAddress(avail), Ordering::Relaxed).map_err(outside)?;
+            (Some(avail), u16::from_le(flags) & !NO_INTERRUPT)
+        };
+        let at = GuestAddress(at.ok_or_else(|| QueueError("available ring outside memory".into()))?);
+        let before: u16 = ram.load(at, Ordering::Relaxed).map_err(outside)?;
+        if before == asks.to_le() {
+            return Ok(());
+        }
+        ram.store(asks.to_le(), at, Ordering::Relaxed).map_err(outside)?;
+        // The other side writes the index, then reads what is asked; this side the other way about: one sees the other.
+        fence(Ordering::SeqCst);
+        let used = self.queue.used_idx(ram, Ordering::Acquire)?.0;
+        if self.waited_at != Some(used) {
+            self.waited_at = Some(used);
+            self.used_elsewhere();
+        }
+        Ok(())
     }
 
     /// Where the ring stands after another process or the kernel has worked it: `next_avail` is what it has taken.
@@ -303,8 +352,16 @@ impl VirtQueue {
             used_ring: state.used_ring,
         };
         let queue = Queue::try_from(raw).map_err(|e| Error::State(format!("queue: {e}")))?;
-        let queue =
-            VirtQueue { queue, armed_at: None, used: false, wanted: false, polled: false, muted: false, moves: 0 };
+        let queue = VirtQueue {
+            queue,
+            armed_at: None,
+            used: false,
+            wanted: false,
+            polled: false,
+            muted: false,
+            moves: 0,
+            waited_at: None,
+        };
         if queue.ready() && !queue.is_valid(memory) {
             return Err(Error::State("queue outside memory".into()));
         }

@@ -332,9 +332,16 @@ pub(crate) fn create_vm(kvm: &Kvm) -> Result<VmFd> {
     }
 }
 
+/// The only version of KVM's interface there has been since 2007; its documentation asks to refuse any other.
+const KVM_API_VERSION: i32 = 12;
+
 fn open_kvm() -> Result<Kvm> {
-    Kvm::new().map_err(|e| Error::Host {
-        what: "/dev/kvm (the VMM needs KVM and the right to use it)".into(),
-        source: io::Error::from_raw_os_error(e.errno()),
-    })
+    let failed = |source| Error::Host { what: "/dev/kvm (the VMM needs KVM and the right to use it)".into(), source };
+    let kvm = Kvm::new().map_err(|e| failed(io::Error::from_raw_os_error(e.errno())))?;
+    // Whatever lies there can be opened; only KVM answers this.
+    match kvm.get_api_version() {
+        KVM_API_VERSION => Ok(kvm),
+        ..0 => Err(failed(io::Error::other("this is not KVM's device"))),
+        other => Err(failed(io::Error::other(format!("KVM's interface has version {other}, not {KVM_API_VERSION}")))),
+    }
 }

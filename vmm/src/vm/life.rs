@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::Vm;
-use super::reset::{ResetCause, Restart};
 use super::io::io_thread;
+use super::reset::{ResetCause, Restart};
 use crate::error::{Error, Result, host};
 use crate::gate::Gate;
 use crate::limit::{Bucket, Rate};

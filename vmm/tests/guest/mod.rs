@@ -13,13 +13,13 @@ pub const CODE: u64 = 0x40_0000;
 /// Defines a function that returns position-independent code.
 #[macro_export]
 macro_rules! guest_code {
-    ($name:ident, $start:literal, $end:literal, $asm:literal) => {
+    ($vis:vis $name:ident, $start:literal, $end:literal, $asm:literal) => {
         core::arch::global_asm!(
             concat!(".pushsection .rodata.guest,\"a\"\n.globl ", $start, "\n", $start, ":\n"),
             $asm,
             concat!("\n.globl ", $end, "\n", $end, ":\n.byte 0\n.popsection")
         );
-        fn $name() -> &'static [u8] {
+        $vis fn $name() -> &'static [u8] {
             unsafe extern "C" {
                 #[link_name = $start]
                 static START: u8;

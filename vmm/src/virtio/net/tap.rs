@@ -95,6 +95,7 @@ impl Tap {
             let hint = match e.raw_os_error() {
                 Some(libc::EBUSY) => " (another process uses it)",
                 Some(libc::EPERM) => " (needs CAP_NET_ADMIN)",
+                Some(libc::ENOTTY) => " (/dev/net/tun is not the device for taps)",
                 Some(libc::EINVAL) if several => {
                     " (not a tap, or one without several queues: make it with `ip tuntap add … multi_queue`)"
                 }

@@ -66,6 +66,46 @@ fn chains_are_taken_put_back_and_used() {
 }
 
 #[test]
+fn a_driver_that_waits_is_interrupted_by_whoever_works_the_ring() {
+    let m = memory();
+    let mut q = queue(&m);
+    let flags = || m.ram().read_obj::<u16>(GuestAddress(AVAIL)).unwrap();
+    // It has asked for no interrupts: it will get them, and looks once more for what came before.
+    put(&m, AVAIL, 1u16.to_le_bytes());
+    q.awaited_elsewhere(&m).unwrap();
+    assert_eq!((flags(), q.take_used(&m)), (0, Some(true)));
+    // It gets them already: whoever works the ring has rung for whatever came.
+    put(&m, USED + 2, 1u16.to_le_bytes());
+    q.awaited_elsewhere(&m).unwrap();
+    assert_eq!((flags(), q.take_used(&m)), (0, None));
+    // One that asks for none each time looks once more only if there is something new.
+    for (used, again) in [(1u16, Some(true)), (1, None), (2, Some(true)), (2, None)] {
+        put(&m, AVAIL, 1u16.to_le_bytes());
+        put(&m, USED + 2, used.to_le_bytes());
+        q.awaited_elsewhere(&m).unwrap();
+        assert_eq!((flags(), q.take_used(&m)), (0, again), "at {used}");
+    }
+}
+
+#[test]
+fn a_driver_that_waits_with_event_indices_is_interrupted_for_the_next_buffer() {
+    let m = memory();
+    let mut q = queue(&m);
+    q.raw().set_event_idx(true);
+    let event = || m.ram().read_obj::<u16>(GuestAddress(AVAIL + 4 + 2 * u64::from(SIZE))).unwrap();
+    put(&m, USED + 2, 3u16.to_le_bytes());
+    q.awaited_elsewhere(&m).unwrap();
+    assert_eq!((event(), q.take_used(&m)), (3, Some(true)));
+    q.awaited_elsewhere(&m).unwrap();
+    assert_eq!((event(), q.take_used(&m)), (3, None));
+    // The flags mean nothing then.
+    put(&m, AVAIL, 1u16.to_le_bytes());
+    q.awaited_elsewhere(&m).unwrap();
+    assert_eq!(q.take_used(&m), None);
+    assert_eq!(m.ram().read_obj::<u16>(GuestAddress(AVAIL)).unwrap(), 1);
+}
+
+#[test]
 fn hostile_queues_are_errors() {
     let end = memory().size() as u64;
     type Make = fn(&Memory, u64);

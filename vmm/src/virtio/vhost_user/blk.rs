@@ -188,6 +188,10 @@ impl Device for VhostUserBlk {
         Ok(Progress::Done)
     }
 
+    fn parked(&mut self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
+        self.back_end.awaited(work)
+    }
+
     fn descriptors(&self) -> Vec<RawFd> {
         self.back_end.descriptors()
     }

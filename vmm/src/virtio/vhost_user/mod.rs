@@ -24,7 +24,7 @@ use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Work;
-use super::queue::{QueueState, VirtQueue};
+use super::queue::{QueueError, QueueState, VirtQueue};
 use crate::error::{Error, Result, host};
 use crate::memory::Memory;
 use watch::Watch;
@@ -246,6 +246,15 @@ impl BackEnd {
                 let _ = doorbell.write(1);
             }
         }
+    }
+
+    /// The guest has parked: the back end is to ring for the next thing it uses, whatever the driver has asked for. The
+    /// driver has looked at its ring before, but the back end may have used something since and have told nobody.
+    pub fn awaited(&self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
+        if self.started {
+            work.queues.iter_mut().try_for_each(|q| q.awaited_elsewhere(work.memory))?;
+        }
+        Ok(())
     }
 
     /// Looks at the descriptors: marks queues in which something was used. An error is the end of the connection.
