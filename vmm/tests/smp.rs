@@ -134,6 +134,7 @@ fn empty(vm: &Vm) -> Vm {
     let host = ReceiveConfig {
         listen: "127.0.0.1:1".parse().unwrap(),
         nets: Vec::new(),
+        disks: Vec::new(),
         arbiter: None,
         serial: SerialOutput::None,
         memory_max: None,
