@@ -22,7 +22,7 @@ use crate::error::{Error, FieldError, Result, host};
 use crate::layout::{CPUS_MAX, DEVICES_MAX};
 use crate::memory::{HUGE_PAGE, MEMORY_MAX};
 pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig, VSOCK_ID, VsockConfig};
-pub use disk::{DiskConfig, DiskFormat};
+pub use disk::{DiskConfig, DiskFormat, QUEUES_MAX as DISK_QUEUES_MAX};
 pub use net::{NetConfig, Vhost};
 pub use parts::ConfigPatch;
 pub use tls::{TlsConfig, TlsFiles};

@@ -246,6 +246,11 @@ impl Devices {
             .ok_or_else(|| Error::Conflict(format!("there is no disk {id}")))
     }
 
+    /// The disks with an image, in their order.
+    pub fn disks(&mut self) -> impl Iterator<Item = &mut Blk> {
+        self.virtio.iter_mut().filter_map(|t| t.device_mut().as_blk())
+    }
+
     /// The network devices, in their order.
     pub fn nets(&mut self) -> impl Iterator<Item = &mut Net> {
         self.virtio.iter_mut().filter_map(|t| t.device_mut().as_net())

@@ -192,6 +192,7 @@ fn a_saved_vm_goes_on_in_another() {
     let host = vmm::config::cli::ReceiveConfig {
         listen: "127.0.0.1:1".parse().unwrap(),
         nets: Vec::new(),
+        disks: Vec::new(),
         arbiter: None,
         tls: vmm::config::TlsConfig::Off,
         serial: SerialOutput::None,

@@ -138,6 +138,7 @@ fn empty(vm: &Vm) -> Vm {
     let host = ReceiveConfig {
         listen: "127.0.0.1:1".parse().unwrap(),
         nets: Vec::new(),
+        disks: Vec::new(),
         arbiter: None,
         tls: vmm::config::TlsConfig::Off,
         serial: SerialOutput::None,

@@ -107,3 +107,47 @@ pub async fn run_on(env: &Env) -> Result<(), String> {
         disk.read(0, vec![vec![0u8; 4096]]).await.1.map_err(|e| format!("read: {e}"))?;
     }
 }
+
+/// What [`verify_for_ever`] works on: so many blocks of 4 KiB, so many of them at once.
+const VERIFIED: u64 = 256;
+const AT_ONCE: u64 = 32;
+
+/// Writes and reads back without end, other bytes each time, some of them across several rounds; says how far it is. Whatever is
+/// not as it was written ends the guest.
+pub async fn verify_for_ever(disk: BlockDevice) {
+    for round in 1u64.. {
+        for first in (0..VERIFIED).step_by(AT_ONCE as usize) {
+            let jobs: Vec<_> = (first..first + AT_ONCE)
+                .map(|block| {
+                    let disk = disk.clone();
+                    spawn(async move { one_block(&disk, block, round).await })
+                })
+                .collect();
+            for job in jobs {
+                if let Err(e) = job.await {
+                    panic!("round {round}: {e}");
+                }
+            }
+        }
+        if let Err(e) = disk.flush().await {
+            panic!("round {round}: flush: {e}");
+        }
+        println!("disk: round {round}");
+    }
+}
+
+/// Every fourth block is written only every fourth round, and has to be what it was since.
+async fn one_block(disk: &BlockDevice, block: u64, round: u64) -> Result<(), String> {
+    let offset = block * 4096;
+    let stamp = |round: u64| content(offset ^ round << 32, 4096);
+    let last = if block.is_multiple_of(4) { round - round % 4 } else { round };
+    if last == round || round == 1 {
+        disk.write(offset, vec![stamp(last)]).await.1.map_err(|e| format!("write at {offset}: {e}"))?;
+    }
+    let (buffers, result) = disk.read(offset, vec![vec![0u8; 4096]]).await;
+    result.map_err(|e| format!("read at {offset}: {e}"))?;
+    if buffers[0] != stamp(last) {
+        return Err(format!("the block at {offset} is not what was written"));
+    }
+    Ok(())
+}

@@ -24,6 +24,11 @@ async fn main(env: Env) -> Result<(), String> {
         "block" => block::run(&env).await,
         "block-loop" => block::run_on(&env).await,
         "echo" => network::echo(env).await,
+        "disk" => {
+            let disk = env.disks.first().ok_or("no disk")?.clone();
+            guest_rt::spawn(block::verify_for_ever(disk));
+            network::echo(env).await
+        }
         "writer" => {
             guest_rt::spawn(memory::write_for_ever());
             network::echo(env).await

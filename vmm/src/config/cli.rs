@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "PATH")]
     pub api_sock: Option<PathBuf>,
     /// Start empty and wait at IP:PORT for a VM to be ported here.
-    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "cmdline", "disk", "boot", "cpus", "on_reset", "rng", "balloon"])]
+    #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "cmdline", "boot", "cpus", "on_reset", "rng", "balloon"])]
     pub receive: Option<SocketAddr>,
     /// ELF image or Linux bzImage; with --receive what a VM that arrives begins again from, and so --initrd.
     #[arg(long, value_name = "FILE")]
@@ -49,7 +49,8 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     pub cmdline: Option<String>,
     /// Disk: path=FILE|vhost_user=SOCKET[,readonly=true][,format=raw|qcow2|vmdk][,queues=N][,serial=TEXT][,direct=true]
-    /// [,ops=RATE[:BURST]][,bytes=RATE[:BURST]][,id=NAME].
+    /// [,ops=RATE[:BURST]][,bytes=RATE[:BURST]][,id=NAME]; with --receive id=NAME,path=FILE[,direct=true]: where the image of an
+    /// incoming disk is here.
     #[arg(long, value_name = "KEY=VALUE,…")]
     pub disk: Vec<String>,
     /// Network device: tap=NAME|fd=N|vhost_user=SOCKET[,mac=…][,mtu=…][,queues=N][,vhost=auto|on|off]
@@ -100,6 +101,8 @@ pub struct ReceiveConfig {
     pub listen: SocketAddr,
     /// The taps of this host, to be joined with the incoming VM's network devices by id.
     pub nets: Vec<NetConfig>,
+    /// Where images of incoming disks are on this host, by id, if not at the same path: `path` and `direct` count.
+    pub disks: Vec<DiskConfig>,
     /// Where the ownership record lives, if not as the incoming configuration says.
     pub arbiter: Option<SocketAddr>,
     /// Console output.
@@ -141,6 +144,16 @@ impl Args {
                     errors.push(FieldError::new(format!("--net[{i}]"), "needs the id of the device to be received"));
                 }
             }
+            for (i, disk) in disks.iter().enumerate() {
+                let DiskConfig { id, path, direct, .. } = disk.clone();
+                if id.is_empty() {
+                    errors.push(FieldError::new(format!("--disk[{i}]"), "needs the id of the disk to be received"));
+                }
+                if *disk != (DiskConfig { id, path, direct, ..DiskConfig::default() }) {
+                    let why = "only id, path and direct: the rest comes with the VM that is received";
+                    errors.push(FieldError::new(format!("--disk[{i}]"), why));
+                }
+            }
             if self.tls.is_none() {
                 let needed = "--receive needs cert=FILE,key=FILE,ca=FILE (`vmm keys` makes them), or off for a network \
                     that nobody else can reach";
@@ -154,6 +167,7 @@ impl Args {
             return Ok(Order::Receive(ReceiveConfig {
                 listen,
                 nets,
+                disks,
                 arbiter: self.arbiter,
                 serial,
                 memory_max: memory,

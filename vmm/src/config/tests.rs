@@ -124,6 +124,20 @@ fn wrong_flags_are_named() {
         ["--net[0].mut", "--disk[0].path", "--memory", "--image",]
     );
     assert_eq!(fields(order(&["--receive", "127.0.0.1:1", "--net", "tap=t0"])), ["--net[0]", "--tls"]);
+    // of a disk that is received only where it is
+    assert_eq!(fields(order(&["--receive", "127.0.0.1:1", "--tls", "off", "--disk", "path=d"])), ["--disk[0]"]);
+    assert_eq!(
+        fields(order(&["--receive", "127.0.0.1:1", "--tls", "off", "--disk", "id=a,path=d,format=qcow2"])),
+        ["--disk[0]"]
+    );
+    assert_eq!(
+        fields(order(&["--receive", "127.0.0.1:1", "--tls", "off", "--disk", "id=a,vhost_user=s"])),
+        ["--disk[0]"]
+    );
+    match order(&["--receive", "127.0.0.1:1", "--tls", "off", "--disk", "id=a,path=d,direct=true"]) {
+        Ok(Order::Receive(host)) => assert_eq!((host.disks[0].id.as_str(), host.disks[0].direct), ("a", Some(true))),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]

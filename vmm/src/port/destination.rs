@@ -565,8 +565,15 @@ impl<'a> Driver<'a> {
                 Event::Bulk(FrameType::Pages)
             }
             FrameType::State => {
-                if self.machine.phase() == Phase::Receiving {
+                if self.machine.phase() == Phase::Receiving && self.sections.is_none() {
                     self.sections = Some(Sections::parse(connection.payload()).map_err(|e| connection.protocol(e))?);
+                    // Before anything is decided, with an arbiter too: whoever has no disk does not compete.
+                    if let Some(shell) = &self.shell
+                        && let Err(e) = guest::take_images(&shell.vm)
+                    {
+                        self.events.push_back(Event::Failed(Reason::new(ReasonCode::Device, e.to_string())));
+                        return Ok(());
+                    }
                 }
                 Event::Bulk(FrameType::State)
             }

@@ -5,6 +5,7 @@
 
 use std::os::fd::RawFd;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use migration::message::{
     CpuLeaf, Description, Hello, Ownership, Reason, ReasonCode, Stamp, VERSION_MAX, VERSION_MIN, feature,
@@ -20,12 +21,13 @@ use super::transfer;
 use super::urgent::Urgent;
 use crate::boot::info::{OwnerId as VmmId, random};
 use crate::config::cli::ReceiveConfig;
-use crate::config::{DISKS_MAX, NETS_MAX};
+use crate::config::{DISK_QUEUES_MAX, DISKS_MAX, NETS_MAX};
 use crate::devices::DevicesState;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, host};
 use crate::memory::MEMORY_MAX;
 use crate::stats::Stats;
 use crate::virtio::Progress;
+use crate::virtio::blk::Flusher;
 use crate::vm::{Phase, Vm, VmDescription, VmState};
 
 /// Version of every section, so far.
@@ -38,6 +40,10 @@ const ACPI: &str = "acpi";
 const DIGEST: &str = "digest";
 /// Frames thrown away at once, at most: what a tap holds.
 const STALE_MAX: usize = 1024;
+/// How long an image's lock is waited for by a destination: the source has given it up, another may have been quicker.
+const TAKE_PATIENCE: Duration = Duration::from_millis(100);
+/// How often it is tried.
+pub(super) const TAKE_PAUSE: Duration = Duration::from_millis(2);
 /// Memory of the host that is never given to a guest that arrives.
 const HOST_RESERVE: u64 = 64 << 20;
 
@@ -67,15 +73,26 @@ pub(super) fn hello(vm: &Vm, ownership: Ownership) -> Result<Hello> {
 
 /// What the VM to be ported is made of. Also does beforehand what saving needs.
 pub(super) fn describe(vm: &Vm) -> Result<Description> {
-    if !vm.config().disks.is_empty() {
-        return Err(Error::Conflict("a VM with disks of its own cannot be ported: they would stay behind".into()));
+    let mut description = vm.describe();
+    for disk in &mut description.config.disks {
+        if disk.vhost_user.is_some() {
+            return Err(Error::Conflict(outside(&disk.id)));
+        }
+        // The destination may have another working directory.
+        if let Ok(path) = std::path::absolute(&disk.path) {
+            disk.path = path;
+        }
     }
-    description(vm)
+    description.images = vm.devices().disks().map(|disk| disk.identity()).collect::<Result<_>>()?;
+    self::description(vm, description)
 }
 
-/// What the VM is made of, as it is sent or kept.
-pub(crate) fn description(vm: &Vm) -> Result<Description> {
-    let mut description = vm.describe();
+fn outside(disk: &str) -> String {
+    format!("{disk}: a disk that another process serves (vhost-user) cannot be ported")
+}
+
+/// The same in the form it is sent or kept in.
+pub(crate) fn description(vm: &Vm, mut description: VmDescription) -> Result<Description> {
     // Where this host keeps its keys is nothing to another.
     description.config.tls = None;
     vm.prepare_save()?;
@@ -110,6 +127,23 @@ pub(super) fn pause(vm: &Vm, urgent: &mut Vec<Urgent>) -> Result<Stamp> {
 /// The devices finish what they have begun.
 pub(super) fn quiesce(vm: &Vm) -> Result<()> {
     vm.quiesce()
+}
+
+/// Writes out what the disks' images lack: not held by anything, while the guest runs, so that little is left for the pause.
+pub(super) fn flush_disks(vm: &Vm) -> Result<()> {
+    let flushers = vm.devices().disks().map(|disk| disk.flusher()).collect::<Result<Vec<_>>>()?;
+    flushers.iter().flatten().try_for_each(Flusher::flush).map_err(host("flushing disks before the pause"))
+}
+
+/// Locks the disks' images and looks into them, which the source has given up before it sent its state.
+pub(super) fn take_images(vm: &Vm) -> Result<()> {
+    let begin = Instant::now();
+    loop {
+        match vm.take_images() {
+            Err(_) if begin.elapsed() < TAKE_PATIENCE => std::thread::sleep(TAKE_PAUSE),
+            result => return result,
+        }
+    }
 }
 
 /// Everything but memory, and the epoch the guest has.
@@ -261,8 +295,14 @@ pub(super) fn build(
     stats: &Arc<Stats>,
 ) -> std::result::Result<Incoming, Reason> {
     let vm = decode(description).map_err(|e| Reason::new(ReasonCode::Protocol, e.to_string()))?;
-    if !vm.config.disks.is_empty() {
-        return Err(Reason::new(ReasonCode::Device, "disks cannot be ported"));
+    for disk in &vm.config.disks {
+        if disk.vhost_user.is_some() {
+            return Err(Reason::new(ReasonCode::Device, outside(&disk.id)));
+        }
+        // Without, the image would be locked at once, and not be the source's.
+        if vm.images.iter().filter(|i| i.id == disk.id).count() != 1 {
+            return Err(Reason::new(ReasonCode::Device, format!("{}: the source does not say which image", disk.id)));
+        }
     }
     let vm = Vm::receive(&vm, config, owner, stats.clone()).map_err(|e| {
         let code = match e {
@@ -284,8 +324,9 @@ pub(crate) fn decode(description: &Description) -> Result<VmDescription> {
     if vm.config.memory.bytes() != description.memory_size || description.vcpus != vm.config.cpus {
         return Err(Error::State("the configuration is of another VM".into()));
     }
-    if vm.config.nets.len() > NETS_MAX || vm.config.disks.len() > DISKS_MAX {
-        return Err(Error::State("more devices than there can be".into()));
+    let disks = &vm.config.disks;
+    if vm.config.nets.len() > NETS_MAX || disks.len() > DISKS_MAX || disks.iter().any(|d| d.queues > DISK_QUEUES_MAX) {
+        return Err(Error::State("more devices or queues than there can be".into()));
     }
     vm.cpuid = description
         .cpu

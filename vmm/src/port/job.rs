@@ -43,6 +43,8 @@ pub struct Breakdown {
     pub quiesce_us: u64,
     /// Source: reading the state of vCPU and devices.
     pub state_us: u64,
+    /// Source: writing out and unlocking the images of disks.
+    pub disks_us: u64,
     /// Source: the last dirty bitmap.
     pub bitmap_us: u64,
     /// Source: copying and sealing the residue.

@@ -29,7 +29,7 @@ use super::transfer::{PageWriter, Pending, SendError, Sent};
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::error::Result;
-use crate::vm::{Throttle, Vm};
+use crate::vm::{Phase as VmPhase, Throttle, Vm};
 
 /// Longest time the destination may take to answer HELLO and to make the VM.
 const PREPARE_MAX: Duration = Duration::from_secs(10);
@@ -107,6 +107,8 @@ struct Driver<'a> {
     logging: bool,
     throttle: Option<Throttle>,
     paused: bool,
+    /// The disks' images are, or are about to be, another's to take.
+    gave_images: bool,
     cancelled: bool,
     pause: Pause,
     phase_since: Instant,
@@ -152,6 +154,7 @@ impl<'a> Driver<'a> {
             logging: false,
             throttle: None,
             paused: false,
+            gave_images: false,
             cancelled: false,
             pause: Pause::default(),
             phase_since: Instant::now(),
@@ -327,6 +330,9 @@ impl<'a> Driver<'a> {
 
     fn measure(&mut self) -> Event {
         let elapsed = self.round_started.elapsed();
+        if let Err(e) = guest::flush_disks(self.vm) {
+            return Event::Failed(internal(&e));
+        }
         let dirty_pages = match self.pending.outlook(self.vm.memory(), self.vm.fd()) {
             Ok(pages) => pages,
             Err(e) => return Event::Failed(internal(&e)),
@@ -405,6 +411,12 @@ impl<'a> Driver<'a> {
             Err(e) => return Event::Failed(Reason::new(ReasonCode::State, e.to_string())),
         }
         self.pause.breakdown.pages_us = lap();
+        // Before the state is sent: it tells the destination that they are free.
+        self.gave_images = true;
+        if let Err(e) = vm.give_images() {
+            return Event::Failed(state(&e));
+        }
+        self.pause.breakdown.disks_us = lap();
         self.sections = Some(sections);
         Event::Collected(epoch)
     }
@@ -484,6 +496,9 @@ impl<'a> Driver<'a> {
         if let Some(arbiter) = &mut self.arbiter {
             arbiter.withdraw();
         }
+        if self.gave_images && !self.take_images_back() {
+            return;
+        }
         if self.paused {
             guest::resume(self.vm, epoch, self.forwarder.take_kept());
             self.urgent.clear();
@@ -495,6 +510,26 @@ impl<'a> Driver<'a> {
         {
             log::warn!("the dirty log stays on: {e}");
         }
+    }
+
+    /// Waits until nobody else has the disks' images: a guest that goes on would write to what is another's. False if the VM was
+    /// ended meanwhile.
+    fn take_images_back(&mut self) -> bool {
+        let mut told = false;
+        while let Err(e) = self.vm.take_images() {
+            if self.vm.phase() == VmPhase::Ended {
+                return false;
+            }
+            if !told {
+                told = true;
+                self.urgent.clear();
+                log::error!("the VM stays paused until its disks are free: {e}");
+                self.job.update(|s| s.error = Some(format!("the VM stays paused until its disks are free: {e}")));
+            }
+            std::thread::sleep(guest::TAKE_PAUSE);
+        }
+        self.gave_images = false;
+        true
     }
 
     /// Everything that may have happened outside: the operator, the connection, the arbiter, time, late frames.
@@ -564,7 +599,7 @@ impl<'a> Driver<'a> {
         let blackout = entered.since(&exit) / 1000;
         let b = &mut self.pause.breakdown;
         [b.apply_us, b.load_us, b.cas_us, b.run_us] = steps.map(|ns| ns / 1000);
-        let known = b.pause_us + b.quiesce_us + b.state_us + b.bitmap_us + b.pages_us + b.send_us;
+        let known = b.pause_us + b.quiesce_us + b.state_us + b.bitmap_us + b.pages_us + b.disks_us + b.send_us;
         b.transfer_us = blackout.saturating_sub(known + b.apply_us + b.load_us + b.cas_us + b.run_us);
         let (breakdown, pages, bytes) = (b.clone(), self.last_round.pages(), self.residue_bytes);
         self.job.update(|s| {

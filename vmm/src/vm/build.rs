@@ -36,6 +36,7 @@ use crate::vcpu::{Context, Vcpu};
 use crate::virtio::Device;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
+use crate::virtio::blk::identity::Identity;
 use crate::virtio::mmio::Transport;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
@@ -104,6 +105,7 @@ fn open_devices(
     memory: &Memory,
     gate: &Arc<Gate>,
     events: &Arc<Events>,
+    images: &[Identity],
 ) -> Result<Vec<Transport>> {
     let mut devices: Vec<Box<dyn Device>> = Vec::new();
     for (i, config) in config.nets.iter().enumerate() {
@@ -117,9 +119,10 @@ fn open_devices(
         devices.push(Box::new(net));
     }
     for disk in &config.disks {
-        devices.push(match disk.vhost_user {
-            Some(_) => Box::new(VhostUserBlk::open(disk)?),
-            None => Box::new(Blk::open(disk)?),
+        devices.push(match (&disk.vhost_user, images.iter().find(|i| i.id == disk.id)) {
+            (Some(_), _) => Box::new(VhostUserBlk::open(disk)?),
+            (None, Some(there)) => Box::new(Blk::open_for_port(disk, there)?),
+            (None, None) => Box::new(Blk::open(disk)?),
         });
     }
     if let Some(rng) = &config.rng {
@@ -177,7 +180,7 @@ impl Vm {
             return Err(Error::Config(vec![FieldError::new("cpus", format!("{}: {why}", config.cpus))]));
         }
         let shell = Shell::new(&kvm, &memory, irqchip, config.cpus)?;
-        let vm = Vm::assemble(config, owner, info, kvm, Some(files), shell, memory, stats)?;
+        let vm = Vm::assemble(config, owner, info, kvm, Some(files), shell, memory, stats, &[])?;
         vm.prepare_start(&image)?;
         Ok(vm)
     }
@@ -209,6 +212,12 @@ impl Vm {
                     net.vhost_user.clone_from(&here.vhost_user);
                 }
                 None => errors.push(FieldError::new(format!("nets[{i}].id"), format!("no tap for {} here", net.id))),
+            }
+        }
+        for disk in &mut config.disks {
+            if let Some(here) = host.disks.iter().find(|h| h.id == disk.id) {
+                disk.path.clone_from(&here.path);
+                disk.direct = here.direct;
             }
         }
         // Where a socket is made on this host is not for the other to say.
@@ -247,7 +256,8 @@ impl Vm {
                 scaled |= scale_tsc(vcpu, here, description.tsc_khz)?;
             }
         }
-        let mut vm = Vm::assemble(config, owner, description.info, kvm, files, shell, memory, stats)?;
+        let mut vm =
+            Vm::assemble(config, owner, description.info, kvm, files, shell, memory, stats, &description.images)?;
         vm.tsc_scaled = scaled;
         Ok(vm)
     }
@@ -262,6 +272,7 @@ impl Vm {
         shell: Shell,
         memory: Memory,
         stats: Arc<Stats>,
+        images: &[Identity],
     ) -> Result<Vm> {
         let console = Console::open(&config.serial)?;
         let gate = Arc::new(Gate::new()?);
@@ -272,7 +283,7 @@ impl Vm {
         if let Some(fd) = console.descriptor() {
             events.add_console(fd)?;
         }
-        let virtio = open_devices(&config, &shell, &memory, &gate, &events)?;
+        let virtio = open_devices(&config, &shell, &memory, &gate, &events, images)?;
         let serial_irq = serial_irq(&shell.fd, shell.irqchip)?;
         let acpi = acpi::Registers::new(event_irq(&shell.fd, shell.irqchip)?);
         let context = Context {

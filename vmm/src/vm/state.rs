@@ -5,9 +5,9 @@
 //! are stopped and the devices are quiesced.
 //!
 //! Giving a VM away: [`Vm::describe`], [`Vm::prepare_save`]; then `devices().stop_input()`, [`Vm::pause`], [`Vm::quiesce`],
-//! [`Vm::save`]. If it is to go on here after all: [`Vm::resume_devices`], [`Vm::resume`].
-//! Taking one: [`Vm::receive`], [`Vm::pause`] and [`Vm::start`] (so that the threads exist), memory, [`Vm::load`], then
-//! [`Vm::take_over`], [`Vm::resume_devices`], [`Vm::resume`].
+//! [`Vm::save`], [`Vm::give_images`]. If it is to go on here after all: [`Vm::take_images`], [`Vm::resume_devices`], [`Vm::resume`].
+//! Taking one: [`Vm::receive`], [`Vm::pause`] and [`Vm::start`] (so that the threads exist), memory,
+//! [`Vm::take_images`], [`Vm::load`], then [`Vm::take_over`], [`Vm::resume_devices`], [`Vm::resume`].
 
 use kvm_bindings::{
     KVM_IRQCHIP_IOAPIC, KVM_IRQCHIP_PIC_MASTER, KVM_IRQCHIP_PIC_SLAVE, kvm_cpuid_entry2, kvm_irqchip, kvm_pit_state2,
@@ -23,6 +23,7 @@ use crate::config::Config;
 use crate::devices::DevicesState;
 use crate::error::{Error, Result, kvm};
 use crate::vcpu::state::{self as vcpu_state, MsrList, Tsc, VcpuState};
+use crate::virtio::blk::identity::Identity;
 
 /// What a VM is made of.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +37,9 @@ pub struct VmDescription {
     /// Frequency of its TSC in kHz; 0: not known.
     #[serde(default)]
     pub tsc_khz: u32,
+    /// Which images its disks have, where it is to take them over from the process that has them; without, they are free.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<Identity>,
     /// What the guest was told of the processor ([`crate::vcpu::cpuid::for_vm`]).
     pub cpuid: Vec<kvm_cpuid_entry2>,
 }
@@ -74,6 +78,7 @@ impl Vm {
             irqchip: self.irqchip,
             info: self.info,
             tsc_khz: self.tsc_khz,
+            images: Vec::new(),
             cpuid: self.cpuid.as_slice().to_vec(),
         }
     }
@@ -175,6 +180,19 @@ impl Vm {
             Some(clock) => info.continue_clock(&self.memory, self.vcpu().fd(), clock),
             None => Ok(()),
         }
+    }
+
+    /// Leaves the disks' images to another process ([`crate::virtio::blk::Blk::give_image`]). The VM must be paused and quiesced; on
+    /// an error some may be given up already.
+    pub fn give_images(&self) -> Result<()> {
+        self.must_be_stopped()?;
+        self.devices().disks().try_for_each(|disk| disk.give_image())
+    }
+
+    /// Takes the disks' images that are not this process's, if nobody else has them now; may be tried again.
+    pub fn take_images(&self) -> Result<()> {
+        self.must_be_stopped()?;
+        self.devices().disks().try_for_each(|disk| disk.take_image())
     }
 
     pub(super) fn must_be_stopped(&self) -> Result<()> {

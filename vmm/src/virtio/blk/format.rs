@@ -1,12 +1,15 @@
 //! Images with a format of their own (qcow2, vmdk), through the crate imago.
 //!
 //! Owns the open image, the lock on it and on its backing files. Always true: no format is ever guessed from what is in a file:
-//! a qcow2 image that names a backing file without its format is refused; backing files are only read.
+//! a qcow2 image that names a backing file without its format is refused; backing files are only read; what is known of an image
+//! (tables, sizes) was read under its lock, and is forgotten before the lock is given up.
 //! Survives: images that lie about themselves, as errors.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 use imago::file::File;
 use imago::format::Format;
@@ -18,53 +21,105 @@ use imago::vmdk::Vmdk;
 use imago::{FormatAccess, StorageOpenOptions};
 
 use super::SECTOR;
-use super::image::lock;
+use super::image::{LOCK_PATIENCE, drop_cache, lock, lock_error, unlock};
 use crate::config::DiskFormat;
-use crate::error::{Error, Result, host};
+use crate::error::{Result, host};
 
 /// Longest chain of backing files.
 const CHAIN_MAX: usize = 16;
 
 /// See the module.
 pub(super) struct FormatImage {
-    /// Written to for what may not happen beside other I/O.
-    access: RwLock<FormatAccess<File>>,
+    path: PathBuf,
+    format: DiskFormat,
     readonly: bool,
-    _locks: Vec<std::fs::File>,
+    /// `None` while another process has the image. Written to for what may not happen beside other I/O.
+    access: RwLock<Option<FormatAccess<File>>>,
+    sectors: AtomicU64,
+    /// Behind `access`, which writes to it: locked as long as that is there.
+    file: std::fs::File,
+    backing: Backing,
 }
 
 impl FormatImage {
     /// Opens the image and its backing files.
     pub fn open(path: &Path, format: DiskFormat, readonly: bool) -> Result<FormatImage> {
-        let what = || format!("disk {}", path.display());
-        let locks = Locks::default();
-        locks.take(path, readonly)?;
-        let gate = Gate { depth: 0, locks: locks.clone() };
-        let open = || match format {
-            DiskFormat::Raw => Err(io::Error::other("a raw image has no format")),
+        let image = FormatImage::open_unlocked(path, format, readonly)?;
+        lock(&image.file, readonly, LOCK_PATIENCE).map_err(|e| lock_error(path, e))?;
+        image.read().map_err(host(format!("disk {}", path.display())))?;
+        Ok(image)
+    }
+
+    /// The file alone, which another process has locked: for [`FormatImage::take`]. Nothing is read.
+    pub fn open_unlocked(path: &Path, format: DiskFormat, readonly: bool) -> Result<FormatImage> {
+        let file = std::fs::File::options().read(true).write(!readonly).open(path);
+        Ok(FormatImage {
+            path: path.to_owned(),
+            format,
+            readonly,
+            access: RwLock::new(None),
+            sectors: AtomicU64::new(0),
+            file: file.map_err(host(format!("disk {}", path.display())))?,
+            backing: Backing::default(),
+        })
+    }
+
+    /// Under the lock: opens what is in the file.
+    fn read(&self) -> io::Result<()> {
+        let gate = Gate { depth: 0, backing: self.backing.clone() };
+        let options = || StorageOpenOptions::new().filename(&self.path).write(!self.readonly);
+        let file = || File::from_open_file(self.file.try_clone()?, options());
+        let access = match self.format {
+            DiskFormat::Raw => return Err(io::Error::other("a raw image has no format")),
             DiskFormat::Qcow2 => {
-                names_its_backing_format(path)?;
-                Qcow2::<File>::builder(open_file(path, !readonly)?).write(!readonly).open(gate).map(FormatAccess::new)
+                names_its_backing_format(&self.path, file()?)?;
+                Qcow2::<File>::builder(file()?).write(!self.readonly).open(gate).map(FormatAccess::new)?
             }
             DiskFormat::Vmdk => {
-                Vmdk::<File>::builder(open_file(path, !readonly)?).write(!readonly).open(gate).map(FormatAccess::new)
+                Vmdk::<File>::builder(file()?).write(!self.readonly).open(gate).map(FormatAccess::new)?
             }
         };
-        let access = open().map_err(host(what()))?;
-        Ok(FormatImage { access: RwLock::new(access), readonly, _locks: locks.into_files() })
+        self.sectors.store(access.size() / SECTOR, Ordering::Relaxed);
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = Some(access);
+        Ok(())
     }
 
-    fn with<T>(&self, f: impl FnOnce(&FormatAccess<File>) -> T) -> T {
-        f(&self.access.read().unwrap_or_else(PoisonError::into_inner))
+    /// Writes out and forgets what is known of the image, and gives its lock up. Nothing may be in flight.
+    pub fn give(&self) -> io::Result<()> {
+        self.flush()?;
+        *self.access.write().unwrap_or_else(PoisonError::into_inner) = None;
+        unlock(&self.file)
     }
 
-    fn with_alone<T>(&self, f: impl FnOnce(&mut FormatAccess<File>) -> T) -> T {
-        f(&mut self.access.write().unwrap_or_else(PoisonError::into_inner))
+    /// Takes the lock, if nobody else has it, and reads the image anew; `forget`: what this host's page cache has is old.
+    pub fn take(&self, forget: bool) -> io::Result<()> {
+        lock(&self.file, self.readonly, Duration::ZERO)?;
+        if forget {
+            drop_cache(&self.file);
+        }
+        self.read().inspect_err(|_| {
+            if let Err(e) = unlock(&self.file) {
+                log::warn!("disk {}: {e}", self.path.display());
+            }
+        })
     }
 
-    /// Size in sectors.
+    /// The open file.
+    pub fn file(&self) -> &std::fs::File {
+        &self.file
+    }
+
+    fn with<T>(&self, f: impl FnOnce(&FormatAccess<File>) -> io::Result<T>) -> io::Result<T> {
+        self.access.read().unwrap_or_else(PoisonError::into_inner).as_ref().map_or_else(|| Err(away()), f)
+    }
+
+    fn with_alone<T>(&self, f: impl FnOnce(&mut FormatAccess<File>) -> io::Result<T>) -> io::Result<T> {
+        self.access.write().unwrap_or_else(PoisonError::into_inner).as_mut().map_or_else(|| Err(away()), f)
+    }
+
+    /// Size in sectors; 0 as long as the image was never this process's.
     pub fn sectors(&self) -> u64 {
-        self.with(FormatAccess::size) / SECTOR
+        self.sectors.load(Ordering::Relaxed)
     }
 
     /// Whether it must not be written.
@@ -74,16 +129,20 @@ impl FormatImage {
 
     /// Makes the disk larger if it is smaller than `bytes`.
     pub fn grow(&self, bytes: u64) -> io::Result<()> {
-        self.with(|a| if bytes > a.size() { a.resize_grow(bytes, PreallocateMode::Zero) } else { Ok(()) })
+        self.with(|a| {
+            let result = if bytes > a.size() { a.resize_grow(bytes, PreallocateMode::Zero) } else { Ok(()) };
+            self.sectors.store(a.size() / SECTOR, Ordering::Relaxed);
+            result
+        })
     }
 
     /// Reads.
-    pub fn read(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
+    pub fn read_at(&self, offset: u64, bytes: &mut [u8]) -> io::Result<()> {
         self.with(|a| a.read(bytes, offset))
     }
 
     /// Writes.
-    pub fn write(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         self.with(|a| a.write(bytes, offset))
     }
 
@@ -100,42 +159,45 @@ impl FormatImage {
         self.with_alone(|a| a.discard_to_any(offset, len))
     }
 
-    /// All that was written before is on the disk afterwards.
+    /// All that was written before is on the disk afterwards. Of an image that is another's there is nothing.
     pub fn flush(&self) -> io::Result<()> {
-        self.with(|a| {
-            a.flush()?;
-            a.sync()
-        })
+        match &*self.access.read().unwrap_or_else(PoisonError::into_inner) {
+            Some(access) if !self.readonly => {
+                access.flush()?;
+                access.sync()
+            }
+            _ => Ok(()),
+        }
     }
 }
 
-/// The files locked so far.
+fn away() -> io::Error {
+    io::Error::other("the image is another process's")
+}
+
+/// The backing files opened so far, locked for reading. They stay so while another process has the image: it may be opened
+/// again where they cannot be found any more (a changed root).
 #[derive(Clone, Default)]
-struct Locks(Arc<Mutex<Vec<std::fs::File>>>);
+struct Backing(Arc<Mutex<Vec<(PathBuf, std::fs::File)>>>);
 
-impl Locks {
-    fn take(&self, path: &Path, readonly: bool) -> Result<()> {
+impl Backing {
+    fn open(&self, path: &Path) -> Result<std::fs::File> {
         let what = || format!("disk {}", path.display());
-        let file = std::fs::File::options().read(true).write(!readonly).open(path).map_err(host(what()))?;
-        lock(&file, readonly).map_err(|e| match e.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => {
-                Error::Conflict(format!("{}: in use by another process; an image has one writer", what()))
-            }
-            _ => host(format!("{}: lock", what()))(e),
-        })?;
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(file);
-        Ok(())
-    }
-
-    fn into_files(self) -> Vec<std::fs::File> {
-        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+        let mut files = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !files.iter().any(|(known, _)| known == path) {
+            let file = std::fs::File::open(path).map_err(host(what()))?;
+            lock(&file, true, LOCK_PATIENCE).map_err(|e| lock_error(path, e))?;
+            files.push((path.to_owned(), file));
+        }
+        let found = files.iter().find(|(known, _)| known == path).map(|(_, file)| file.try_clone());
+        found.unwrap_or_else(|| Err(away())).map_err(host(what()))
     }
 }
 
 /// Who opens what an image refers to.
 struct Gate {
     depth: usize,
-    locks: Locks,
+    backing: Backing,
 }
 
 impl ImplicitOpenGate<File> for Gate {
@@ -146,28 +208,25 @@ impl ImplicitOpenGate<File> for Gate {
         if F::FORMAT != Format::Raw {
             let path = builder.get_image_path().ok_or_else(|| io::Error::other("a backing file without a name"))?;
             if F::FORMAT == Format::Qcow2 {
-                names_its_backing_format(&path)?;
+                names_its_backing_format(&path, self.open_storage(StorageOpenOptions::new().filename(&path))?)?;
             }
         }
-        let gate = Gate { depth: self.depth + 1, locks: self.locks.clone() };
+        let gate = Gate { depth: self.depth + 1, backing: self.backing.clone() };
         builder.open(gate).map(FormatAccess::new)
     }
 
     fn open_storage(&mut self, builder: StorageOpenOptions) -> io::Result<File> {
-        if let Some(path) = builder.get_filename() {
-            self.locks.take(path, true).map_err(io::Error::other)?;
+        let builder = builder.write(false);
+        match builder.get_filename() {
+            Some(path) => File::from_open_file(self.backing.open(path).map_err(io::Error::other)?, builder),
+            None => imago::Storage::open(builder),
         }
-        imago::Storage::open(builder.write(false))
     }
 }
 
-fn open_file(path: &Path, write: bool) -> io::Result<File> {
-    imago::Storage::open(StorageOpenOptions::new().filename(path).write(write))
-}
-
 /// Refuses an image whose backing file would have to be looked at for its format.
-fn names_its_backing_format(path: &Path) -> io::Result<()> {
-    let image = Qcow2::<File>::builder(open_file(path, false)?).backing(None).open(DenyImplicitOpenGate::default())?;
+fn names_its_backing_format(path: &Path, file: File) -> io::Result<()> {
+    let image = Qcow2::<File>::builder(file).backing(None).open(DenyImplicitOpenGate::default())?;
     match (image.implicit_backing_file(), image.implicit_backing_format()) {
         (Some(file), None) => Err(io::Error::other(format!(
             "{} does not say which format its backing file {file} has; say it with: qemu-img rebase -u -b {file} -F FORMAT",

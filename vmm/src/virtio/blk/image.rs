@@ -1,4 +1,4 @@
-//! A raw image: opened, locked, measured, grown.
+//! A raw image: opened, locked, measured, grown; its lock, given up and taken when a VM is ported.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
@@ -24,7 +24,7 @@ pub struct DirectAlign {
 /// The page cache takes anything.
 const ANY: DirectAlign = DirectAlign { address: 1, length: 1 };
 
-/// An open image.
+/// An open image. What is written to it must be written under its lock.
 #[derive(Debug)]
 pub struct Image {
     file: File,
@@ -40,6 +40,13 @@ impl Image {
     /// Opens `path` and locks it: one writer, or any number of readers. Past the page cache if `direct` says so, or, if it says
     /// nothing, where that is possible (not on tmpfs, for one).
     pub fn open(path: &Path, readonly: bool, direct: Option<bool>) -> Result<Image> {
+        let image = Image::open_unlocked(path, readonly, direct)?;
+        lock(&image.file, readonly, LOCK_PATIENCE).map_err(|e| lock_error(path, e))?;
+        Ok(image)
+    }
+
+    /// The same without the lock, which another process has: for [`Image::take`].
+    pub fn open_unlocked(path: &Path, readonly: bool, direct: Option<bool>) -> Result<Image> {
         let what = || format!("disk {}", path.display());
         let open =
             |flags| OpenOptions::new().read(true).write(!readonly).custom_flags(flags | libc::O_CLOEXEC).open(path);
@@ -59,12 +66,6 @@ impl Image {
             }
             None => (open(0).map_err(host(what()))?, ANY),
         };
-        lock(&file, readonly).map_err(|e| match e.raw_os_error() {
-            Some(libc::EAGAIN | libc::EACCES) => {
-                Error::Conflict(format!("{}: in use by another process; an image has one writer", what()))
-            }
-            _ => host(format!("{}: lock", what()))(e),
-        })?;
         let metadata = file.metadata().map_err(host(what()))?;
         let mut image = Image {
             sectors: 0,
@@ -76,6 +77,33 @@ impl Image {
         };
         image.measure().map_err(host(what()))?;
         Ok(image)
+    }
+
+    /// The open file.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Whether the page cache has what was written last.
+    pub fn is_cached(&self) -> bool {
+        self.align == ANY && !self.readonly
+    }
+
+    /// Gives the lock up, with nothing in flight; what was written is where another host finds it.
+    pub fn give(&mut self) -> io::Result<()> {
+        if self.is_cached() {
+            self.file.sync_data()?;
+        }
+        unlock(&self.file)
+    }
+
+    /// Takes the lock, if nobody else has it, and looks at the image anew; `forget`: what this host's page cache has is old.
+    pub fn take(&mut self, forget: bool) -> io::Result<()> {
+        lock(&self.file, self.readonly, Duration::ZERO)?;
+        if forget {
+            drop_cache(&self.file);
+        }
+        self.measure()
     }
 
     /// Looks how large it is now.
@@ -144,17 +172,64 @@ fn direct_align(file: &File) -> Option<DirectAlign> {
 }
 
 /// How long a lock is waited for: a process that was killed lets go of its images only when the kernel has ended its last requests.
-const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(2);
 
-/// One writer or any number of readers, of this program or QEMU.
-pub fn lock(file: &File, readonly: bool) -> io::Result<()> {
-    let lock = libc::flock {
-        l_type: if readonly { libc::F_RDLCK } else { libc::F_WRLCK } as libc::c_short,
+/// Lets go of what the page cache has of the file. It is advice; what a failure leaves a network file system checks by itself.
+pub fn drop_cache(file: &File) {
+    // SAFETY: no memory is involved.
+    unsafe { libc::posix_fadvise(file.as_raw_fd(), 0, 0, libc::POSIX_FADV_DONTNEED) };
+}
+
+/// A lock of the whole file.
+fn whole(kind: libc::c_int) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
         l_whence: libc::SEEK_SET as libc::c_short,
         l_start: 0,
         l_len: 0,
         l_pid: 0,
-    };
+    }
+}
+
+fn kind_of_lock(readonly: bool) -> libc::c_int {
+    if readonly { libc::F_RDLCK } else { libc::F_WRLCK }
+}
+
+/// A failure to lock an image, or to look into it, in words.
+pub fn lock_error(path: &Path, e: io::Error) -> Error {
+    let what = format!("disk {}", path.display());
+    match is_held(&e) {
+        true => Error::Conflict(format!("{what}: in use by another process; an image has one writer")),
+        false => host(what)(e),
+    }
+}
+
+fn is_held(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
+}
+
+/// Whether somebody else has the file locked, so that it could not be locked now.
+pub fn is_locked(file: &File, readonly: bool) -> io::Result<bool> {
+    let mut lock = whole(kind_of_lock(readonly));
+    // SAFETY: the call reads one flock and writes it.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } {
+        0 => Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Gives the lock up.
+pub fn unlock(file: &File) -> io::Result<()> {
+    // SAFETY: the call reads one flock.
+    match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &whole(libc::F_UNLCK)) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// One writer or any number of readers, of this program or QEMU; waits so long for others to let go.
+pub fn lock(file: &File, readonly: bool, patience: Duration) -> io::Result<()> {
+    let lock = whole(kind_of_lock(readonly));
     let begin = Instant::now();
     loop {
         // SAFETY: the call reads one flock.
@@ -162,8 +237,7 @@ pub fn lock(file: &File, readonly: bool) -> io::Result<()> {
             return Ok(());
         }
         let e = io::Error::last_os_error();
-        let held = matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES));
-        if !held || begin.elapsed() > LOCK_PATIENCE {
+        if !is_held(&e) || begin.elapsed() >= patience {
             return Err(e);
         }
         std::thread::sleep(Duration::from_millis(5));

@@ -2,18 +2,22 @@
 //!
 //! Owns the open image, its lock, and the requests in flight. Always true: a flush is answered after fdatasync has
 //! succeeded; a request that fails on the host is answered with an error, counted and logged, and the VM lives; an image that is
-//! written has one writer; what a limit holds back waits in the guest's ring. Survives: a full disk, I/O errors, images that
-//! shrink, any request a guest can make up.
+//! written has one writer, and is read and written only by who has its lock; what a limit holds back waits in the guest's ring.
+//! Survives: a full disk, I/O errors, images that shrink, any request a guest can make up.
 
 mod bounce;
 mod format;
+mod handover;
+pub mod identity;
 mod image;
 mod request;
+mod store;
 mod uring;
 mod workers;
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -27,8 +31,11 @@ use crate::memory::{GuestRange, Memory};
 use crate::metrics::Exposition;
 use crate::stats::{Counter, Histogram};
 use format::FormatImage;
-use image::{DirectAlign, Image};
+pub use handover::Flusher;
+use handover::Held;
+use image::Image;
 use request::{DISCARD_MAX, Operation, Parsed, Request, Status, WRITE_ZEROES_MAX};
+use store::Store;
 use uring::Uring;
 use workers::Workers;
 
@@ -51,8 +58,6 @@ const ID_SIZE: usize = 20;
 const LOGGED_MAX: u64 = 100;
 /// `struct virtio_blk_config` up to and with the fields of write-zeroes.
 const CONFIG_SIZE: usize = 60;
-/// Cluster of most qcow2 images.
-const FORMAT_BLOCK: u64 = 64 << 10;
 
 const F_SEG_MAX: u64 = 1 << 2;
 const F_RO: u64 = 1 << 5;
@@ -69,51 +74,6 @@ pub struct BlkState {
     pub capacity: u64,
     /// Limits as they were last set, and what is left of them.
     pub limiter: LimiterState,
-}
-
-/// What a disk's bytes are in.
-enum Store {
-    Raw(Image),
-    Format(Arc<FormatImage>),
-}
-
-impl Store {
-    fn sectors(&self) -> u64 {
-        match self {
-            Store::Raw(image) => image.sectors(),
-            Store::Format(image) => image.sectors(),
-        }
-    }
-
-    fn is_readonly(&self) -> bool {
-        match self {
-            Store::Raw(image) => image.is_readonly(),
-            Store::Format(image) => image.is_readonly(),
-        }
-    }
-
-    /// What buffers must be multiples of to be used as they are; `None`: none can be.
-    fn align(&self) -> Option<DirectAlign> {
-        match self {
-            Store::Raw(image) => Some(image.align()),
-            Store::Format(_) => None,
-        }
-    }
-
-    /// What ranges to discard should be multiples of, in bytes.
-    fn block(&self) -> u64 {
-        match self {
-            Store::Raw(image) => image.block(),
-            Store::Format(_) => FORMAT_BLOCK,
-        }
-    }
-
-    fn grow(&mut self, bytes: u64) -> io::Result<()> {
-        match self {
-            Store::Raw(image) => image.grow(bytes),
-            Store::Format(image) => image.grow(bytes),
-        }
-    }
 }
 
 /// Who does the I/O.
@@ -157,6 +117,8 @@ struct BlkStats {
 /// A disk.
 pub struct Blk {
     id: String,
+    path: PathBuf,
+    held: Held,
     serial: [u8; ID_SIZE],
     /// Before the image, which it works on.
     engine: Box<dyn Engine>,
@@ -185,12 +147,18 @@ impl Blk {
                 (Store::Format(image), Box::new(engine))
             }
         };
+        Blk::new(config, image, engine, Held::Here)
+    }
+
+    fn new(config: &DiskConfig, image: Store, engine: Box<dyn Engine>, held: Held) -> Result<Blk> {
         let mut serial = [0; ID_SIZE];
         let text = config.serial.as_ref().unwrap_or(&config.id).as_bytes();
         let n = text.len().min(ID_SIZE);
         serial[..n].copy_from_slice(&text[..n]);
         Ok(Blk {
             id: config.id.clone(),
+            path: config.path.clone(),
+            held,
             serial,
             engine,
             image,
@@ -211,6 +179,9 @@ impl Blk {
     /// Makes the disk larger: to `bytes` (the image file is made as long), or to what its image has become. The guest is told
     /// when the device next looks at its queues. It does not become smaller. Returns the new size.
     pub fn resize(&mut self, bytes: Option<u64>) -> Result<u64> {
+        if self.held != Held::Here {
+            return Err(Error::Conflict(format!("{}: is being ported", self.id)));
+        }
         let before = self.size();
         if bytes.is_some_and(|b| !b.is_multiple_of(SECTOR)) {
             return Err(Error::Conflict(format!("{}: a size is a multiple of {SECTOR} bytes", self.id)));

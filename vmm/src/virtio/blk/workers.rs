@@ -100,11 +100,11 @@ fn serve(image: &FormatImage, request: &mut Request) -> io::Result<()> {
     match request.operation {
         Operation::Read => {
             let bytes = request.bounce.as_mut().ok_or_else(no_buffer)?.bytes();
-            image.read(offset, bytes.get_mut(..len).ok_or_else(no_buffer)?)
+            image.read_at(offset, bytes.get_mut(..len).ok_or_else(no_buffer)?)
         }
         Operation::Write => {
             let bytes = request.bounce.as_mut().ok_or_else(no_buffer)?.bytes();
-            image.write(offset, bytes.get(..len).ok_or_else(no_buffer)?)
+            image.write_at(offset, bytes.get(..len).ok_or_else(no_buffer)?)
         }
         Operation::Flush => image.flush(),
         Operation::Discard => image.discard(offset, len as u64),
