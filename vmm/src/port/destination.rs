@@ -21,6 +21,7 @@ use migration::wire::FrameType;
 
 use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
+use super::faults;
 use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::order::Gate;
@@ -249,6 +250,7 @@ impl<'a> Driver<'a> {
     }
 
     fn event(&mut self, event: Event) {
+        self.events.extend(faults::destination_hears(&event).map(Event::Failed));
         let before = self.machine.phase();
         let actions = self.machine.on_event(event);
         let phase = self.machine.phase();
@@ -268,6 +270,7 @@ impl<'a> Driver<'a> {
     }
 
     fn perform(&mut self, action: Action) {
+        let failed = faults::destination_does(&action);
         match action {
             Action::Send(message) => self.send(&message),
             Action::Prepare(description) => {
@@ -312,6 +315,9 @@ impl<'a> Driver<'a> {
                 }
             }
             Action::Close => self.connection = None,
+        }
+        if let Some(reason) = failed {
+            self.events.push_front(Event::Failed(reason));
         }
     }
 
@@ -477,7 +483,7 @@ impl<'a> Driver<'a> {
             self.announce();
             self.gate(quiet);
         }
-        if self.heard.elapsed() > self.limit() {
+        if self.heard.elapsed() > faults::limit(self.limit()) {
             self.heard = Instant::now();
             self.events.push_back(Event::Timeout);
         }
