@@ -79,6 +79,29 @@ pub fn nested(filter: Option<&str>, shell: bool) -> Result<()> {
     if totals.failed > 0 { bail!("tests failed") } else { Ok(()) }
 }
 
+/// All failures of a port, those that last included; writes docs/failure-matrix.md when all that was found is as it must be.
+/// With `filter` only some are tried, and nothing is written.
+pub fn failures(filter: Option<&str>) -> Result<()> {
+    let root = artifacts::workspace_root();
+    setup::prepare(Need::Test, &artifacts::data_dir()?, 0)?;
+    let results = artifacts::target_dir()?.join("failures");
+    if results.exists() {
+        std::fs::remove_dir_all(&results).with_context(|| format!("cannot remove {}", results.display()))?;
+    }
+    let test = || {
+        let mut cargo = images::cargo(&root);
+        cargo.args(["test", "--locked", "--package", "vmm", "--test", "failures", "--"]).env("FAILURES", &results);
+        cargo
+    };
+    let mut all = test();
+    all.args(["--include-ignored", "--skip", "the_document", "--nocapture"]).args(filter);
+    finish(&mut all)?;
+    if filter.is_some() {
+        return Ok(());
+    }
+    finish(test().args(["--ignored", "--exact", "the_document_is_written"]))
+}
+
 fn step(root: &Path, arguments: &[&str]) -> Result<()> {
     let mut cargo = images::cargo(root);
     cargo.args(arguments);

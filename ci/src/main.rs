@@ -43,8 +43,9 @@ enum Task {
     },
     /// Run all tests, or the system tests alone.
     Test {
-        /// `system`: only those that start VMs; `nested`: only those with Linux guests in an emulated machine.
-        #[arg(value_parser = ["system", "nested"])]
+        /// `system`: only those that start VMs; `nested`: only those with Linux guests in an emulated machine; `failures`: every
+        /// failure at every point of a port, and docs/failure-matrix.md is written.
+        #[arg(value_parser = ["system", "nested", "failures"])]
         which: Option<String>,
         /// Only tests whose name contains this.
         filter: Option<String>,
@@ -103,6 +104,7 @@ fn run(task: Task) -> Result<()> {
         }
         Task::Test { which, filter, shell } => match which.as_deref() {
             Some("nested") => check::nested(filter.as_deref(), shell),
+            Some("failures") => check::failures(filter.as_deref()),
             _ if shell => anyhow::bail!("--shell is for `test nested`"),
             Some(_) => check::run(Which::System, filter.as_deref()),
             None => check::run(Which::All, filter.as_deref()),

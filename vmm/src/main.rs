@@ -18,7 +18,7 @@ use vmm::api;
 use vmm::boot::info::OwnerId;
 use vmm::config::cli::{Args, Order};
 use vmm::control::Control;
-use vmm::port::Engine;
+use vmm::port::{Engine, faults};
 use vmm::sandbox::{self, Kind};
 use vmm::socket_file::{SocketFile, SocketName};
 use vmm::stats::{self, Stats};
@@ -39,6 +39,8 @@ struct Cli {
     args: Args,
     #[command(flatten)]
     sandbox: sandbox::Options,
+    #[command(flatten)]
+    faults: faults::PortFaults,
     #[command(subcommand)]
     command: Option<Command>,
 }
@@ -114,12 +116,13 @@ fn main() -> ExitCode {
     // SAFETY: before there are other threads; the option and value are valid.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, MALLOC_ARENAS) };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off")).init();
-    let Cli { args, sandbox, command } = Cli::parse();
+    let Cli { args, sandbox, faults, command } = Cli::parse();
     if let Some(command) = command {
         return command.run();
     }
     let api_sock = args.api_sock.clone();
     let result = args.order().and_then(|order| {
+        faults::set_up(&faults)?;
         sandbox::set_up(sandbox)?;
         let socket = api_sock.as_deref().map(|path| SocketFile::bind("api-sock", path)).transpose()?;
         run(order, socket)

@@ -13,6 +13,7 @@ use fabric::id::{Epoch as CfEpoch, Owner, VmId};
 use fabric::wire::{CasStatus, OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_reserve};
 use migration::ownership::{Epoch, OwnerId, Record, Verdict};
 
+use super::faults;
 use super::wait::{Interest, wait};
 
 /// Longest time for a connection.
@@ -97,7 +98,7 @@ impl Arbiter {
     fn answered(&mut self, question: &[u8]) -> Result<OwnerAnswer, ArbiterError> {
         self.connect()?;
         self.put(question)?;
-        let deadline = Instant::now() + ANSWER_MAX;
+        let deadline = Instant::now() + faults::limit(ANSWER_MAX);
         loop {
             if let Some(answer) = self.answer()? {
                 return Ok(answer);
@@ -138,7 +139,7 @@ impl Arbiter {
     pub fn poll(&mut self) -> Option<(Epoch, Verdict)> {
         let (expected, asked) = self.competing?;
         let result = match asked {
-            Some(since) if since.elapsed() < ANSWER_MAX => self.answer(),
+            Some(since) if since.elapsed() < faults::limit(ANSWER_MAX) => self.answer(),
             Some(_) => Err(ArbiterError::Io(self.address, ErrorKind::TimedOut.into())),
             None if self.not_before.is_none_or(|t| Instant::now() >= t) => self.ask().map(|()| None),
             None => Ok(None),
@@ -189,7 +190,7 @@ impl Arbiter {
     fn connect(&mut self) -> Result<(), ArbiterError> {
         if self.link.is_none() {
             let io = |e| ArbiterError::Io(self.address, e);
-            let socket = TcpStream::connect_timeout(&self.address, CONNECT_MAX).map_err(io)?;
+            let socket = TcpStream::connect_timeout(&self.address, faults::limit(CONNECT_MAX)).map_err(io)?;
             socket.set_nodelay(true).map_err(io)?;
             socket.set_nonblocking(true).map_err(io)?;
             self.link = Some((socket, OwnerAnswers::new()));

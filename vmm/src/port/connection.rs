@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use migration::message::{Message, Reason, ReasonCode};
 use migration::wire::{FrameType, HEADER_LEN, Header, Receiver, Sender};
 
+use super::faults;
 use super::tls::record::{self, Opener, Parts, Sealer};
 use super::tls::{Cipher, Protection, Route, TlsError, handshake};
 use super::wait::{Interest, wait};
@@ -122,8 +123,8 @@ impl Connection {
         memory: u64,
         stop: &dyn Fn() -> bool,
     ) -> Result<Connection, ConnectionError> {
-        let socket =
-            TcpStream::connect_timeout(&peer, CONNECT_MAX).map_err(|source| ConnectionError::Io { peer, source })?;
+        let socket = TcpStream::connect_timeout(&peer, faults::limit(CONNECT_MAX))
+            .map_err(|source| ConnectionError::Io { peer, source })?;
         let mut connection = Connection::new(socket, peer)?;
         if let Route::Tls { credentials, name, .. } = route {
             let session = handshake::connect(&connection.socket, credentials, name, Cipher::for_memory(memory), stop);
@@ -174,7 +175,12 @@ impl Connection {
             set_option(&socket, libc::SOL_SOCKET, option, SOCKET_BUFFER);
         }
         // A peer that vanished without a word is noticed also while nothing is sent.
-        set_option(&socket, libc::IPPROTO_TCP, libc::TCP_USER_TIMEOUT, STALL_MAX.as_millis() as libc::c_int);
+        set_option(
+            &socket,
+            libc::IPPROTO_TCP,
+            libc::TCP_USER_TIMEOUT,
+            faults::limit(STALL_MAX).as_millis() as libc::c_int,
+        );
         set_option(&socket, libc::SOL_SOCKET, libc::SO_KEEPALIVE, 1);
         for option in [libc::TCP_KEEPIDLE, libc::TCP_KEEPINTVL] {
             set_option(&socket, libc::IPPROTO_TCP, option, 1);
@@ -203,6 +209,7 @@ impl Connection {
 
     /// Appends a control message to `out`, sealed; it must be the next thing sent.
     pub fn seal_message(&mut self, message: &Message, out: &mut Vec<u8>) {
+        faults::sends(message.frame_type());
         let mut payload = Vec::new();
         message.encode(&mut payload);
         self.sender.frame(message.frame_type(), &payload, out);
@@ -210,6 +217,7 @@ impl Connection {
 
     /// Header of a frame whose payload is `parts`; both must be the next things sent.
     pub fn seal(&mut self, frame_type: FrameType, parts: &[&[u8]]) -> [u8; HEADER_LEN] {
+        faults::sends(frame_type);
         self.sender.seal(frame_type, parts)
     }
 
@@ -264,7 +272,7 @@ impl Connection {
                     if stop() {
                         return Err(ConnectionError::Stopped);
                     }
-                    if moved.elapsed() > STALL_MAX {
+                    if moved.elapsed() > faults::limit(STALL_MAX) {
                         return Err(self.io(ErrorKind::TimedOut.into()));
                     }
                     let _ = wait(&[(self.socket.as_raw_fd(), Interest::Write)], Some(STOP_CHECK));
@@ -341,6 +349,7 @@ impl Connection {
         self.payload = self.start..self.start + header.length;
         self.start = self.payload.end;
         header.verify(self.payload()).map_err(|e| self.protocol(e))?;
+        faults::receives(header.frame_type);
         Ok(Some(Incoming { frame_type: header.frame_type }))
     }
 

@@ -21,6 +21,7 @@ use migration::wire::FrameType;
 
 use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
+use super::faults;
 use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::order::Gate;
@@ -280,6 +281,7 @@ impl<'a> Driver<'a> {
     }
 
     fn event(&mut self, event: Event) {
+        self.events.extend(faults::destination_hears(&event).map(Event::Failed));
         let before = self.machine.phase();
         let actions = self.machine.on_event(event);
         let phase = self.machine.phase();
@@ -299,6 +301,7 @@ impl<'a> Driver<'a> {
     }
 
     fn perform(&mut self, action: Action) {
+        let failed = faults::destination_does(&action);
         match action {
             Action::Send(message) => self.send(&message),
             Action::Prepare(description) => {
@@ -343,6 +346,9 @@ impl<'a> Driver<'a> {
                 }
             }
             Action::Close => self.connection = None,
+        }
+        if let Some(reason) = failed {
+            self.events.push_front(Event::Failed(reason));
         }
     }
 
@@ -513,7 +519,7 @@ impl<'a> Driver<'a> {
             self.announce();
             self.gate(quiet);
         }
-        if self.heard.elapsed() > self.limit() {
+        if self.heard.elapsed() > faults::limit(self.limit()) {
             self.heard = Instant::now();
             self.events.push_back(Event::Timeout);
         }

@@ -8,6 +8,7 @@ pub mod arbiter;
 pub mod connection;
 pub mod destination;
 mod engine;
+pub mod faults;
 pub mod frames;
 pub(crate) mod guest;
 pub mod job;

@@ -19,6 +19,7 @@ use migration::wire::{FrameType, STATE_MAX};
 
 use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
+use super::faults;
 use super::frames::Forwarder;
 use super::guest;
 use super::job::{Breakdown, Job, JobState, OrderReport, RoundReport};
@@ -193,6 +194,7 @@ impl<'a> Driver<'a> {
 
     /// Gives an event to the machine and carries out what it says.
     fn event(&mut self, event: Event) {
+        self.events.extend(faults::source_hears(&event).map(Event::Failed));
         let before = self.machine.phase();
         log::debug!("source, {}: {}", before.name(), event_name(&event));
         let actions = self.machine.on_event(event);
@@ -216,6 +218,7 @@ impl<'a> Driver<'a> {
     }
 
     fn perform(&mut self, action: Action) {
+        let failed = faults::source_does(&action);
         match action {
             Action::Send(message) => self.send(&message),
             Action::StartDirtyLog => {
@@ -259,6 +262,9 @@ impl<'a> Driver<'a> {
             }
             Action::Close => self.connection = None,
             Action::TearDown => self.report_ported(),
+        }
+        if let Some(reason) = failed {
+            self.events.push_front(Event::Failed(reason));
         }
     }
 
@@ -565,7 +571,7 @@ impl<'a> Driver<'a> {
             self.events.push_back(Event::LingerOver);
         }
         if let Some(limit) = self.limit()
-            && self.phase_since.elapsed() >= limit
+            && self.phase_since.elapsed() >= faults::limit(limit)
         {
             self.phase_since = Instant::now();
             self.events.push_back(Event::Timeout);

@@ -119,6 +119,13 @@ impl Lab {
         }
     }
 
+    /// A `vmm` with any arguments, in another network namespace.
+    pub fn spawn_in(&self, namespace: &std::fs::File, name: &str, args: &[&str]) -> Vmm {
+        let mut args = args.to_vec();
+        self.protect(&mut args);
+        Vmm::spawn_in(self, name, &args, Some(namespace))
+    }
+
     /// What a guest has printed.
     pub fn console(&self, name: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(format!("{name}.console"))).unwrap_or_default()
@@ -170,6 +177,10 @@ pub struct Vmm {
 
 impl Vmm {
     fn spawn(lab: &Lab, name: &str, args: &[&str]) -> Vmm {
+        Vmm::spawn_in(lab, name, args, None)
+    }
+
+    fn spawn_in(lab: &Lab, name: &str, args: &[&str], namespace: Option<&std::fs::File>) -> Vmm {
         let sock = lab.dir.path().join(format!("{name}.sock"));
         let console = lab.dir.path().join(format!("{name}.console"));
         let log = std::fs::File::create(lab.dir.path().join(format!("{name}.log"))).unwrap();
@@ -186,10 +197,14 @@ impl Vmm {
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(if std::env::var_os("VMM_LOG").is_some() { Stdio::inherit() } else { Stdio::from(log) });
-        // SAFETY: prctl is async-signal-safe and touches no memory. A test that dies takes its children along.
+        let namespace = namespace.map(std::os::fd::AsRawFd::as_raw_fd);
+        // SAFETY: both are async-signal-safe and touch no memory. A test that dies takes its children along.
         unsafe {
-            command.pre_exec(|| {
+            command.pre_exec(move || {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                if namespace.is_some_and(|fd| libc::setns(fd, libc::CLONE_NEWNET) != 0) {
+                    return Err(std::io::Error::last_os_error());
+                }
                 Ok(())
             });
         }

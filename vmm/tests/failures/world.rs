@@ -1,0 +1,425 @@
+//! One VM that is ported to and fro between two hosts while everything fails, and what became of it each time.
+
+use std::net::UdpSocket;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use fabric::id::Owner;
+use serde_json::Value;
+
+use crate::dmodule::Dmodule;
+use crate::hold::Points;
+use crate::network::Host;
+use crate::port_support::{Echo, GUEST, Lab, MAC, PATIENCE, Vmm, eventually, image, ip};
+use crate::{Course, Fault, Ownership};
+
+const VM_ID: u64 = 9;
+/// Longer than every limit of a port once [`HURRY`] divides it.
+const DWELL: Duration = Duration::from_millis(1300);
+/// Divides the limits of a port where a fault lasts.
+const HURRY: u32 = 10;
+/// The same where nothing has to time out: a busy machine must not look like a fault.
+const HURRY_LITTLE: u32 = 2;
+
+/// Which copy was left when it was decided.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Survivor {
+    Source,
+    Destination,
+    /// The source stands still until the operator says who runs.
+    Unknown,
+    /// The VM was on the host that died.
+    Nobody,
+}
+
+/// What came of one fault at one point.
+#[derive(Debug, Clone, Copy)]
+pub struct Outcome {
+    pub survivor: Survivor,
+    /// From the fault until it was decided.
+    pub after: Duration,
+}
+
+struct Instance {
+    vmm: Vmm,
+    points: Points,
+    at: usize,
+}
+
+/// How a process stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stand {
+    Dead,
+    Running,
+    /// Waits for a VM, and none is on its way.
+    Waiting,
+    Unknown,
+    /// In the middle of something.
+    Busy,
+}
+
+pub struct World {
+    ownership: Ownership,
+    hurry: u32,
+    number: u16,
+    here: Option<Instance>,
+    echo: Option<Echo>,
+    arbiter: Option<Dmodule>,
+    hosts: [Host; 2],
+    noise: Arc<AtomicBool>,
+    /// Of the port under way.
+    source_owner: Option<Owner>,
+    lab: Lab,
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.noise.store(true, Ordering::Release);
+    }
+}
+
+impl World {
+    pub fn new(ownership: Ownership, lasting: bool) -> World {
+        let lab = Lab::new(0);
+        let hosts = [Host::new(0), Host::new(1)];
+        let noise = Arc::new(AtomicBool::new(false));
+        let over = noise.clone();
+        // Frames for the guest at any time, so that some come while it moves.
+        std::thread::spawn(move || {
+            let socket = UdpSocket::bind("10.77.0.1:0").unwrap();
+            while !over.load(Ordering::Acquire) {
+                let _ = socket.send_to(&[0; 16], (GUEST, 9999));
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+        let hurry = if lasting { HURRY } else { HURRY_LITTLE };
+        World {
+            ownership,
+            hurry,
+            number: 0,
+            here: None,
+            echo: None,
+            arbiter: None,
+            hosts,
+            noise,
+            source_owner: None,
+            lab,
+        }
+    }
+
+    /// Ports the VM along a course and lets a fault happen at a point (`None`: nothing happens). Returns what became of it,
+    /// and the points passed by both sides; no outcome if the port never came to the point.
+    pub fn port(&mut self, course: Course, fault: Option<(&str, Fault)>) -> (Option<Outcome>, Vec<String>) {
+        let mut source = self.source();
+        let at = 1 - source.at;
+        let mut destination = self.spawn(at, &["--receive", &format!("{}:4000", self.hosts[at].address)]);
+        source.points.expect(None, None);
+        destination.points.expect(None, course.fails());
+        let cancel_at = "destination receive ROUND";
+        if course == Course::Cancelled {
+            destination.points.hold(cancel_at);
+        }
+        let early = fault.filter(|(point, _)| course != Course::Cancelled || point.starts_with("source"));
+        if let Some((point, _)) = early {
+            if point.starts_with("source") { &source.points } else { &destination.points }.hold(point);
+        }
+        self.source_owner = owner(&source.vmm);
+        let order = format!("{{\"to\":\"{}:4000\",\"verify\":true}}", self.hosts[at].address);
+        let id = source.vmm.api("POST", "/v1/migrations", Some(&order))["id"].as_u64().unwrap();
+        if course == Course::Cancelled {
+            assert!(destination.points.wait(&|| false), "{cancel_at}");
+            source.vmm.api("DELETE", &format!("/v1/migrations/{id}"), None);
+            // The source hears of it while the destination is held.
+            if early.is_none() {
+                eventually("the port is off", || (source.vmm.port(id)["state"] == "cancelled").then_some(()));
+            } else {
+                source.points.wait(&|| false);
+            }
+            if let Some((point, _)) = fault.filter(|(p, _)| p.starts_with("destination")) {
+                destination.points.release_to(point);
+            } else {
+                destination.points.release(false);
+            }
+        }
+        let mut began = Instant::now();
+        if let Some((point, fault)) = fault {
+            let at_source = point.starts_with("source");
+            let held = if at_source { &source.points } else { &destination.points };
+            if !held.wait(&|| source_is_over(&source.vmm, id)) {
+                let trace = [source.points.trace(), destination.points.trace()].concat();
+                self.settle(source, destination, began, id, None);
+                return (None, trace);
+            }
+            began = Instant::now();
+            self.strike(fault, &mut source, &mut destination, id);
+            if at_source { &source.points } else { &destination.points }.release(fault == Fault::StepFails);
+            self.mend(fault, &mut source, &mut destination);
+        }
+        let (outcome, trace) = self.settle(source, destination, began, id, fault.map(|(_, fault)| fault));
+        (Some(outcome), trace)
+    }
+
+    /// The VM, where it runs; a new one if it is lost.
+    fn source(&mut self) -> Instance {
+        if let Some(here) = self.here.take() {
+            return here;
+        }
+        self.echo = None;
+        if self.ownership == Ownership::Arbiter {
+            self.arbiter = Some(Dmodule::start(&self.lab.dir.path().join("disk")));
+        }
+        let cmdline = format!("test=echo ip={GUEST}/24 log=warn");
+        let vm_id = VM_ID.to_string();
+        let arbiter = self.arbiter.as_ref().map(|a| a.address.to_string());
+        let mut args = vec!["--image", image().to_str().unwrap(), "--memory", "64M", "--cmdline", &cmdline];
+        if let Some(arbiter) = &arbiter {
+            args.extend(["--arbiter", arbiter, "--vm-id", &vm_id]);
+        }
+        let instance = self.spawn(0, &args);
+        // The VM before this one had the same address, and the switch has seen it elsewhere: it is asked for again.
+        ip("neigh flush dev br0");
+        self.echo = Some(Echo::new(&self.lab));
+        if self.ownership == Ownership::Stream {
+            return instance;
+        }
+        // A record comes into being with the first port; only then can an heir be named.
+        self.here = Some(instance);
+        let (outcome, _) = self.port(Course::Straight, None);
+        assert_eq!(outcome.map(|o| o.survivor), Some(Survivor::Destination));
+        self.here.take().unwrap()
+    }
+
+    fn spawn(&mut self, at: usize, args: &[&str]) -> Instance {
+        self.number += 1;
+        let name = format!("vmm{}", self.number);
+        let points = Points::listen(&self.lab.dir.path().join(format!("{name}.points")));
+        let receives = args.contains(&"--receive");
+        let net = format!("tap=tap0,id=lan{}", if receives { String::new() } else { format!(",mac={MAC}") });
+        let hurry = self.hurry.to_string();
+        let mut all = args.to_vec();
+        all.extend(["--net", &net, "--port-faults", points.socket.to_str().unwrap(), "--port-hurry", &hurry]);
+        let vmm = self.lab.spawn_in(&self.hosts[at].namespace, &name, &all);
+        Instance { vmm, points, at }
+    }
+
+    fn strike(&mut self, fault: Fault, source: &mut Instance, destination: &mut Instance, id: u64) {
+        match fault {
+            Fault::KillSource => signal(source, libc::SIGKILL),
+            Fault::KillDestination => signal(destination, libc::SIGKILL),
+            Fault::StopSource => signal(source, libc::SIGSTOP),
+            Fault::StopDestination => signal(destination, libc::SIGSTOP),
+            Fault::PullSource => self.hosts[source.at].cable(false),
+            Fault::PullDestination => self.hosts[destination.at].cable(false),
+            Fault::SourceUnheard => self.hosts[source.at].mute(true),
+            Fault::DestinationUnheard => self.hosts[destination.at].mute(true),
+            Fault::ArbiterRestarted => self.arbiter.as_mut().unwrap().restart(),
+            Fault::ArbiterSilent => self.arbiter.as_ref().unwrap().signal(libc::SIGSTOP),
+            Fault::OutOfMemory => starve(destination, true),
+            Fault::StepFails => {}
+            Fault::Cancel => {
+                // It may have ended.
+                let _ = source.vmm.try_api("DELETE", &format!("/v1/migrations/{id}"), None);
+            }
+        }
+    }
+
+    /// What lasts has lasted long enough.
+    fn mend(&mut self, fault: Fault, source: &mut Instance, destination: &mut Instance) {
+        if !fault.lasts() {
+            return;
+        }
+        std::thread::sleep(DWELL);
+        match fault {
+            Fault::StopSource => signal(source, libc::SIGCONT),
+            Fault::StopDestination => signal(destination, libc::SIGCONT),
+            Fault::PullSource => self.hosts[source.at].cable(true),
+            Fault::PullDestination => self.hosts[destination.at].cable(true),
+            Fault::SourceUnheard => self.hosts[source.at].mute(false),
+            Fault::DestinationUnheard => self.hosts[destination.at].mute(false),
+            Fault::ArbiterSilent => self.arbiter.as_ref().unwrap().signal(libc::SIGCONT),
+            _ => {}
+        }
+    }
+
+    /// Waits until it is decided; then exactly one copy is left, its client goes on, and nobody else is believed.
+    fn settle(
+        &mut self,
+        mut source: Instance,
+        mut destination: Instance,
+        began: Instant,
+        id: u64,
+        fault: Option<Fault>,
+    ) -> (Outcome, Vec<String>) {
+        let killed = fault.filter(|f| matches!(f, Fault::KillSource | Fault::KillDestination));
+        let mut last;
+        let survivor = loop {
+            last = (stand(&mut source.vmm, Some(id)), stand(&mut destination.vmm, None));
+            match last {
+                (Stand::Running, Stand::Running) => panic!("two run: {}", source.vmm.port(id)),
+                (Stand::Running, Stand::Waiting | Stand::Dead) => break Survivor::Source,
+                (Stand::Dead, Stand::Running) => break Survivor::Destination,
+                (Stand::Unknown, Stand::Running | Stand::Waiting | Stand::Dead) => break Survivor::Unknown,
+                (Stand::Dead, Stand::Waiting | Stand::Dead) => break Survivor::Nobody,
+                _ => {}
+            }
+            let status = || source.vmm.try_api("GET", &format!("/v1/migrations/{id}"), None);
+            assert!(
+                began.elapsed() < PATIENCE,
+                "not decided: {last:?} {:?} {:?} {:?}",
+                status(),
+                source.points.trace(),
+                destination.points.trace()
+            );
+            std::thread::sleep(Duration::from_millis(1));
+        };
+        let outcome = Outcome { survivor, after: began.elapsed() };
+        starve(&mut destination, false);
+        let mut killed = killed;
+        if last.1 == Stand::Dead && killed.is_none() {
+            assert_eq!(fault, Some(Fault::OutOfMemory), "the destination died by itself");
+            killed = Some(Fault::KillDestination);
+        }
+        if last.0 == Stand::Dead && killed != Some(Fault::KillSource) {
+            assert!(source.vmm.wait().success(), "the source died by itself");
+        }
+        self.judge(survivor, killed, &source, &destination);
+        let trace = [source.points.trace(), destination.points.trace()].concat();
+        self.here = match survivor {
+            Survivor::Source => Some(source),
+            Survivor::Destination => Some(destination),
+            Survivor::Nobody => None,
+            Survivor::Unknown => {
+                // The operator looks at the other host.
+                let here = last.1 != Stand::Running;
+                source.vmm.api("PUT", &format!("/v1/migrations/{id}/resolve"), Some(&format!("{{\"here\":{here}}}")));
+                let chosen = if here { &source } else { &destination };
+                eventually("it runs where the operator says", || (chosen.vmm.state() == "running").then_some(()));
+                if here {
+                    eventually("the port is over", || (source.vmm.port(id)["state"] == "failed").then_some(()));
+                } else {
+                    assert!(source.vmm.wait().success());
+                }
+                Some(if here { source } else { destination })
+            }
+        };
+        self.goes_on();
+        (outcome, trace)
+    }
+
+    /// Whether the right copy is left.
+    fn judge(&self, survivor: Survivor, killed: Option<Fault>, source: &Instance, destination: &Instance) {
+        let text = || format!("{survivor:?}: {:?} {:?}", source.points.trace(), destination.points.trace());
+        assert!(survivor != Survivor::Unknown || self.ownership == Ownership::Stream, "{}", text());
+        match killed {
+            // Nobody is there whom it could have been but the destination, if it was told that it may.
+            Some(Fault::KillSource) => {
+                let told = destination.points.passed("destination receive COMMIT");
+                let fails = destination.points.passed("destination send ABORTED");
+                let expected = if told && !fails { Survivor::Destination } else { Survivor::Nobody };
+                assert_eq!(survivor, expected, "{}", text());
+            }
+            Some(_) => {
+                let ran = destination.points.passed("destination do Run");
+                let told = source.points.passed("source receive RUNNING");
+                let expected: &[Survivor] = match self.ownership {
+                    Ownership::Arbiter => {
+                        let record = self.arbiter.as_ref().unwrap().record(VM_ID);
+                        let ours = Some(record.owner) == self.source_owner;
+                        if ours { &[Survivor::Source] } else { &[Survivor::Nobody] }
+                    }
+                    Ownership::Stream if told => &[Survivor::Nobody],
+                    Ownership::Stream if ran => &[Survivor::Unknown],
+                    Ownership::Stream if source.points.passed("source do SendCommit") => {
+                        &[Survivor::Unknown, Survivor::Source]
+                    }
+                    Ownership::Stream => &[Survivor::Source],
+                };
+                assert!(expected.contains(&survivor), "{}", text());
+            }
+            // Both are there: the VM is, too.
+            None => assert_ne!(survivor, Survivor::Nobody, "{}", text()),
+        }
+    }
+
+    /// The client's connection is the same and has lost nothing; the D-module believes the running copy and no former one.
+    fn goes_on(&mut self) {
+        let Some(here) = &self.here else { return };
+        let echo = self.echo.as_mut().unwrap();
+        for _ in 0..3 {
+            echo.turn();
+        }
+        let Some(arbiter) = &self.arbiter else { return };
+        let epoch = here.vmm.api("GET", "/v1/vm", None)["epoch"].as_u64().unwrap();
+        let owner = owner(&here.vmm).unwrap();
+        if epoch == 0 {
+            return;
+        }
+        // As the CF client in the guest does: a D-module that was killed may have to be told.
+        assert_eq!(arbiter.hello(VM_ID, epoch, owner), Ok(epoch));
+        let record = arbiter.record(VM_ID);
+        assert_eq!((record.epoch.0, record.owner), (epoch, owner), "the record is the running copy's");
+        if epoch > 1 {
+            assert_eq!(arbiter.hello(VM_ID, epoch - 1, owner), Err(epoch), "a stale epoch");
+        }
+    }
+}
+
+/// The id by which the ownership record knows a process.
+fn owner(vmm: &Vmm) -> Option<Owner> {
+    let (_, info) = vmm.try_api("GET", "/v1/vm", None)?;
+    let hex = info["owner"].as_str()?;
+    let half = |range| u64::from_str_radix(hex.get(range)?, 16).ok();
+    Some(Owner([half(0..16)?, half(16..32)?]))
+}
+
+/// The source has done all it does for the port: it has ended, or its guest goes on.
+fn source_is_over(vmm: &Vmm, id: u64) -> bool {
+    match vmm.try_api("GET", &format!("/v1/migrations/{id}"), None) {
+        Some((_, status)) => !["running", "completed"].contains(&status["state"].as_str().unwrap_or_default()),
+        None => true,
+    }
+}
+
+fn stand(vmm: &mut Vmm, port: Option<u64>) -> Stand {
+    if !vmm.is_alive() {
+        return Stand::Dead;
+    }
+    let of_port = match port {
+        Some(id) => match vmm.try_api("GET", &format!("/v1/migrations/{id}"), None) {
+            Some((200, status)) => status["state"].clone(),
+            _ => return Stand::Busy,
+        },
+        None => Value::Null,
+    };
+    let Some((200, info)) = vmm.try_api("GET", "/v1/vm", None) else { return Stand::Busy };
+    match (of_port.as_str(), info["state"].as_str()) {
+        (Some("unknown"), _) => Stand::Unknown,
+        (Some("running" | "completed"), _) => Stand::Busy,
+        (_, Some("running")) => Stand::Running,
+        (_, Some("receiving")) if info["arrival"]["phase"] == "" => Stand::Waiting,
+        _ => Stand::Busy,
+    }
+}
+
+/// Not to a process that has ended and been waited for.
+fn signal(instance: &mut Instance, signal: i32) {
+    if instance.vmm.is_alive() {
+        instance.vmm.signal(signal);
+    }
+}
+
+/// From now on the process gets no more memory, or any again.
+fn starve(instance: &mut Instance, starve: bool) {
+    if !instance.vmm.is_alive() {
+        return;
+    }
+    let pid = instance.vmm.pid();
+    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
+    let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
+    let bytes = if starve { pages * 4096 } else { libc::RLIM_INFINITY };
+    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
+    // SAFETY: the limit is valid for the call; nothing is asked back.
+    let rc = unsafe { libc::prlimit(pid as i32, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
+    assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
+}
