@@ -6,6 +6,7 @@ pub mod boot;
 pub mod nfs;
 pub mod page;
 pub mod port;
+pub mod restore;
 pub mod soak;
 pub mod vmm;
 
@@ -29,6 +30,8 @@ const NMODULE_MEMORY_MIB: u64 = 32;
 pub enum Bench {
     /// Process start to first answer.
     Boot,
+    /// The same from a checkpoint.
+    Restore,
     /// Blackout and retransmits.
     Port,
     /// NFS against nfs-ganesha.
@@ -41,12 +44,13 @@ pub enum Bench {
 
 impl Bench {
     /// All of them, in the order they are run and listed.
-    pub const ALL: [Bench; 5] = [Bench::Boot, Bench::Port, Bench::Nfs, Bench::Vmm, Bench::Soak];
+    pub const ALL: [Bench; 6] = [Bench::Boot, Bench::Restore, Bench::Port, Bench::Nfs, Bench::Vmm, Bench::Soak];
 
     /// Its name on the command line and in the page.
     pub fn name(self) -> &'static str {
         match self {
             Bench::Boot => "boot",
+            Bench::Restore => "restore",
             Bench::Port => "port",
             Bench::Nfs => "nfs",
             Bench::Vmm => "vmm",
@@ -81,6 +85,7 @@ pub fn run(options: &Options) -> Result<()> {
         let pick = |quick, full| if options.quick { quick } else { full };
         let rows = match bench {
             Bench::Boot => boot::run(&mut cluster, &memory, pick(7, 31))?,
+            Bench::Restore => restore::run(&mut cluster, pick(7, 31))?,
             Bench::Port => {
                 let samples = port::Samples { ours: pick(10, 200), qemu: pick(4, 50) };
                 port::run(&mut cluster, &program, samples)?

@@ -24,6 +24,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::BootFiles;
 use crate::boot::info::{InfoPage, OwnerId};
+use crate::checkpoint::lineage::{Broken, Lineage};
 use crate::config::Config;
 use crate::devices::Devices;
 use crate::memory::Memory;
@@ -55,6 +56,7 @@ pub struct Vm {
     threads: Mutex<Vec<JoinHandle<()>>>,
     life: Arc<Life>,
     io_stop: Arc<(AtomicBool, EventFd)>,
+    lineage: Mutex<std::result::Result<Lineage, Broken>>,
     context: Arc<Context>,
     vcpus: Vec<Arc<Mutex<Vcpu>>>,
     kvm: Arc<Kvm>,

@@ -74,9 +74,10 @@ pub struct MsrList(Vec<u32>);
 impl MsrList {
     /// Those that KVM names and that can be read from this vCPU; `system`: also those that only an operating system sets.
     pub fn probe(host: &Kvm, fd: &VcpuFd, system: bool) -> Result<MsrList> {
-        let list = host.get_msr_index_list().map_err(kvm("get MSR list"))?;
+        let named = host.get_msr_index_list().map_err(kvm("get MSR list"))?;
+        let named = named.as_slice();
         let wanted = |i: &u32| !NOT_SAVED.contains(i) && (system || *i != MSR_POLL_CONTROL);
-        let mut left: Vec<u32> = list.as_slice().iter().copied().filter(wanted).collect();
+        let mut left: Vec<u32> = named.iter().copied().filter(wanted).collect();
         if system {
             let more: Vec<u32> = MTRRS.into_iter().flatten().filter(|i| !left.contains(i)).collect();
             left.extend(more);

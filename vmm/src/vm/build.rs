@@ -19,6 +19,7 @@ use crate::acpi;
 use crate::boot::info::{InfoPage, OwnerId};
 use crate::boot::start::{self, Start};
 use crate::boot::{BootFiles, Entry, Image};
+use crate::checkpoint::lineage::Broken;
 use crate::config::cli::ReceiveConfig;
 use crate::config::{BALLOON_ID, Config, OnReset, RNG_ID, VSOCK_ID};
 use crate::console::Console;
@@ -237,13 +238,25 @@ impl Vm {
         config.serial.clone_from(&host.serial);
         config.arbiter = host.arbiter.or(config.arbiter);
         config.tls = Some(host.tls.clone());
+        let memory = new_memory(&config)?;
+        Vm::arrive(description, config, memory, files, owner, stats)
+    }
+
+    /// Builds a VM that is to take a state, from what the description says, on this host as `config` says.
+    pub fn arrive(
+        description: &VmDescription,
+        config: Config,
+        memory: Memory,
+        files: Option<BootFiles>,
+        owner: OwnerId,
+        stats: Arc<Stats>,
+    ) -> Result<Vm> {
         let kvm = open_kvm()?;
         let told = CpuId::from_entries(&description.cpuid).map_err(|e| Error::State(format!("CPUID: {e:?}")))?;
         let here = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;
         if let Some(missing) = missing_features(&told, &here) {
             return Err(Error::State(format!("this host's processor lacks what the guest was told of: {missing}")));
         }
-        let memory = new_memory(&config)?;
         if !description.irqchip && config.cpus != 1 {
             return Err(Error::State(format!("{} vCPUs without interrupt controllers", config.cpus)));
         }
@@ -319,6 +332,7 @@ impl Vm {
             threads: Mutex::new(Vec::new()),
             life: Arc::new(Life::new(context.gate.clone(), vcpus.len(), reboots)),
             io_stop: Arc::new(io_stop),
+            lineage: Mutex::new(Err(Broken::NotBegun)),
             context: Arc::new(context),
             vcpus,
             kvm: Arc::new(kvm),

@@ -81,7 +81,7 @@ impl Drop for World {
 
 impl World {
     pub fn new(ownership: Ownership, lasting: bool) -> World {
-        let lab = Lab::new(0);
+        let lab = Lab::plain(0);
         let hosts = [Host::new(0), Host::new(1)];
         let noise = Arc::new(AtomicBool::new(false));
         let over = noise.clone();
