@@ -171,7 +171,13 @@ fn a_reset_by_the_guest_ends_a_port_and_then_takes_place() {
     for (n, until) in (1..).zip([Until::Hello, Until::Describe, Until::PreCopy]) {
         goes_on();
         let puppet = Puppet::new();
-        let request = MigrationRequest { to: puppet.address, blackout_ms: None, verify: false };
+        let request = MigrationRequest {
+            to: puppet.address,
+            blackout_ms: None,
+            limit_ms: None,
+            throttle_max: None,
+            verify: false,
+        };
         let id = control.porting().unwrap().start(&vm, &request).unwrap();
         let stopped = puppet.follow(until, 0);
         assert!(vm.reset().is_err() && control.reset().is_err(), "the operator cancels the port first");
@@ -218,8 +224,11 @@ fn nothing_grows_with_resets() {
     for _ in 0..TIMES {
         assert_eq!(vmm.ask("PUT", "/v1/vm/reset", "").0, 200);
     }
-    let after = possessions(&mut vmm);
-    assert_eq!((before.0, before.1), (after.0, after.1), "descriptors and threads");
+    // The connection of the last answer may still be there.
+    let after = eventually("descriptors and threads are as before", || {
+        let now = possessions(&mut vmm);
+        (now.0 <= before.0 && now.1 <= before.1).then_some(now)
+    });
     assert!(after.2 <= before.2 + GROWTH_MAX, "memory: {} -> {}", before.2, after.2);
     let (_, metrics) = vmm.ask("GET", "/v1/metrics", "");
     assert!(metrics.contains(&format!("vmm_resets_total{{cause=\"operator\"}} {}", TIMES + 21)), "{metrics}");
