@@ -218,8 +218,11 @@ fn nothing_grows_with_resets() {
     for _ in 0..TIMES {
         assert_eq!(vmm.ask("PUT", "/v1/vm/reset", "").0, 200);
     }
-    let after = possessions(&mut vmm);
-    assert_eq!((before.0, before.1), (after.0, after.1), "descriptors and threads");
+    // The connection of the last answer may still be there.
+    let after = eventually("descriptors and threads are as before", || {
+        let now = possessions(&mut vmm);
+        (now.0 <= before.0 && now.1 <= before.1).then_some(now)
+    });
     assert!(after.2 <= before.2 + GROWTH_MAX, "memory: {} -> {}", before.2, after.2);
     let (_, metrics) = vmm.ask("GET", "/v1/metrics", "");
     assert!(metrics.contains(&format!("vmm_resets_total{{cause=\"operator\"}} {}", TIMES + 21)), "{metrics}");

@@ -127,8 +127,6 @@ guest_up() {
 needs() {
     for flag in "$@"; do vmm --help | grep -q -e "$flag" || skip "vmm has no $flag"; done
 }
-# resets NAME: whether this vmm can begin a guest again (any other method than PUT says so).
-resets() { [ "$(curl -s -o /dev/null -w '%{http_code}' --unix-socket $1.sock http://vmm/v1/vm/reset)" != 404 ]; }
 # traffic TAP: a file to the guest and back, and pings; what the frames on the tap were like is left in $to and $from.
 traffic() {
     ping -c 2 -W 5 -s 8000 $GUEST_IP >ping.log || fail "no answer to a ping of 8000 bytes"

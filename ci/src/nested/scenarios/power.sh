@@ -3,12 +3,6 @@ needs --initrd
 bridge br0 $HOST_IP/24; tap tap0 br0
 linux_start inner "or.ip=$GUEST_IP/24" --net tap=tap0,mac=$GUEST_MAC
 guest_up inner 60
-if ! resets inner; then
-    api inner PUT /v1/vm/power-button >/dev/null || fail "no power button"
-    said inner 20 "GUEST: power button"
-    ended inner 20 0
-    skip "the power button works; vmm has no reset yet"
-fi
 guest "(sleep 0.5; reboot -f) >/dev/null 2>&1 &"
 guest_up inner 60 2
 guest "(sleep 0.5; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &"
