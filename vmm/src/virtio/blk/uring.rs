@@ -19,7 +19,7 @@ use crate::memory::IoVec;
 /// BLKDISCARD.
 const BLKDISCARD: libc::c_ulong = 0x1277;
 /// Requests given to the kernel at once: few, so that the disk works on the first while the next are still being understood.
-/// With 2 it did a third more of them a second than with all there were.
+/// A program on the host without a VM did a third more reads a second with 2 than with all there were; not measured apart in here.
 const SUBMIT_BATCH: usize = 2;
 /// Zeroes to be written in one piece.
 const ZEROES: usize = 64 << 10;
