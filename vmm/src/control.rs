@@ -13,6 +13,9 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::boot::info::OwnerId;
+use crate::checkpoint::restore::restore;
+use crate::checkpoint::take::take;
+use crate::checkpoint::{CheckpointReport, CheckpointRequest, RestoreRequest};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::metrics::Exposition;
@@ -192,6 +195,42 @@ impl Control {
         self.set_vm(vm);
         notice::state("running", None);
         Ok(())
+    }
+
+    /// Restores a VM in a process that has no configuration yet; after a failure it can still be configured.
+    pub fn restore(self: &Arc<Self>, request: &RestoreRequest) -> Result<()> {
+        let mut origin = self.origin();
+        if self.draft(&mut origin)?.is_some() {
+            return Err(Error::Conflict("this process has a configuration: a checkpoint has its own".into()));
+        }
+        self.start_restored(request)
+    }
+
+    /// Builds the VM of a checkpoint and lets it go on.
+    pub fn start_restored(self: &Arc<Self>, request: &RestoreRequest) -> Result<()> {
+        let restored = restore(request, OwnerId::random()?, &self.stats)?;
+        let vm = restored.vm.clone();
+        // A VM that is started paused has its threads waiting.
+        vm.pause()?;
+        sandbox::confine(Kind::Control)?;
+        vm.start(self.on_end())?;
+        restored.run()?;
+        self.set_vm(vm);
+        notice::state("running", Some(format!("restored from {}", request.path.display())));
+        Ok(())
+    }
+
+    /// Takes a checkpoint; returns when it is on the disk. To be called on a thread that may wait.
+    pub fn checkpoint(&self, request: &CheckpointRequest) -> Result<CheckpointReport> {
+        let vm = self.need_idle_vm()?;
+        notice::checkpoint(&request.path, "running", None);
+        let result = take(&vm, request);
+        self.stats.checkpoints.count(&result);
+        match &result {
+            Ok(_) => notice::checkpoint(&request.path, "completed", None),
+            Err(e) => notice::checkpoint(&request.path, "failed", Some(e.to_string())),
+        }
+        result
     }
 
     /// Stops the vCPUs; answers when they have stopped.

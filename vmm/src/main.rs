@@ -42,7 +42,8 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Without a subcommand one virtual machine is started: from --image or --config, from another host (--receive), or, with \
+Without a subcommand one virtual machine is started: from --image or --config, from another host (--receive), from a \
+checkpoint (--restore), or, with \
 nothing but --api-sock, when it has been configured over that socket.
 
 Exit status: the guest's own (0: orderly end, 99: fault, 101: panic, 102: crash), 1 if the VM could not be started, 2 for \
@@ -51,6 +52,7 @@ mistakes in flags or configuration, 137 if it was killed over its control socket
 Examples:
   vmm --image nmodule --memory 32M --net tap=tap0 --api-sock vm.sock
   vmm --config vm.json --api-sock vm.sock
+  vmm --restore saved --net id=net0,tap=tap0 --api-sock vm.sock
   vmm ctl --sock vm.sock info
   vmm ctl --sock vm.sock migrate --to 10.77.0.2:7000
 
@@ -123,6 +125,7 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
     control.set_porting(engine.clone());
     match order {
         Order::Boot(config) => control.start(config)?,
+        Order::Restore(request) => control.start_restored(&request)?,
         Order::Receive(config) => {
             engine.receive(&control, config, OwnerId::random()?)?;
             sandbox::confine(Kind::Control)?;

@@ -1,4 +1,4 @@
-//! Guest memory: anonymous mappings, and which pages of them changed.
+//! Guest memory: its mappings, and which pages of them changed.
 //!
 //! Owns the mappings and their KVM slots: one from guest-physical address 0, and, when there is more than fits below the
 //! devices, a second one from 4 GiB. A page's number is its guest-physical address by 4 KiB everywhere (bitmaps, a port's
@@ -8,6 +8,7 @@
 
 mod backing;
 mod discard;
+mod file;
 pub use backing::SharedRegion;
 
 use std::ops::Range;
@@ -47,6 +48,8 @@ mod ioctl {
 pub struct Memory {
     ram: Arc<GuestRam>,
     size: usize,
+    /// Pages whose content may still be in a file: see [`Memory::map_file`].
+    filed: Option<Arc<file::Filed>>,
 }
 
 /// One of the mappings.
@@ -93,7 +96,7 @@ impl Memory {
             return Err(Error::Memory(format!("{size} bytes: must be a multiple of 2 MiB, at most 1 TiB")));
         }
         let ram = backing::map(&place(size), shared)?;
-        let memory = Memory { ram: Arc::new(ram), size };
+        let memory = Memory { ram: Arc::new(ram), size, filed: None };
         for region in memory.regions() {
             // SAFETY: the range is a mapping just made; the advice does not change its content.
             let rc = unsafe { libc::madvise(region.host.cast(), region.len, libc::MADV_HUGEPAGE) };

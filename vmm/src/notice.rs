@@ -5,6 +5,7 @@
 //! process is one VM: whoever has something to say calls [`publish`].
 
 use std::collections::VecDeque;
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,6 +43,16 @@ pub enum Notice {
         /// Current round.
         round: u32,
     },
+    /// A checkpoint was begun, or is over.
+    Checkpoint {
+        /// Its directory.
+        path: String,
+        /// `running`, `completed` or `failed`.
+        checkpoint: &'static str,
+        /// Why it failed.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        error: Option<String>,
+    },
     /// Something about a device an operator should know.
     Device {
         /// Its id.
@@ -62,6 +73,7 @@ impl Notice {
         match self {
             Notice::State { .. } => "state",
             Notice::Migration { .. } => "migration",
+            Notice::Checkpoint { .. } => "checkpoint",
             Notice::Device { .. } => "device",
             Notice::Lost { .. } => "lost",
         }
@@ -114,6 +126,12 @@ fn next(entries: &VecDeque<Entry>) -> u64 {
 /// The VM is in another state.
 pub fn state(state: impl Into<String>, reason: Option<String>) {
     publish(Notice::State { state: state.into(), reason: reason.map(bounded) });
+}
+
+/// A checkpoint was begun, or is over.
+pub fn checkpoint(path: &Path, state: &'static str, error: Option<String>) {
+    let path = bounded(path.display().to_string());
+    publish(Notice::Checkpoint { path, checkpoint: state, error: error.map(bounded) });
 }
 
 /// Something about a device that an operator should know: an I/O error, a back end that is gone. What happens often must be

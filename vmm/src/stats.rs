@@ -6,6 +6,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use crate::checkpoint::CheckpointReport;
+use crate::error::Result;
 use crate::metrics::Exposition;
 use crate::vcpu::cpuid::CPUS_MAX;
 pub use histogram::{Histogram, Reading};
@@ -126,6 +128,41 @@ impl BootTimes {
     }
 }
 
+/// Checkpoints of the VM.
+#[derive(Debug, Default)]
+pub struct CheckpointStats {
+    /// Those on the disk.
+    pub completed: Counter,
+    /// Those that came to nothing.
+    pub failed: Counter,
+    /// Of the last one: bytes, and microseconds from the order to the end and of the pause.
+    last: [AtomicU64; 3],
+}
+
+impl CheckpointStats {
+    /// Counts one.
+    pub fn count(&self, result: &Result<CheckpointReport>) {
+        let Ok(report) = result else { return self.failed.inc() };
+        let figures = [report.bytes, report.elapsed_us, report.pause_us.unwrap_or(0)];
+        self.last.iter().zip(figures).for_each(|(slot, figure)| slot.store(figure, Ordering::Relaxed));
+        self.completed.inc();
+    }
+
+    /// Adds them.
+    pub fn metrics(&self, out: &mut Exposition) {
+        for (result, counter) in [("completed", &self.completed), ("failed", &self.failed)] {
+            out.counter("vmm_checkpoints_total", "Checkpoints of the VM.", &[("result", result)], counter);
+        }
+        if self.completed.get() > 0 {
+            let [bytes, elapsed, pause] = [0, 1, 2].map(|i| self.last[i].load(Ordering::Relaxed) as f64);
+            out.gauge("vmm_checkpoint_bytes", "What the last checkpoint has written.", &[], bytes);
+            out.gauge("vmm_checkpoint_seconds", "How long the last checkpoint took.", &[], elapsed / 1e6);
+            let help = "How long no vCPU ran in the last checkpoint.";
+            out.gauge("vmm_checkpoint_pause_seconds", help, &[], pause / 1e6);
+        }
+    }
+}
+
 /// Everything that is counted outside the devices.
 #[derive(Debug, Default)]
 pub struct Stats {
@@ -135,6 +172,8 @@ pub struct Stats {
     pub vcpu: VcpuStats,
     /// Boot.
     pub boot: BootTimes,
+    /// Checkpoints.
+    pub checkpoints: CheckpointStats,
 }
 
 static START: OnceLock<Instant> = OnceLock::new();

@@ -21,6 +21,7 @@ use kvm_ioctls::VmFd;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::boot::info::{InfoPage, OwnerId};
+use crate::checkpoint::lineage::{Broken, Lineage};
 use crate::config::Config;
 use crate::devices::Devices;
 use crate::memory::Memory;
@@ -45,11 +46,13 @@ pub struct Vm {
     tsc_khz: u32,
     /// KVM gives the guest another frequency than the host's.
     tsc_scaled: bool,
+    msrs_named: Vec<u32>,
     msrs: OnceLock<MsrList>,
     threads: Mutex<Vec<JoinHandle<()>>>,
     life: Arc<Life>,
     io_stop: Arc<(AtomicBool, EventFd)>,
     copying: AtomicBool,
+    lineage: Mutex<std::result::Result<Lineage, Broken>>,
     context: Arc<Context>,
     vcpus: Vec<Arc<Mutex<Vcpu>>>,
     fd: VmFd,

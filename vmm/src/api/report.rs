@@ -229,6 +229,7 @@ pub fn metrics(control: &Control) -> String {
     }
     stats.vcpu.metrics(&mut out);
     stats.boot.metrics(&mut out);
+    stats.checkpoints.metrics(&mut out);
     let resident = resident(&guest_ranges(vm.as_deref()));
     for (name, help, bytes) in [
         ("vmm_resident_bytes", "Memory of this process.", resident.total),

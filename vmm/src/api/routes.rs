@@ -12,6 +12,7 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::{BODY_MAX, devices, events, migrations, problem, vm};
 use crate::api::report::VmReport;
+use crate::checkpoint::{CheckpointReport, CheckpointRequest, RestoreRequest};
 use crate::config::{Config, ConfigPatch};
 use crate::control::{Control, MigrationRequest, Resolution};
 use crate::port::job::JobStatus;
@@ -162,6 +163,25 @@ pub fn all() -> Vec<Route> {
         .fails(&[409, 413]),
         Route::new(Put, "/v1/vm/boot", "boot", "Checks the configuration, builds the VM and starts it.", vm::boot)
             .fails(&[400, 409, 422, 500]),
+        Route::new(
+            Put,
+            "/v1/vm/restore",
+            "restore",
+            "Makes the VM of a checkpoint and lets it go on, in a process that has no configuration.",
+            vm::restore,
+        )
+        .takes::<RestoreRequest>()
+        .fails(&[409, 413, 422, 500]),
+        Route::new(
+            Post,
+            "/v1/vm/checkpoint",
+            "checkpoint",
+            "Saves the VM in a directory while it goes on running; answers when that is on the disk.",
+            vm::checkpoint,
+        )
+        .takes::<CheckpointRequest>()
+        .gives::<CheckpointReport>()
+        .fails(&[409, 413, 422, 500]),
         Route::new(Put, "/v1/vm/pause", "pause", "Stops all vCPUs; answers when they have stopped.", vm::pause)
             .fails(&[409]),
         Route::new(Put, "/v1/vm/resume", "resume", "Lets the vCPUs run again.", vm::resume).fails(&[409]),
@@ -265,7 +285,7 @@ pub fn all() -> Vec<Route> {
             Get,
             "/v1/events",
             "events",
-            "What happens, as server-sent events: `state`, `migration`, `device`, `lost`. With the header Last-Event-ID \
+            "What happens, as server-sent events: `state`, `migration`, `checkpoint`, `device`, `lost`. With the header Last-Event-ID \
              those since then that are remembered come first.",
             events::stream,
         )

@@ -6,9 +6,12 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
+use super::problem::Problem;
 use super::report::{self, VmReport};
 use super::{Answer, Shared, body};
+use crate::checkpoint::{CheckpointReport, CheckpointRequest, RestoreRequest};
 use crate::config::{Config, ConfigPatch};
+use crate::error::host;
 use crate::vcpu::End;
 
 pub(super) async fn show(State(control): Shared) -> Json<VmReport> {
@@ -31,6 +34,29 @@ pub(super) async fn patch_config(State(control): Shared, bytes: Bytes) -> Answer
 pub(super) async fn boot(State(control): Shared) -> Answer<Json<VmReport>> {
     control.boot()?;
     Ok(Json(report::vm(&control)))
+}
+
+pub(super) async fn restore(State(control): Shared, bytes: Bytes) -> Answer<Json<VmReport>> {
+    let request: RestoreRequest = body(&bytes)?;
+    control.restore(&request)?;
+    Ok(Json(report::vm(&control)))
+}
+
+/// Stack of the thread of a checkpoint.
+const CHECKPOINT_STACK: usize = 256 << 10;
+
+/// The control interface goes on answering while one is taken: it has a thread of its own, which is confined as this one is.
+pub(super) async fn checkpoint(State(control): Shared, bytes: Bytes) -> Answer<Json<CheckpointReport>> {
+    let request: CheckpointRequest = body(&bytes)?;
+    let (tell, told) = tokio::sync::oneshot::channel();
+    std::thread::Builder::new()
+        .name("checkpoint".into())
+        .stack_size(CHECKPOINT_STACK)
+        // Whoever asked may have gone away; the checkpoint is taken all the same.
+        .spawn(move || drop(tell.send(control.checkpoint(&request))))
+        .map_err(host("thread checkpoint"))?;
+    let lost = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the thread of the checkpoint had panicked");
+    Ok(Json(told.await.map_err(lost)??))
 }
 
 pub(super) async fn pause(State(control): Shared) -> Answer<Json<VmReport>> {

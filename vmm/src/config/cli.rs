@@ -9,6 +9,7 @@ use super::{
     BalloonConfig, BootMode, Config, DiskConfig, MemorySize, NetConfig, OnReset, RngConfig, SerialOutput, VsockConfig,
     field, pairs,
 };
+use crate::checkpoint::{RestoreMemory, RestoreRequest};
 use crate::error::{Error, FieldError, Result};
 
 /// KVM virtual machine monitor for storage guests.
@@ -24,6 +25,15 @@ pub struct Args {
     /// Start empty and wait at IP:PORT for a VM to be ported here.
     #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "initrd", "cmdline", "disk", "boot", "cpus", "on_reset", "rng", "balloon"])]
     pub receive: Option<SocketAddr>,
+    /// Go on with the VM of a checkpoint.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["receive", "config", "image", "initrd", "cmdline", "boot", "cpus", "memory", "memory_shared", "on_reset", "rng", "balloon", "vm_id", "name"])]
+    pub restore: Option<PathBuf>,
+    /// With --restore: map the memory file copy-on-write (map), or read all of it into large pages first (read).
+    #[arg(long, value_name = "HOW", requires = "restore")]
+    pub restore_memory: Option<RestoreMemory>,
+    /// With --restore: do not check a memory file that is mapped before the guest runs.
+    #[arg(long, requires = "restore")]
+    pub restore_unverified: bool,
     /// ELF image or Linux bzImage.
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -86,6 +96,8 @@ pub enum Order {
     Boot(Config),
     /// Wait for one.
     Receive(ReceiveConfig),
+    /// Go on with the VM of a checkpoint.
+    Restore(RestoreRequest),
     /// Wait for a configuration over the control interface.
     Configure,
 }
@@ -141,6 +153,32 @@ impl Args {
                 serial,
                 memory_max: memory,
                 vsock: vsock.map(|v| v.path),
+            }));
+        }
+
+        if let Some(path) = self.restore {
+            let named = |ids: Vec<&String>, flag: &str, errors: &mut Vec<FieldError>| {
+                for (i, _) in ids.iter().enumerate().filter(|(_, id)| id.is_empty()) {
+                    errors.push(FieldError::new(format!("{flag}[{i}]"), "needs the id of the checkpoint's device"));
+                }
+            };
+            named(nets.iter().map(|n| &n.id).collect(), "--net", &mut errors);
+            named(disks.iter().map(|d| &d.id).collect(), "--disk", &mut errors);
+            if !path.is_dir() {
+                errors.push(FieldError::new("--restore", format!("{}: not a directory", path.display())));
+            }
+            if !errors.is_empty() {
+                return Err(Error::Config(errors));
+            }
+            return Ok(Order::Restore(RestoreRequest {
+                memory: self.restore_memory.unwrap_or_default(),
+                verify: !self.restore_unverified,
+                nets,
+                disks,
+                vsock: vsock.map(|v| v.path),
+                serial,
+                arbiter: self.arbiter,
+                ..RestoreRequest::new(path)
             }));
         }
 

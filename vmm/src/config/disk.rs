@@ -102,7 +102,7 @@ fn one() -> u16 {
 
 impl DiskConfig {
     /// What is wrong with it, each by the path of its field below `at`.
-    pub(super) fn mistakes(&self, at: &str) -> Vec<FieldError> {
+    pub(crate) fn mistakes(&self, at: &str) -> Vec<FieldError> {
         let mut out = self.limits.mistakes(&format!("{at}.limits"));
         let mut bad = |name: &str, message: String| out.push(FieldError::new(format!("{at}.{name}"), message));
         match &self.vhost_user {

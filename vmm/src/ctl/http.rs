@@ -14,6 +14,8 @@ use serde_json::Value;
 /// Longest silence of the other side: longer than the longest request takes, and than the pause between the signs of life of an
 /// event stream.
 const SILENCE_MAX: Duration = Duration::from_secs(120);
+/// The same for what may take long: an hour.
+const PATIENCE: Duration = Duration::from_secs(3600);
 /// Largest answer.
 const ANSWER_MAX: u64 = 16 << 20;
 /// Longest line of a head or an event.
@@ -79,17 +81,23 @@ impl fmt::Display for Failure {
 /// A control socket by its path.
 pub struct Client {
     sock: PathBuf,
+    silence: Duration,
 }
 
 impl Client {
     /// Not connected yet.
     pub fn new(sock: &Path) -> Client {
-        Client { sock: sock.to_owned() }
+        Client { sock: sock.to_owned(), silence: SILENCE_MAX }
+    }
+
+    /// For a request that takes as long as a disk needs for all of a guest's memory.
+    pub fn patient(&self) -> Client {
+        Client { sock: self.sock.clone(), silence: PATIENCE }
     }
 
     fn connect(&self) -> io::Result<UnixStream> {
         let stream = UnixStream::connect(&self.sock)?;
-        stream.set_read_timeout(Some(SILENCE_MAX))?;
+        stream.set_read_timeout(Some(self.silence))?;
         stream.set_write_timeout(Some(SILENCE_MAX))?;
         Ok(stream)
     }
@@ -117,7 +125,7 @@ impl Client {
         let broken = |e: io::Error| {
             let silent = matches!(e.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut);
             Failure::Unreachable(match silent {
-                true => format!("{}: no answer within {SILENCE_MAX:?}", self.sock.display()),
+                true => format!("{}: no answer within {:?}", self.sock.display(), self.silence),
                 false => format!("{}: the connection broke: {e}", self.sock.display()),
             })
         };

@@ -86,6 +86,37 @@ enum Command {
     },
     /// Start the VM that was configured.
     Boot,
+    /// Go on with the VM of a checkpoint, in a vmm that has no configuration; devices as the checkpoint says.
+    Restore {
+        /// Its directory.
+        dir: PathBuf,
+        /// Map the memory file copy-on-write (map), or read all of it first (read).
+        #[arg(long, value_name = "HOW", value_parser = ["map", "read"], default_value = "map")]
+        memory: String,
+        /// Do not check a memory file that is mapped before the guest runs.
+        #[arg(long)]
+        unverified: bool,
+        /// A tap for a network device of the checkpoint.
+        #[arg(long, value_name = "ID=TAP")]
+        net: Vec<String>,
+        /// A raw image for a disk of the checkpoint.
+        #[arg(long, value_name = "ID=PATH")]
+        disk: Vec<String>,
+    },
+    /// Save the VM in a directory while it goes on running.
+    Checkpoint {
+        /// Directory to be made.
+        path: PathBuf,
+        /// Only what has changed since this one, the last.
+        #[arg(long, value_name = "DIR")]
+        parent: Option<PathBuf>,
+        /// The VM ends with it.
+        #[arg(long)]
+        stop: bool,
+        /// Do not go on recording what changes: the next one cannot have this one as its parent.
+        #[arg(long)]
+        no_track: bool,
+    },
     /// Stop all vCPUs.
     Pause,
     /// Let the vCPUs run again.
@@ -188,6 +219,22 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
             order("PUT", &format!("{path}/limits"), Some(&change.into()))
         }
         Command::Boot => order("PUT", "/v1/vm/boot", None),
+        Command::Restore { dir, memory, unverified, net, disk } => {
+            let body = json!({
+                "path": absolute(dir)?,
+                "memory": memory,
+                "verify": !unverified,
+                "nets": given(net, "tap")?,
+                "disks": given(disk, "path")?,
+            });
+            order("PUT", "/v1/vm/restore", Some(&body))
+        }
+        Command::Checkpoint { path, parent, stop, no_track } => {
+            let parent = parent.as_deref().map(absolute).transpose()?;
+            let body = json!({ "path": absolute(path)?, "parent": parent, "stop": stop, "track": !no_track });
+            let done = client.patient().json("POST", "/v1/vm/checkpoint", Some(&body))?;
+            show::print(&if raw { show::pretty(&done) } else { show::checkpoint(&done) })
+        }
         Command::Pause => order("PUT", "/v1/vm/pause", None),
         Command::Resume => order("PUT", "/v1/vm/resume", None),
         Command::PowerButton => order("PUT", "/v1/vm/power-button", None),
@@ -224,6 +271,20 @@ fn rate(text: &str) -> Value {
         Some((rate, burst)) => json!({ "rate": number(rate), "burst": number(burst) }),
         None => json!({ "rate": number(text) }),
     }
+}
+
+/// A path as the vmm, which may be in another directory, has to be told it.
+fn absolute(path: &std::path::Path) -> Result<PathBuf, Failure> {
+    std::path::absolute(path).map_err(|e| Failure::Failed(format!("{}: {e}", path.display())))
+}
+
+/// ID=VALUE as a list of devices.
+fn given(devices: &[String], field: &str) -> Result<Vec<Value>, Failure> {
+    let device = |text: &String| match text.split_once('=') {
+        Some((id, value)) => Ok(json!({ "id": id, field: value })),
+        None => Err(Failure::Failed(format!("{text:?} is not ID=VALUE"))),
+    };
+    devices.iter().map(device).collect()
 }
 
 fn events(client: &Client, raw: bool) -> Result<(), Failure> {

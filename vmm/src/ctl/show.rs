@@ -164,6 +164,19 @@ pub fn device(device: &Value) -> String {
     out
 }
 
+/// The answer to `POST /v1/vm/checkpoint`.
+pub fn checkpoint(done: &Value) -> String {
+    let ms = |us: &Value| us.as_f64().map(|us| format!("{:.1} ms", us / 1000.0));
+    let stood = match ms(&done["pause_us"]) {
+        Some(pause) => format!(", the guest stood still for {pause}"),
+        None if done["stopped"] == true => ", the VM has ended".into(),
+        None => String::new(),
+    };
+    let (path, written) = (plain(&done["path"]).unwrap_or_default(), size(&done["bytes"]).unwrap_or_default());
+    let elapsed = ms(&done["elapsed_us"]).unwrap_or_default();
+    format!("{path}: {} pages, {written} in {elapsed}{stood}\n", done["pages"])
+}
+
 /// `GET /v1/migrations`.
 pub fn migrations(all: &Value) -> String {
     let rows: Vec<Vec<String>> = all["migrations"]

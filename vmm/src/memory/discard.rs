@@ -8,9 +8,10 @@
 
 use std::io;
 
-use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
 
 use super::{GuestRange, Memory, PAGE_SIZE};
+use crate::error::Error;
 
 impl Memory {
     /// Gives the whole pages of `range` back to the host; what a guest tells of parts of pages is ignored. Returns the number
@@ -35,6 +36,17 @@ impl Memory {
                 // SAFETY: no memory of this process is involved but the mapping, which stays.
                 unsafe { libc::fallocate(fd, mode, offset as libc::off_t, (end - start) as libc::off_t) }
             }
+            // To give a file's page back would bring the file's content back; where a new mapping cannot be had (a process has
+            // only so many), zeros do as well.
+            None if self.is_filed(start, inner.len as usize) => {
+                let region = self.regions().filter(|r| r.address <= start).last();
+                let replaced = region.ok_or(io::ErrorKind::NotFound.into());
+                if let Err(e) = replaced.and_then(|r| self.replace(&r, start, inner.len as usize)) {
+                    log::debug!("giving memory back: {e}; it is cleared instead");
+                    self.zero(inner).map_err(io::Error::other)?;
+                }
+                0
+            }
             None => {
                 let at = self.iovec(inner).0;
                 // SAFETY: whole pages inside the mapping of guest memory, to which nothing holds references that
@@ -48,6 +60,15 @@ impl Memory {
         // Afterwards: a port that has read the page before must read it again.
         self.mark_dirty(inner, inner.len);
         Ok(end - start)
+    }
+
+    fn zero(&self, range: GuestRange) -> crate::error::Result<()> {
+        let page = [0; PAGE_SIZE];
+        for address in (range.address..range.address + u64::from(range.len)).step_by(PAGE_SIZE) {
+            let written = self.ram.write_slice(&page, GuestAddress(address));
+            written.map_err(|e| Error::Memory(e.to_string()))?;
+        }
+        Ok(())
     }
 }
 

@@ -35,6 +35,7 @@ const CLOCK: &str = "clock";
 const SERIAL: &str = "serial";
 const ACPI: &str = "acpi";
 const DIGEST: &str = "digest";
+const OWNER: &str = "owner";
 /// Frames thrown away at once, at most: what a tap holds.
 const STALE_MAX: usize = 1024;
 /// Memory of the host that is never given to a guest that arrives.
@@ -92,7 +93,7 @@ pub(crate) fn description(vm: &Vm) -> Result<Description> {
 }
 
 /// Stops feeding receive queues, then the vCPUs; gives the instant of the last exit of the last of them.
-pub(super) fn pause(vm: &Vm) -> Result<Stamp> {
+pub(crate) fn pause(vm: &Vm) -> Result<Stamp> {
     vm.devices().stop_input();
     vm.pause()?;
     let now = stamp::now();
@@ -101,7 +102,7 @@ pub(super) fn pause(vm: &Vm) -> Result<Stamp> {
 }
 
 /// The devices finish what they have begun.
-pub(super) fn quiesce(vm: &Vm) -> Result<()> {
+pub(crate) fn quiesce(vm: &Vm) -> Result<()> {
     vm.quiesce()
 }
 
@@ -134,8 +135,18 @@ pub(super) fn add_digest(vm: &Vm, sections: &mut Sections) -> Result<()> {
     put(sections, DIGEST, &transfer::digest(vm.memory())?)
 }
 
+/// Adds who runs the VM, as in its ownership record: only checkpoints need that.
+pub(crate) fn add_owner(vm: &Vm, sections: &mut Sections) -> Result<()> {
+    put(sections, OWNER, &vm.owner().0)
+}
+
+/// Who ran the VM when the checkpoint was taken.
+pub(crate) fn owner(sections: &Sections) -> Result<OwnerId> {
+    take(sections, OWNER).map(OwnerId)
+}
+
 /// The guest goes on here: with a new epoch if one was won, and with the frames that were taken from its taps meanwhile.
-pub(super) fn resume(vm: &Vm, epoch: Option<Epoch>, frames: Vec<NetFrame>) {
+pub(crate) fn resume(vm: &Vm, epoch: Option<Epoch>, frames: Vec<NetFrame>) {
     if vm.phase() == Phase::Ended {
         return;
     }
@@ -222,7 +233,7 @@ pub(super) fn discard_frames(vm: &Vm) {
 }
 
 /// Tells the switches where the guest's addresses are now.
-pub(super) fn announce(vm: &Vm) {
+pub(crate) fn announce(vm: &Vm) {
     for net in vm.devices().nets() {
         if let Err(e) = net.announce() {
             log::warn!("{e}");
@@ -231,7 +242,7 @@ pub(super) fn announce(vm: &Vm) {
 }
 
 /// The epoch in the guest's boot-info page; 0 for guests without one.
-pub(super) fn epoch(vm: &Vm) -> u64 {
+pub(crate) fn epoch(vm: &Vm) -> u64 {
     vm.info().and_then(|info| info.identity(vm.memory()).ok()).map_or(0, |identity| identity.epoch)
 }
 
@@ -338,7 +349,7 @@ pub(super) fn start(incoming: &Incoming, epoch: Option<Epoch>) -> Result<()> {
 }
 
 /// When the first vCPU entered the guest, if it has.
-pub(super) fn entered(vm: &Vm) -> Option<Stamp> {
+pub(crate) fn entered(vm: &Vm) -> Option<Stamp> {
     let at = vm.last_entry_ns();
     (at != 0).then(|| {
         let now = stamp::now();

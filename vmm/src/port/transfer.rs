@@ -42,7 +42,11 @@ impl Pending {
             return Pending::all(memory);
         }
         match populated(memory) {
-            Ok(pending) => pending,
+            Ok(mut pending) => {
+                // What a checkpoint's file holds the host gives memory only when it is looked at.
+                pending.add(memory.filed().unwrap_or_default());
+                pending
+            }
             Err(e) => {
                 log::warn!("pagemap: {e}; all memory is looked at");
                 Pending::all(memory)
@@ -60,6 +64,11 @@ impl Pending {
         for (word, more) in self.words.iter_mut().zip(bitmap) {
             *word |= more;
         }
+    }
+
+    /// As a bitmap.
+    pub(crate) fn words(&self) -> &[u64] {
+        &self.words
     }
 
     /// Number of pages.

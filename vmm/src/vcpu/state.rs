@@ -72,11 +72,15 @@ pub struct VcpuState {
 pub struct MsrList(Vec<u32>);
 
 impl MsrList {
-    /// Those that KVM names and that can be read from this vCPU; `system`: also those that only an operating system sets.
-    pub fn probe(fd: &VcpuFd, system: bool) -> Result<MsrList> {
-        let list = Kvm::new().and_then(|k| k.get_msr_index_list()).map_err(kvm("get MSR list"))?;
+    /// Those that KVM names. To be asked while a VM is built: later /dev/kvm may be out of reach.
+    pub fn named(kvm_fd: &Kvm) -> Result<Vec<u32>> {
+        Ok(kvm_fd.get_msr_index_list().map_err(kvm("get MSR list"))?.as_slice().to_vec())
+    }
+
+    /// Those of the named that can be read from this vCPU; `system`: also those that only an operating system sets.
+    pub fn probe(fd: &VcpuFd, named: &[u32], system: bool) -> Result<MsrList> {
         let wanted = |i: &u32| !NOT_SAVED.contains(i) && (system || *i != MSR_POLL_CONTROL);
-        let mut left: Vec<u32> = list.as_slice().iter().copied().filter(wanted).collect();
+        let mut left: Vec<u32> = named.iter().copied().filter(wanted).collect();
         if system {
             let more: Vec<u32> = MTRRS.into_iter().flatten().filter(|i| !left.contains(i)).collect();
             left.extend(more);

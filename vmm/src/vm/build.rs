@@ -18,6 +18,7 @@ use super::{Vm, VmDescription};
 use crate::acpi;
 use crate::boot::info::{InfoPage, OwnerId};
 use crate::boot::{Entry, Image, start};
+use crate::checkpoint::lineage::Broken;
 use crate::config::cli::ReceiveConfig;
 use crate::config::{BALLOON_ID, Config, RNG_ID, VSOCK_ID};
 use crate::console::Console;
@@ -30,7 +31,7 @@ use crate::memory::{Memory, enable_manual_protect};
 use crate::stats::{BootTimes, Stats};
 use crate::vcpu::cpuid::{self, CPUS_MAX};
 use crate::vcpu::reset::as_firmware_does;
-use crate::vcpu::state::missing_features;
+use crate::vcpu::state::{MsrList, missing_features};
 use crate::vcpu::{Context, Vcpu};
 use crate::virtio::Device;
 use crate::virtio::balloon::Balloon;
@@ -51,6 +52,7 @@ pub(super) struct Shell {
     pub(super) vcpus: Vec<VcpuFd>,
     cpuid: CpuId,
     irqchip: bool,
+    msrs: Vec<u32>,
 }
 
 impl Shell {
@@ -92,7 +94,7 @@ impl Shell {
             }
             vcpus.push(vcpu);
         }
-        Ok(Shell { fd, vcpus, cpuid, irqchip })
+        Ok(Shell { fd, vcpus, cpuid, irqchip, msrs: MsrList::named(kvm)? })
     }
 }
 
@@ -218,13 +220,24 @@ impl Vm {
         }
         config.serial.clone_from(&host.serial);
         config.arbiter = host.arbiter.or(config.arbiter);
+        let memory = new_memory(&config)?;
+        Vm::arrive(description, config, memory, owner, stats)
+    }
+
+    /// Builds a VM that is to take a state, from what the description says, on this host as `config` says.
+    pub fn arrive(
+        description: &VmDescription,
+        config: Config,
+        memory: Memory,
+        owner: OwnerId,
+        stats: Arc<Stats>,
+    ) -> Result<Vm> {
         let kvm = open_kvm()?;
         let told = CpuId::from_entries(&description.cpuid).map_err(|e| Error::State(format!("CPUID: {e:?}")))?;
         let here = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;
         if let Some(missing) = missing_features(&told, &here) {
             return Err(Error::State(format!("this host's processor lacks what the guest was told of: {missing}")));
         }
-        let memory = new_memory(&config)?;
         if !description.irqchip && config.cpus != 1 {
             return Err(Error::State(format!("{} vCPUs without interrupt controllers", config.cpus)));
         }
@@ -286,11 +299,13 @@ impl Vm {
             cpuid: shell.cpuid,
             tsc_khz,
             tsc_scaled: false,
+            msrs_named: shell.msrs,
             msrs: OnceLock::new(),
             threads: Mutex::new(Vec::new()),
             life: Arc::new(Life::new(context.gate.clone(), vcpus.len())),
             io_stop: Arc::new(io_stop),
             copying: AtomicBool::new(false),
+            lineage: Mutex::new(Err(Broken::NotBegun)),
             context: Arc::new(context),
             vcpus,
             fd: shell.fd,

@@ -4,10 +4,11 @@
 //! other has seen. While there is a claim all device queues are served by this process, so that what devices write is seen as
 //! well.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, MutexGuard, PoisonError};
 
 use super::Vm;
+use crate::checkpoint::lineage::{Broken, Lineage};
 use crate::error::{Error, Result};
 
 /// See [`Vm::claim_copy`].
@@ -15,14 +16,27 @@ pub struct CopyClaim(Arc<Vm>);
 
 impl Drop for CopyClaim {
     fn drop(&mut self) {
-        self.0.devices().keep_rings(false);
+        // As long as what changes is recorded, for a checkpoint that adds to the last, devices are served here.
+        let recorded = self.0.lineage().is_ok();
+        self.0.devices().keep_rings(recorded);
         self.0.copying.store(false, Ordering::Release);
     }
 }
 
 impl Vm {
-    /// The right to use the dirty log, until the claim is dropped.
+    /// The right to use the dirty log, until the claim is dropped. What was recorded for checkpoints is void.
     pub fn claim_copy(self: &Arc<Self>) -> Result<CopyClaim> {
+        let claim = self.claim_log()?;
+        let mut lineage = self.lineage();
+        if lineage.is_ok() {
+            *lineage = Err(Broken::Ported);
+        }
+        drop(lineage);
+        Ok(claim)
+    }
+
+    /// The same for a checkpoint, which goes on with the record of those before.
+    pub(crate) fn claim_log(self: &Arc<Self>) -> Result<CopyClaim> {
         if let Some(id) = self.config().outside_device() {
             let why = "another process writes to the guest's memory, in no log (vhost_user)";
             return Err(Error::Conflict(format!("a VM with {id} cannot be ported or checkpointed: {why}")));
@@ -32,6 +46,11 @@ impl Vm {
         }
         self.devices().keep_rings(true);
         Ok(CopyClaim(self.clone()))
+    }
+
+    /// What changed since the last checkpoint, or why that is not known. To be changed by who has the claim.
+    pub(crate) fn lineage(&self) -> MutexGuard<'_, std::result::Result<Lineage, Broken>> {
+        self.lineage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody has the claim.

@@ -88,7 +88,7 @@ impl Vm {
         if running {
             self.pause()?;
         }
-        let result = MsrList::probe(self.vcpu().fd(), self.irqchip).map(|list| {
+        let result = MsrList::probe(self.vcpu().fd(), &self.msrs_named, self.irqchip).map(|list| {
             let _ = self.msrs.set(list);
         });
         if running {

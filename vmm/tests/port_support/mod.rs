@@ -74,6 +74,17 @@ impl Lab {
         Vmm::spawn(self, name, args)
     }
 
+    /// A `vmm` that waits for its configuration.
+    pub fn empty(&self, name: &str) -> Vmm {
+        Vmm::start(self, name, &[], false)
+    }
+
+    /// Boots the test guest again, in the namespaces the calling thread is in by now.
+    pub fn respawn_inside(&self, old: Vmm) -> Vmm {
+        drop(old);
+        self.boot("echo", &[])
+    }
+
     /// What a guest has printed.
     pub fn console(&self, name: &str) -> String {
         std::fs::read_to_string(self.dir.path().join(format!("{name}.console"))).unwrap_or_default()
@@ -118,6 +129,10 @@ pub struct Vmm {
 
 impl Vmm {
     fn spawn(lab: &Lab, name: &str, args: &[&str]) -> Vmm {
+        Vmm::start(lab, name, args, true)
+    }
+
+    fn start(lab: &Lab, name: &str, args: &[&str], console_given: bool) -> Vmm {
         let sock = lab.dir.path().join(format!("{name}.sock"));
         let console = lab.dir.path().join(format!("{name}.console"));
         let log = std::fs::File::create(lab.dir.path().join(format!("{name}.log"))).unwrap();
@@ -128,8 +143,7 @@ impl Vmm {
             .args(args)
             .arg("--api-sock")
             .arg(&sock)
-            .arg("--serial")
-            .arg(&console)
+            .args(if console_given { vec!["--serial".into(), console.clone()] } else { Vec::new() })
             .env("RUST_LOG", std::env::var("VMM_LOG").unwrap_or("info".into()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -168,6 +182,15 @@ impl Vmm {
         let status = answer.split(' ').nth(1)?.parse().ok()?;
         let body = answer.split_once("\r\n\r\n")?.1;
         Some((status, serde_json::from_str(body).unwrap_or(Value::Null)))
+    }
+
+    /// An answer that is not JSON.
+    pub fn api_text(&self, path: &str) -> String {
+        let mut socket = UnixStream::connect(&self.sock).unwrap();
+        write!(socket, "GET {path} HTTP/1.0\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).unwrap();
+        answer
     }
 
     /// One request that must be answered with success.
@@ -268,6 +291,13 @@ impl Echo {
         assert_eq!(u64::from_le_bytes(answer), self.next, "the connection is the same one and lost nothing");
         self.next += 1;
         start.elapsed()
+    }
+
+    /// Some of them.
+    pub fn turns(&mut self, n: usize) {
+        for _ in 0..n {
+            self.turn();
+        }
     }
 
     /// Segments the client's kernel sent again on this connection.

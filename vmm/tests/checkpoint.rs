@@ -1,0 +1,522 @@
+//! Checkpoints between real `vmm` processes on /dev/kvm: taken of a guest that works, and gone on with in another process.
+#![allow(clippy::unwrap_used)]
+
+mod port_support;
+
+use std::fs;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use port_support::arbiter::Arbiter;
+use port_support::{Echo, Lab, Vmm, eventually};
+use serde_json::{Value, json};
+
+const NET: &str = "id=lan,tap=tap1";
+
+fn ask(vmm: &Vmm, body: &Value) -> (u16, Value) {
+    vmm.try_api("POST", "/v1/vm/checkpoint", Some(&body.to_string())).expect("the control socket answers")
+}
+
+fn take(vmm: &Vmm, body: &Value) -> Value {
+    let (status, report) = ask(vmm, body);
+    assert_eq!(status, 200, "{report}");
+    report
+}
+
+fn refused(vmm: &Vmm, body: &Value, status: u16, field: Option<&str>, text: &str) {
+    let (got, problem) = ask(vmm, body);
+    assert_eq!((got, problem["field"].as_str()), (status, field), "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains(text), "{problem}");
+}
+
+/// What `vmm --restore` ends with, and says, when it refuses.
+fn refusal(dir: &Path, more: &[&str]) -> (i32, String) {
+    let out = Command::new(env!("CARGO_BIN_EXE_vmm"))
+        .arg("--restore")
+        .arg(dir)
+        .args(["--net", "id=lan,tap=tap2", "--serial", "none"])
+        .args(more)
+        .output()
+        .unwrap();
+    (out.status.code().unwrap(), String::from_utf8_lossy(&out.stderr).into_owned())
+}
+
+fn restore(lab: &Lab, name: &str, dir: &Path, more: &[&str]) -> Vmm {
+    let mut args = vec!["--restore", dir.to_str().unwrap(), "--net", NET];
+    args.extend(more);
+    lab.spawn(name, &args)
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for file in ["state", "memory"] {
+        fs::copy(from.join(file), to.join(file)).unwrap();
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|n| n.contains("one") || n.contains("partial"));
+    names
+}
+
+/// Ends the VM with a checkpoint; where.
+fn stop(lab: &Lab, vmm: &mut Vmm, name: &str, parent: Option<&Path>) -> PathBuf {
+    let path = lab.dir.path().join(name);
+    let report = take(vmm, &json!({ "path": path, "stop": true, "parent": parent }));
+    assert_eq!((&report["stopped"], &report["pause_us"]), (&json!(true), &Value::Null), "{report}");
+    assert!(vmm.wait().success(), "it ends with status 0");
+    path
+}
+
+/// The same connection goes on in another process: the whole state, and every page, is there.
+#[test]
+fn a_vm_that_was_stopped_goes_on_in_both_ways() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    for (i, how) in ["map", "read", "map"].into_iter().enumerate() {
+        echo.turns(50);
+        let dir = stop(&lab, &mut vmm, &format!("saved{i}"), None);
+        let memory = fs::metadata(dir.join("memory")).unwrap();
+        assert_eq!(memory.len(), 64 << 20, "a page is where its address is");
+        assert!(memory.blocks() * 512 < 48 << 20, "zero pages are holes: {} bytes", memory.blocks() * 512);
+        assert_eq!(memory.mode() & 0o777, 0o600);
+        vmm = restore(&lab, &format!("restored{i}"), &dir, &["--restore-memory", how]);
+        assert_eq!(vmm.state(), "running");
+        echo.turn();
+    }
+}
+
+#[test]
+fn the_guest_goes_on_while_checkpoints_are_taken_and_added_to() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let over = AtomicBool::new(false);
+    let ends = Over(&over);
+    let path = |i: usize| lab.dir.path().join(format!("one{i}"));
+    std::thread::scope(|scope| {
+        let client = scope.spawn(|| {
+            let mut longest = Duration::ZERO;
+            while !over.load(Ordering::Acquire) {
+                longest = longest.max(echo.turn());
+            }
+            longest
+        });
+        let _ends = ends;
+        let whole = take(&vmm, &json!({ "path": path(0) }));
+        assert!(whole["pause_us"].as_u64().unwrap() > 0, "{whole}");
+        assert!(whole["raw_pages"].as_u64().unwrap() > 100, "{whole}");
+        for i in 1..4 {
+            let added = take(&vmm, &json!({ "path": path(i), "parent": path(i - 1) }));
+            assert!(added["parent"].is_string());
+        }
+        over.store(true, Ordering::Release);
+        println!("longest turn meanwhile {:?}", client.join().unwrap());
+    });
+    let last = stop(&lab, &mut vmm, "one4", Some(&path(3)));
+    let all: u64 = names(lab.dir.path()).len() as u64;
+    assert_eq!(all, 5, "no leftovers");
+    // Checkpoints side by side can be moved together.
+    let moved = lab.dir.path().join("moved");
+    fs::create_dir(&moved).unwrap();
+    for i in 0..5 {
+        fs::rename(path(i), moved.join(format!("one{i}"))).unwrap();
+    }
+    let dir = moved.join(last.file_name().unwrap());
+    for (i, how) in ["map", "read"].into_iter().enumerate() {
+        if i > 0 {
+            vmm.signal(libc::SIGKILL);
+            vmm.wait();
+            // The connection's other end is further now: a fresh one.
+            vmm = restore(&lab, "again", &dir, &["--restore-memory", how]);
+            echo = Echo::new(&lab);
+        } else {
+            vmm = restore(&lab, "restored", &dir, &["--restore-memory", how]);
+        }
+        echo.turns(50);
+    }
+}
+
+/// Ends the work beside a test, also one that fails.
+struct Over<'a>(&'a AtomicBool);
+
+impl Drop for Over<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Memory is the same, byte for byte, whichever way it came: the last whole checkpoint says what it was.
+#[test]
+fn a_chain_and_a_whole_checkpoint_say_the_same() {
+    let lab = Lab::new(2);
+    let vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let path = |name: &str| lab.dir.path().join(name);
+    take(&vmm, &json!({ "path": path("one") }));
+    echo.turns(200);
+    vmm.api("PUT", "/v1/vm/pause", None);
+    take(&vmm, &json!({ "path": path("added"), "parent": path("one") }));
+    // Nothing runs: only what stopping the devices may have written is new.
+    let none = take(&vmm, &json!({ "path": path("none"), "parent": path("added") }));
+    assert!(none["pages"].as_u64().unwrap() < 8, "{none}");
+    let whole = take(&vmm, &json!({ "path": path("whole") }));
+    assert!(whole["pages"].as_u64().unwrap() > 100, "{whole}");
+    assert_eq!(whole["pause_us"], Value::Null, "it was paused");
+    assert_eq!(vmm.state(), "paused");
+    // The memory of both, as a restored VM that is paused at once has it, is in a whole checkpoint of that.
+    let mut sums = Vec::new();
+    for (name, how) in [("none", "map"), ("none", "read"), ("whole", "map"), ("whole", "read")] {
+        let copy = restore(&lab, &format!("{name}-{how}"), &path(name), &["--restore-memory", how]);
+        copy.api("PUT", "/v1/vm/pause", None);
+        let again = path(&format!("{name}-{how}-again"));
+        let report = take(&copy, &json!({ "path": again }));
+        sums.push((report["raw_pages"].as_u64().unwrap(), fs::read(again.join("memory")).unwrap()));
+    }
+    let differing = |a: &[u8], b: &[u8]| a.chunks(4096).zip(b.chunks(4096)).filter(|(a, b)| a != b).count();
+    for (pages, memory) in &sums[1..] {
+        // Each has run for a moment: some pages are its own.
+        assert!(pages.abs_diff(sums[0].0) < 64, "{pages} and {} pages", sums[0].0);
+        assert!(differing(memory, &sums[0].1) < 64, "{} pages differ", differing(memory, &sums[0].1));
+    }
+    vmm.api("PUT", "/v1/vm/resume", None);
+    echo.turns(50);
+}
+
+/// A restored VM is a VM: its memory, untouched as it may be, is ported and saved as any other's.
+#[test]
+fn a_restored_vm_is_ported_and_saved_again() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    echo.turns(50);
+    let dir = stop(&lab, &mut vmm, "one", None);
+    let mut restored = restore(&lab, "restored", &dir, &[]);
+    echo.turn();
+    let there = lab.receive(0, 4300, &[]);
+    assert_eq!(restored.wait_port(restored.port_to(4300))["state"], "completed");
+    assert!(restored.wait().success());
+    echo.turns(50);
+    let mut vmm = there;
+    let dir = stop(&lab, &mut vmm, "two", None);
+    let _vmm = restore(&lab, "twice", &dir, &[]);
+    echo.turns(50);
+}
+
+#[test]
+fn two_vms_go_on_from_one_checkpoint() {
+    let lab = Lab::new(3);
+    let mut vmm = lab.boot("echo", &[]);
+    Echo::new(&lab).turn();
+    let dir = stop(&lab, &mut vmm, "one", None);
+    let before = fs::read(dir.join("memory")).unwrap();
+    let first = restore(&lab, "first", &dir, &[]);
+    assert!(dir.join("restored").exists());
+    Echo::new(&lab).turn();
+    let second = lab.spawn("second", &["--restore", dir.to_str().unwrap(), "--net", "id=lan,tap=tap2"]);
+    assert_eq!((first.state(), second.state()), ("running".into(), "running".into()));
+    drop(first);
+    (0..20).for_each(|_| Echo::new(&lab).turns(1));
+    assert!(before == fs::read(dir.join("memory")).unwrap(), "what guests write is not the checkpoint's");
+}
+
+#[test]
+fn over_the_control_interface() {
+    let lab = Lab::new(2);
+    let mut vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    echo.turn();
+    let sock = vmm.sock.clone();
+    let ctl = |sock: &Path, args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_vmm"))
+            .args(["ctl", "--sock", sock.to_str().unwrap()])
+            .args(args)
+            .current_dir(lab.dir.path())
+            .output()
+            .unwrap();
+        (out.status.code(), String::from_utf8_lossy(&out.stdout).into_owned() + &String::from_utf8_lossy(&out.stderr))
+    };
+    let (status, text) = ctl(&sock, &["checkpoint", "one"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(text.contains("pages") && text.contains("stood still"), "{text}");
+    let metrics = vmm.api_text("/v1/metrics");
+    assert!(metrics.contains("vmm_checkpoints_total{result=\"completed\"} 1"), "{metrics}");
+    let (status, text) = ctl(&sock, &["checkpoint", "two", "--parent", "one", "--stop"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert!(vmm.wait().success());
+
+    let empty = lab.empty("empty");
+    let (status, text) = ctl(&empty.sock, &["restore", "nothing"]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("path: ") && text.contains("No such file"), "{text}");
+    let (status, text) = ctl(&empty.sock, &["restore", "two", "--net", "wan=tap1"]);
+    assert_eq!(status, Some(1), "{text}");
+    assert!(text.contains("nets[0].id: \"wan\": the checkpoint has lan"), "{text}");
+    assert_eq!(empty.state(), "unconfigured");
+    let (status, text) = ctl(&empty.sock, &["restore", "two", "--net", "lan=tap1"]);
+    assert_eq!(status, Some(0), "{text}");
+    assert_eq!(empty.state(), "running");
+    echo.turn();
+    let (status, problem) = empty.try_api("PUT", "/v1/vm/restore", Some("{\"path\":\"two\"}")).unwrap();
+    assert_eq!(status, 409, "{problem}");
+}
+
+#[test]
+fn what_cannot_be_written_is_said_and_the_vm_runs_on() {
+    let lab = Lab::new(1);
+    let vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let path = lab.dir.path().join("one");
+    fs::create_dir(&path).unwrap();
+    refused(&vmm, &json!({ "path": path }), 400, Some("path"), "exists already");
+    refused(&vmm, &json!({ "path": "" }), 400, Some("path"), "does not end in the name of a directory");
+    refused(&vmm, &json!({ "path": lab.dir.path().join("no/one") }), 400, Some("path"), "No such file");
+    refused(&vmm, &json!({ "path": "/proc/one" }), 400, Some("path"), "/proc/");
+    fs::remove_dir(&path).unwrap();
+    let parent = lab.dir.path().join("none");
+    refused(&vmm, &json!({ "path": path, "parent": parent }), 400, Some("parent"), "has taken no checkpoint");
+    echo.turn();
+
+    // A file system with room for a part of it.
+    let small = lab.dir.path().join("small");
+    fs::create_dir(&small).unwrap();
+    let _mount = Tmpfs::mount(&small, "256K");
+    let vmm_inside = lab.respawn_inside(vmm);
+    let mut echo = Echo::new(&lab);
+    take(&vmm_inside, &json!({ "path": lab.dir.path().join("one") }));
+    for stop in [false, true] {
+        refused(&vmm_inside, &json!({ "path": small.join("one"), "stop": stop }), 400, Some("path"), "No space left");
+        assert!(names(&small).is_empty(), "nothing of it is left");
+        echo.turns(20);
+    }
+    assert_eq!(vmm_inside.state(), "running");
+    // What was seen by the attempts that failed is not lost to the next.
+    let two = lab.dir.path().join("two");
+    take(&vmm_inside, &json!({ "path": two, "parent": lab.dir.path().join("one"), "stop": true }));
+}
+
+/// A small file system in a mount namespace of the calling thread.
+struct Tmpfs(PathBuf);
+
+impl Tmpfs {
+    fn mount(at: &Path, size: &str) -> Tmpfs {
+        // SAFETY: no memory is involved; only this thread changes its namespace.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+        for args in [
+            vec!["--make-rprivate", "/"],
+            vec!["-t", "tmpfs", "-o", &format!("size={size}"), "tmpfs", at.to_str().unwrap()],
+        ] {
+            assert!(Command::new("mount").args(args).status().unwrap().success());
+        }
+        Tmpfs(at.to_owned())
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+#[test]
+fn only_the_last_checkpoint_of_an_unbroken_record_is_a_parent() {
+    let lab = Lab::new(2);
+    let vmm = lab.boot("echo", &[]);
+    let mut echo = Echo::new(&lab);
+    let path = |name: &str| lab.dir.path().join(name);
+    let (one, two) = (path("one"), path("two"));
+    take(&vmm, &json!({ "path": one }));
+    take(&vmm, &json!({ "path": two }));
+    refused(&vmm, &json!({ "path": path("x"), "parent": one }), 400, Some("parent"), "is not the last one");
+    refused(&vmm, &json!({ "path": path("x"), "parent": path("y") }), 400, Some("parent"), "no checkpoint there");
+    // A port that does not take place uses the record.
+    let failed = vmm.wait_port(vmm.port_to(4444));
+    assert_eq!(failed["state"], "failed");
+    refused(&vmm, &json!({ "path": path("x"), "parent": two }), 400, Some("parent"), "a port of the VM was tried");
+    take(&vmm, &json!({ "path": path("three"), "track": false }));
+    refused(&vmm, &json!({ "path": path("x"), "parent": path("three") }), 400, Some("parent"), "was not recorded");
+    echo.turn();
+}
+
+#[test]
+fn a_port_and_a_checkpoint_exclude_each_other() {
+    let lab = Lab::new(2);
+    let vmm = lab.boot("echo", &[]);
+    let _echo = Echo::new(&lab);
+    // Somebody who takes the connection and says nothing: the port waits.
+    let silent = std::net::TcpListener::bind("127.0.0.1:4445").unwrap();
+    let id = vmm.port_to(4445);
+    let _connection = silent.accept().unwrap();
+    refused(&vmm, &json!({ "path": lab.dir.path().join("one") }), 409, None, "port");
+    vmm.api("DELETE", &format!("/v1/migrations/{id}"), None);
+    assert_eq!(vmm.wait_port(id)["state"], "cancelled");
+    eventually("the port lets go", || {
+        (ask(&vmm, &json!({ "path": lab.dir.path().join("one") })).0 == 200).then_some(())
+    });
+}
+
+/// Wherever it is killed, there is a whole checkpoint with the name, or none.
+#[test]
+fn killed_in_the_middle() {
+    let lab = Lab::new(3);
+    let (mut whole, mut none) = (0, 0);
+    for i in 0..8u64 {
+        let mut vmm = lab.boot("echo", &[]);
+        let mut echo = Echo::new(&lab);
+        echo.turn();
+        let path = lab.dir.path().join(format!("one{i}"));
+        std::thread::scope(|scope| {
+            scope.spawn(|| vmm.try_api("POST", "/v1/vm/checkpoint", Some(&json!({ "path": path }).to_string())));
+            // Not a wait: the instant of the kill is what varies.
+            std::thread::sleep(Duration::from_millis(i * 8));
+            vmm.signal(libc::SIGKILL);
+        });
+        vmm.wait();
+        drop(vmm);
+        if path.exists() {
+            whole += 1;
+            let vmm = restore(&lab, &format!("restored{i}"), &path, &[]);
+            Echo::new(&lab).turn();
+            drop(vmm);
+        } else {
+            none += 1;
+            assert_eq!(refusal(&path, &[]).0, 2);
+            // What is left of it is no obstacle.
+            let vmm = lab.boot("echo", &[]);
+            Echo::new(&lab).turn();
+            take(&vmm, &json!({ "path": path }));
+            assert!(!names(lab.dir.path()).iter().any(|n| n.contains("partial")));
+        }
+    }
+    println!("{whole} were whole, {none} were not there");
+}
+
+#[test]
+fn what_is_not_whole_is_refused_with_the_reason() {
+    let lab = Lab::new(3);
+    let mut vmm = lab.boot("echo", &[]);
+    Echo::new(&lab).turn();
+    let path = |name: &str| lab.dir.path().join(name);
+    let one = path("one");
+    take(&vmm, &json!({ "path": one }));
+    let two = stop(&lab, &mut vmm, "two", Some(&one));
+    let state = fs::read(one.join("state")).unwrap();
+    let made = std::cell::Cell::new(0);
+    let changed = |change: &dyn Fn(&Path)| {
+        made.set(made.get() + 1);
+        let dir = path(&format!("changed{}", made.get()));
+        copy(&one, &dir);
+        change(&dir);
+        dir
+    };
+    let flip = |file: &Path, at: u64| {
+        let file = fs::OpenOptions::new().read(true).write(true).open(file).unwrap();
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at).unwrap();
+        file.write_all_at(&[!byte[0]], at).unwrap();
+    };
+    let refuses = |dir: &Path, more: &[&str], text: &str| {
+        let (status, said) = refusal(dir, more);
+        assert_eq!(status, 1, "{said}");
+        assert!(said.contains(text), "{text}: {said}");
+    };
+    let cut = |n: usize| changed(&|dir| fs::write(dir.join("state"), &state[..n]).unwrap());
+    refuses(&cut(1000), &[], "ends too early");
+    refuses(&cut(0), &[], "not a checkpoint");
+    let damaged = changed(&|dir| flip(&dir.join("state"), 2000));
+    refuses(&damaged, &[], "damaged");
+    let foreign = changed(&|dir| fs::write(dir.join("state"), b"something else entirely, and long enough").unwrap());
+    refuses(&foreign, &[], "not a checkpoint");
+    let newer = changed(&|dir| {
+        let mut state = state.clone();
+        state[8] = 99;
+        fs::write(dir.join("state"), state).unwrap();
+    });
+    refuses(&newer, &[], "checkpoint format 99, this build knows 1");
+    let short =
+        changed(&|dir| fs::File::options().write(true).open(dir.join("memory")).unwrap().set_len(1 << 20).unwrap());
+    refuses(&short, &[], "its memory file was cut");
+    let missing = changed(&|dir| fs::remove_file(dir.join("memory")).unwrap());
+    refuses(&missing, &[], "No such file");
+    // A page with content, and one without.
+    let memory = fs::read(one.join("memory")).unwrap();
+    let pages = || memory.chunks(4096).enumerate();
+    let full = pages().filter(|(_, p)| p.iter().any(|b| *b != 0)).map(|(i, _)| i).nth(100).unwrap();
+    let empty = pages().filter(|(_, p)| p.iter().all(|b| *b == 0)).map(|(i, _)| i).nth(3).unwrap();
+    let bad = changed(&|dir| flip(&dir.join("memory"), full as u64 * 4096 + 7));
+    for how in ["map", "read"] {
+        refuses(&bad, &["--restore-memory", how], &format!("page {:#x} is damaged", full * 4096));
+    }
+    let not_zero = changed(&|dir| flip(&dir.join("memory"), empty as u64 * 4096));
+    refuses(&not_zero, &[], "is not the zero it should be");
+    // Parents.
+    let orphan = path("elsewhere");
+    fs::create_dir(&orphan).unwrap();
+    copy(&two, &orphan.join("two"));
+    refuses(&orphan.join("two"), &[], "its parent is missing");
+    copy(&two, &orphan.join("one"));
+    refuses(&orphan.join("two"), &[], "is not its parent");
+    // Flags.
+    let (status, said) = refusal(&path("nothing"), &[]);
+    assert_eq!(status, 2, "{said}");
+    assert!(said.contains("--restore: "), "{said}");
+    assert_eq!(refusal(&one, &["--image", "x"]).0, 2);
+    let (status, said) = refusal(&one, &["--disk", "id=d,path=/dev/null"]);
+    assert_eq!(status, 2, "{said}");
+    assert!(said.contains("disks[0].id: \"d\": the checkpoint has none"), "{said}");
+    // After all that the checkpoint is what it was.
+    let _vmm = restore(&lab, "restored", &two, &["--restore-unverified"]);
+    Echo::new(&lab).turn();
+}
+
+/// Who runs is decided by the record: once, by who comes first, and only for a VM that ended with its checkpoint.
+#[test]
+fn the_ownership_record_decides() {
+    let lab = Lab::new(3);
+    let arbiter = Arbiter::start();
+    let address = arbiter.address.to_string();
+    let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+    let mut echo = Echo::new(&lab);
+    echo.turn();
+    let live = lab.dir.path().join("live");
+    take(&vmm, &json!({ "path": live }));
+    let (status, said) = refusal(&live, &[]);
+    assert_eq!(status, 1, "{said}");
+    assert!(said.contains("went on after this checkpoint"), "{said}");
+    for turn in 1..4u64 {
+        let dir = stop(&lab, &mut vmm, &format!("saved{turn}"), None);
+        vmm = restore(&lab, &format!("restored{turn}"), &dir, &[]);
+        echo.turn();
+        assert_eq!(arbiter.record(9).unwrap().epoch.0, turn);
+        assert_eq!(vmm.api("GET", "/v1/vm", None)["epoch"], turn);
+        let (status, said) = refusal(&dir, &[]);
+        assert_eq!(status, 1, "{said}");
+        assert!(said.contains("not as the checkpoint left it"), "{said}");
+        assert_eq!(arbiter.record(9).unwrap().epoch.0, turn, "a refusal changes nothing");
+    }
+    let dir = stop(&lab, &mut vmm, "last", None);
+    arbiter.usurp(9);
+    assert!(refusal(&dir, &[]).1.contains("not as the checkpoint left it"));
+}
+
+#[test]
+fn with_a_small_root_and_another_user() {
+    let lab = Lab::new(2);
+    let root = lab.dir.path().join("root");
+    fs::create_dir(&root).unwrap();
+    std::os::unix::fs::chown(&root, Some(12345), Some(23456)).unwrap();
+    let mut vmm = lab.boot("echo", &["--uid", "12345", "--gid", "23456", "--chroot", root.to_str().unwrap()]);
+    let mut echo = Echo::new(&lab);
+    echo.turn();
+    take(&vmm, &json!({ "path": "/one" }));
+    take(&vmm, &json!({ "path": "two", "parent": "/one", "stop": true }));
+    assert!(vmm.wait().success());
+    let _vmm = restore(&lab, "restored", &root.join("two"), &["--uid", "12345", "--gid", "23456"]);
+    echo.turn();
+}
