@@ -6,6 +6,7 @@ pub mod boot;
 pub mod nfs;
 pub mod page;
 pub mod port;
+pub mod restore;
 pub mod vmm;
 
 use crate::artifacts::{self, Artifacts};
@@ -28,6 +29,8 @@ const NMODULE_MEMORY_MIB: u64 = 32;
 pub enum Bench {
     /// Process start to first answer.
     Boot,
+    /// The same from a checkpoint.
+    Restore,
     /// Blackout and retransmits.
     Port,
     /// NFS against nfs-ganesha.
@@ -38,12 +41,13 @@ pub enum Bench {
 
 impl Bench {
     /// All of them, in the order they are run and listed.
-    pub const ALL: [Bench; 4] = [Bench::Boot, Bench::Port, Bench::Nfs, Bench::Vmm];
+    pub const ALL: [Bench; 5] = [Bench::Boot, Bench::Restore, Bench::Port, Bench::Nfs, Bench::Vmm];
 
     /// Its name on the command line and in the page.
     pub fn name(self) -> &'static str {
         match self {
             Bench::Boot => "boot",
+            Bench::Restore => "restore",
             Bench::Port => "port",
             Bench::Nfs => "nfs",
             Bench::Vmm => "vmm",
@@ -77,6 +81,7 @@ pub fn run(options: &Options) -> Result<()> {
         let pick = |quick, full| if options.quick { quick } else { full };
         let rows = match bench {
             Bench::Boot => boot::run(&mut cluster, &memory, pick(7, 31))?,
+            Bench::Restore => restore::run(&mut cluster, pick(7, 31))?,
             Bench::Port => port::run(&mut cluster, &program, pick(10, 50))?,
             Bench::Nfs => {
                 let ganesha = Ganesha::start(&cluster.lab)?;

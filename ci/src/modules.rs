@@ -168,6 +168,23 @@ pub fn start_nmodule(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<(M
     )
 }
 
+/// Starts the N-module on `host` from a checkpoint, its memory mapped or read, and waits as [`start_nmodule`] does.
+pub fn restore_nmodule(
+    lab: &Lab,
+    artifacts: &Artifacts,
+    host: &Host,
+    saved: &Path,
+    memory: &str,
+) -> Result<(Module, Duration)> {
+    let (mut command, api, name) = prepare(lab, artifacts, host, "nmodule", None)?;
+    command.arg("--restore").arg(saved).args(["--restore-memory", memory]);
+    lab.client1.permanent_neighbour(NMODULE_IP, NMODULE_MAC)?;
+    serve(
+        || start(lab, host, &name, api, &mut command),
+        |stop| probe::first_reply(&lab.client1, NFS, START_LIMIT, stop),
+    )
+}
+
 /// Starts a module with its prober already at work, and waits for the first answer or the end of the process.
 fn serve(
     start: impl FnOnce() -> Result<Module>,
