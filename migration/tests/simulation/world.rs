@@ -189,13 +189,14 @@ impl World {
             min_version: VERSION_MIN,
             max_version: VERSION_MAX,
             required: 0,
-            offered: feature::KNOWN,
+            offered: feature::OFFERED,
             port: [3, 4],
             vm_id: VM.0,
             owner: Side::Source.owner(),
             ownership,
             epoch,
             memory_size: 4096,
+            ticket: Vec::new(),
         };
         let description = Description { memory_size: 4096, ..Description::default() };
         let policy = Policy { max_rounds: 4, ..Policy::default() };
