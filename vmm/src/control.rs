@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use tokio::sync::watch;
 
 use crate::boot::info::OwnerId;
+use crate::checkpoint::{self, CheckpointRequest, Taken};
 use crate::config::Config;
 use crate::error::{Error, Result};
 use crate::metrics::Exposition;
@@ -20,6 +21,7 @@ use crate::notice;
 use crate::port::destination::Shown;
 use crate::port::job::JobStatus;
 use crate::sandbox::{self, Kind};
+use crate::spawn::{self, SpawnRequest};
 use crate::stats::Stats;
 use crate::vcpu::End;
 use crate::vm::Vm;
@@ -192,6 +194,28 @@ impl Control {
         self.set_vm(vm);
         notice::state("running", None);
         Ok(())
+    }
+
+    /// Makes the VM of this process, which has none yet, an instance of a template.
+    pub fn spawn(self: &Arc<Self>, request: &SpawnRequest) -> Result<()> {
+        let mut origin = self.origin();
+        self.draft(&mut origin)?;
+        self.spawn_only(request)
+    }
+
+    /// The same for a process that is made for nothing else.
+    pub fn spawn_only(self: &Arc<Self>, request: &SpawnRequest) -> Result<()> {
+        let vm = Arc::new(spawn::build(request, OwnerId::random()?, &self.stats)?);
+        sandbox::confine(Kind::Control)?;
+        vm.start(self.on_end())?;
+        self.set_vm(vm);
+        notice::state("running", None);
+        Ok(())
+    }
+
+    /// Writes a checkpoint of the VM, which stands still meanwhile.
+    pub fn checkpoint(&self, request: &CheckpointRequest) -> Result<Taken> {
+        checkpoint::take(&self.need_idle_vm()?, request)
     }
 
     /// Stops the vCPUs; answers when they have stopped.

@@ -7,6 +7,7 @@
 pub mod acpi;
 pub mod api;
 pub mod boot;
+pub mod checkpoint;
 pub mod config;
 pub mod console;
 pub mod control;
@@ -24,6 +25,7 @@ pub mod port;
 pub mod sandbox;
 pub mod serial;
 pub mod socket_file;
+pub mod spawn;
 pub mod stats;
 pub mod vcpu;
 pub mod virtio;

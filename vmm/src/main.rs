@@ -58,7 +58,7 @@ See docs/vmm.md.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Ctl(ctl::Ctl),
+    Ctl(Box<ctl::Ctl>),
     /// Print completions for a shell.
     Completions {
         /// Which one.
@@ -127,6 +127,7 @@ fn run(order: Order, socket: Option<ControlSocket>) -> vmm::Result<u8> {
             engine.receive(&control, config, OwnerId::random()?)?;
             sandbox::confine(Kind::Control)?;
         }
+        Order::Spawn(request) => control.spawn_only(&request)?,
         Order::Configure => control.await_configuration(),
     }
     let (end, socket) = serve(&control, socket)?;

@@ -81,6 +81,13 @@ fn place(size: usize) -> Vec<(GuestAddress, usize)> {
     }
 }
 
+fn check_size(size: usize) -> Result<()> {
+    if size == 0 || !size.is_multiple_of(HUGE_PAGE) || size as u64 > MEMORY_MAX {
+        return Err(Error::Memory(format!("{size} bytes: must be a multiple of 2 MiB, at most 1 TiB")));
+    }
+    Ok(())
+}
+
 impl Memory {
     /// Maps `size` bytes of zeroed memory, a multiple of [`HUGE_PAGE`], at most [`MEMORY_MAX`].
     pub fn new(size: usize) -> Result<Self> {
@@ -89,9 +96,7 @@ impl Memory {
 
     /// As [`Memory::new`]; `shared` memory can be given to other processes: see [`Memory::shared_regions`].
     pub fn with_sharing(size: usize, shared: bool) -> Result<Self> {
-        if size == 0 || !size.is_multiple_of(HUGE_PAGE) || size as u64 > MEMORY_MAX {
-            return Err(Error::Memory(format!("{size} bytes: must be a multiple of 2 MiB, at most 1 TiB")));
-        }
+        check_size(size)?;
         let ram = backing::map(&place(size), shared)?;
         let memory = Memory { ram: Arc::new(ram), size };
         for region in memory.regions() {
@@ -102,6 +107,18 @@ impl Memory {
             }
         }
         Ok(memory)
+    }
+
+    /// Maps memory of `size` bytes from a file in which every page lies at its guest-physical address: pages that are not
+    /// written are the page cache's, those that are are copied.
+    pub fn of_file(size: usize, file: std::fs::File) -> Result<Self> {
+        check_size(size)?;
+        Ok(Memory { ram: Arc::new(backing::map_file(&place(size), &Arc::new(file))?), size })
+    }
+
+    /// Whether pages that nobody has written have content all the same.
+    pub fn is_of_file(&self) -> bool {
+        self.ram.iter().any(|r| r.file_offset().is_some() && r.get_mmap().flags() & libc::MAP_SHARED == 0)
     }
 
     /// The memory itself; writes through it mark pages.

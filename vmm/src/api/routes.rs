@@ -12,9 +12,11 @@ use schemars::{JsonSchema, Schema, SchemaGenerator};
 
 use super::{BODY_MAX, devices, events, migrations, problem, vm};
 use crate::api::report::VmReport;
+use crate::checkpoint::{CheckpointRequest, Taken};
 use crate::config::{Config, ConfigPatch};
 use crate::control::{Control, MigrationRequest, Resolution};
 use crate::port::job::JobStatus;
+use crate::spawn::SpawnRequest;
 
 /// Gives the schema of a type.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
@@ -162,6 +164,25 @@ pub fn all() -> Vec<Route> {
         .fails(&[409, 413]),
         Route::new(Put, "/v1/vm/boot", "boot", "Checks the configuration, builds the VM and starts it.", vm::boot)
             .fails(&[400, 409, 422, 500]),
+        Route::new(
+            Put,
+            "/v1/vm/spawn",
+            "spawn",
+            "Makes the VM of a process that has none yet an instance of a template, and starts it.",
+            vm::spawn,
+        )
+        .takes::<SpawnRequest>()
+        .fails(&[409, 413, 422, 500]),
+        Route::new(
+            Post,
+            "/v1/vm/checkpoint",
+            "checkpoint",
+            "Writes a checkpoint of the VM into a new directory. The VM stands still meanwhile.",
+            vm::checkpoint,
+        )
+        .takes::<CheckpointRequest>()
+        .gives::<Taken>()
+        .fails(&[409, 413, 422, 500]),
         Route::new(Put, "/v1/vm/pause", "pause", "Stops all vCPUs; answers when they have stopped.", vm::pause)
             .fails(&[409]),
         Route::new(Put, "/v1/vm/resume", "resume", "Lets the vCPUs run again.", vm::resume).fails(&[409]),

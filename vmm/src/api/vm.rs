@@ -8,7 +8,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::report::{self, VmReport};
 use super::{Answer, Shared, body};
+use crate::checkpoint::{CheckpointRequest, Taken};
 use crate::config::{Config, ConfigPatch};
+use crate::spawn::SpawnRequest;
 use crate::vcpu::End;
 
 pub(super) async fn show(State(control): Shared) -> Json<VmReport> {
@@ -31,6 +33,15 @@ pub(super) async fn patch_config(State(control): Shared, bytes: Bytes) -> Answer
 pub(super) async fn boot(State(control): Shared) -> Answer<Json<VmReport>> {
     control.boot()?;
     Ok(Json(report::vm(&control)))
+}
+
+pub(super) async fn spawn(State(control): Shared, bytes: Bytes) -> Answer<Json<VmReport>> {
+    control.spawn(&body::<SpawnRequest>(&bytes)?)?;
+    Ok(Json(report::vm(&control)))
+}
+
+pub(super) async fn checkpoint(State(control): Shared, bytes: Bytes) -> Answer<Json<Taken>> {
+    Ok(Json(control.checkpoint(&body::<CheckpointRequest>(&bytes)?)?))
 }
 
 pub(super) async fn pause(State(control): Shared) -> Answer<Json<VmReport>> {

@@ -10,6 +10,7 @@ use super::{
     field, pairs,
 };
 use crate::error::{Error, FieldError, Result};
+use crate::spawn::SpawnRequest;
 
 /// KVM virtual machine monitor for storage guests.
 #[derive(Debug, Parser, Default, PartialEq)]
@@ -24,6 +25,12 @@ pub struct Args {
     /// Start empty and wait at IP:PORT for a VM to be ported here.
     #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "image", "initrd", "cmdline", "disk", "boot", "cpus", "on_reset", "rng", "balloon"])]
     pub receive: Option<SocketAddr>,
+    /// Start an instance of the template whose checkpoint is in DIR: with --vm-id, --net id=…,tap=… and --cmdline.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["receive", "config", "image", "initrd", "memory", "memory_shared", "disk", "boot", "cpus", "on_reset", "rng", "balloon", "vsock"])]
+    pub spawn: Option<PathBuf>,
+    /// With --spawn: take the vm_id over from whoever has it or had it.
+    #[arg(long, requires = "spawn")]
+    pub replace: bool,
     /// ELF image or Linux bzImage.
     #[arg(long, value_name = "FILE")]
     pub image: Option<PathBuf>,
@@ -86,6 +93,8 @@ pub enum Order {
     Boot(Config),
     /// Wait for one.
     Receive(ReceiveConfig),
+    /// Make it an instance of a template.
+    Spawn(SpawnRequest),
     /// Wait for a configuration over the control interface.
     Configure,
 }
@@ -141,6 +150,26 @@ impl Args {
                 serial,
                 memory_max: memory,
                 vsock: vsock.map(|v| v.path),
+            }));
+        }
+
+        if let Some(template) = self.spawn {
+            let Some(vm_id) = self.vm_id else {
+                errors.push(FieldError::new("--vm-id", "an instance needs an id of its own"));
+                return Err(Error::Config(errors));
+            };
+            if !errors.is_empty() {
+                return Err(Error::Config(errors));
+            }
+            return Ok(Order::Spawn(SpawnRequest {
+                template,
+                vm_id,
+                name: self.name,
+                cmdline: self.cmdline.unwrap_or_default(),
+                nets,
+                arbiter: self.arbiter,
+                serial,
+                replace: self.replace,
             }));
         }
 

@@ -1,12 +1,15 @@
-//! Where the pages of guest memory come from: anonymous memory, or files in memory that other processes can map.
+//! Where the pages of guest memory come from: anonymous memory, files in memory that other processes can map, or the file of a
+//! checkpoint, copied page by page when it is written.
 //!
 //! Always true: a shared region is sealed, so that nobody who has it can make it shorter under the monitor's feet.
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, RawFd};
+use std::sync::Arc;
 
-use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::mmap::MmapRegion;
+use vm_memory::{FileOffset, GuestAddress, GuestMemoryBackend, GuestMemoryRegion, GuestRegionMmap};
 
 use super::{GuestRam, Memory};
 use crate::error::{Error, Result, host};
@@ -34,6 +37,18 @@ pub(super) fn map(ranges: &[(GuestAddress, usize)], shared: bool) -> Result<Gues
     GuestRam::from_ranges_with_files(&ranges).map_err(|e| Error::Memory(e.to_string()))
 }
 
+/// Maps each range from the same place of a file, copy-on-write.
+pub(super) fn map_file(ranges: &[(GuestAddress, usize)], file: &Arc<File>) -> Result<GuestRam> {
+    let failed = |e: &dyn std::fmt::Display| Error::Memory(e.to_string());
+    let regions = ranges.iter().map(|(at, size)| {
+        let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_NORESERVE);
+        let place = FileOffset::from_arc(file.clone(), at.0);
+        let region = MmapRegion::build(Some(place), *size, prot, flags).map_err(|e| failed(&e))?;
+        GuestRegionMmap::new(region, *at).ok_or_else(|| failed(&"a region beyond the address space"))
+    });
+    GuestRam::from_regions(regions.collect::<Result<_>>()?).map_err(|e| failed(&e))
+}
+
 fn shared_file(size: usize) -> Result<File> {
     let what = || host(format!("{size} bytes of shared guest memory"));
     // SAFETY: the name is a C string; the result is checked.
@@ -56,7 +71,7 @@ impl Memory {
     /// The regions for another process to map; empty if the memory is not shared.
     pub fn shared_regions(&self) -> Vec<SharedRegion> {
         let region = |r: &<GuestRam as GuestMemoryBackend>::R| {
-            let file = r.file_offset()?;
+            let file = r.file_offset().filter(|_| r.flags() & libc::MAP_SHARED != 0)?;
             Some(SharedRegion {
                 guest: r.start_addr().0,
                 size: r.len(),

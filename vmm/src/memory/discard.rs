@@ -35,6 +35,15 @@ impl Memory {
                 // SAFETY: no memory of this process is involved but the mapping, which stays.
                 unsafe { libc::fallocate(fd, mode, offset as libc::off_t, (end - start) as libc::off_t) }
             }
+            // Without the page the file's would show again: zeroes take its place for good.
+            None if self.is_of_file() => {
+                let at = self.iovec(inner).0;
+                let flags = libc::MAP_FIXED | libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+                let prot = libc::PROT_READ | libc::PROT_WRITE;
+                // SAFETY: as below; the range stays mapped, and goes with the mapping of guest memory around it.
+                let new = unsafe { libc::mmap(at.iov_base, at.iov_len, prot, flags, -1, 0) };
+                if new == libc::MAP_FAILED { -1 } else { 0 }
+            }
             None => {
                 let at = self.iovec(inner).0;
                 // SAFETY: whole pages inside the mapping of guest memory, to which nothing holds references that

@@ -37,8 +37,8 @@ impl Pending {
     /// Every page that may have content: those the host has given memory. A page it has not is zero, here as in the fresh
     /// memory of a destination. To be called after the dirty log was started.
     pub fn populated(memory: &Memory) -> Pending {
-        if !memory.shared_regions().is_empty() {
-            // Another process may have written what this one has not mapped.
+        if !memory.shared_regions().is_empty() || memory.is_of_file() {
+            // Another process may have written what this one has not mapped; or the file has it.
             return Pending::all(memory);
         }
         match populated(memory) {

@@ -218,13 +218,19 @@ impl Vm {
         }
         config.serial.clone_from(&host.serial);
         config.arbiter = host.arbiter.or(config.arbiter);
+        let memory = new_memory(&config)?;
+        Vm::of_memory(&VmDescription { config, ..description.clone() }, owner, memory, stats)
+    }
+
+    /// Builds a VM around memory that is there, or will be: everything but its state.
+    pub fn of_memory(description: &VmDescription, owner: OwnerId, memory: Memory, stats: Arc<Stats>) -> Result<Vm> {
+        let config = description.config.clone();
         let kvm = open_kvm()?;
         let told = CpuId::from_entries(&description.cpuid).map_err(|e| Error::State(format!("CPUID: {e:?}")))?;
         let here = kvm.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(crate::error::kvm("get CPUID"))?;
         if let Some(missing) = missing_features(&told, &here) {
             return Err(Error::State(format!("this host's processor lacks what the guest was told of: {missing}")));
         }
-        let memory = new_memory(&config)?;
         if !description.irqchip && config.cpus != 1 {
             return Err(Error::State(format!("{} vCPUs without interrupt controllers", config.cpus)));
         }

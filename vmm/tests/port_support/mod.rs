@@ -128,12 +128,14 @@ impl Vmm {
             .args(args)
             .arg("--api-sock")
             .arg(&sock)
-            .arg("--serial")
-            .arg(&console)
             .env("RUST_LOG", std::env::var("VMM_LOG").unwrap_or("info".into()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(if std::env::var_os("VMM_LOG").is_some() { Stdio::inherit() } else { Stdio::from(log) });
+        // One that is configured later knows nothing but its socket.
+        if !args.is_empty() {
+            command.arg("--serial").arg(&console);
+        }
         // SAFETY: prctl is async-signal-safe and touches no memory. A test that dies takes its children along.
         unsafe {
             command.pre_exec(|| {
