@@ -6,6 +6,7 @@ pub mod boot;
 pub mod nfs;
 pub mod page;
 pub mod port;
+pub mod spawn;
 pub mod vmm;
 
 use crate::artifacts::{self, Artifacts};
@@ -32,13 +33,15 @@ pub enum Bench {
     Port,
     /// NFS against nfs-ganesha.
     Nfs,
+    /// Instances of a template.
+    Spawn,
     /// Cost of a `vmm` process.
     Vmm,
 }
 
 impl Bench {
     /// All of them, in the order they are run and listed.
-    pub const ALL: [Bench; 4] = [Bench::Boot, Bench::Port, Bench::Nfs, Bench::Vmm];
+    pub const ALL: [Bench; 5] = [Bench::Boot, Bench::Port, Bench::Nfs, Bench::Spawn, Bench::Vmm];
 
     /// Its name on the command line and in the page.
     pub fn name(self) -> &'static str {
@@ -46,6 +49,7 @@ impl Bench {
             Bench::Boot => "boot",
             Bench::Port => "port",
             Bench::Nfs => "nfs",
+            Bench::Spawn => "spawn",
             Bench::Vmm => "vmm",
         }
     }
@@ -83,6 +87,7 @@ pub fn run(options: &Options) -> Result<()> {
                 let (rounds, seconds) = if options.quick { (3, 1.5) } else { (7, 4.0) };
                 nfs::compare(&cluster.lab, &program, &Ours(&cluster), Some(&ganesha), rounds, seconds)?
             }
+            Bench::Spawn => spawn::run(&mut cluster, pick(7, 31), 100)?,
             Bench::Vmm => vmm::run(&cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB])?,
         };
         println!("{}:\n{}", bench.name(), table(&rows));

@@ -128,7 +128,7 @@ fn prepare(
     Ok((command, api, name))
 }
 
-fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) -> Result<Module> {
+pub(crate) fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) -> Result<Module> {
     let daemon = host.daemon(&format!("vmm {name}"), command, &lab.state_dir().join(format!("{name}.log")))?;
     let started = daemon.started();
     Ok(Module { daemon, api, started, console: lab.state_dir().join(format!("{name}.console")) })
@@ -169,7 +169,7 @@ pub fn start_nmodule(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<(M
 }
 
 /// Starts a module with its prober already at work, and waits for the first answer or the end of the process.
-fn serve(
+pub(crate) fn serve(
     start: impl FnOnce() -> Result<Module>,
     answer: impl FnOnce(&AtomicBool) -> Result<Instant> + Send,
 ) -> Result<(Module, Duration)> {

