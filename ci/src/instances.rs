@@ -95,13 +95,7 @@ impl Instance {
     }
 
     /// The same, to its first reply to NFS NULL; how long that took from the start of the process.
-    pub fn serve(
-        self,
-        lab: &Lab,
-        artifacts: &Artifacts,
-        host: &Host,
-        template: &Path,
-    ) -> Result<(Module, Duration)> {
+    pub fn serve(self, lab: &Lab, artifacts: &Artifacts, host: &Host, template: &Path) -> Result<(Module, Duration)> {
         modules::serve(
             || self.start(lab, artifacts, host, template),
             |stop| probe::first_reply(&lab.client1, self.nfs(), LIMIT, stop),

@@ -32,7 +32,7 @@ enum Task {
     /// Measure, print a table, write docs/benchmarks.md.
     Bench {
         /// What to measure.
-        #[arg(value_parser = ["boot", "port", "nfs", "vmm", "all"])]
+        #[arg(value_parser = ["boot", "port", "nfs", "spawn", "vmm", "all"])]
         which: String,
         /// Fewer samples: at most a minute each.
         #[arg(long)]

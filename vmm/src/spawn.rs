@@ -59,7 +59,10 @@ pub struct SpawnRequest {
 /// Makes an instance, ready to start.
 pub fn build(request: &SpawnRequest, owner: OwnerId, stats: &Arc<Stats>) -> Result<Vm> {
     BootTimes::reach(&stats.boot.asked);
-    let saved = Saved::open(&request.template)?;
+    let saved = Saved::open(&request.template).map_err(|e| match e {
+        Error::Host { .. } => Error::Config(vec![FieldError::new("template", e.to_string())]),
+        e => e,
+    })?;
     let refused = |why: &str| Error::State(format!("checkpoint {}: {why}", request.template.display()));
     let template = &saved.description;
     if !words(&template.config.cmdline).any(|w| w == TEMPLATE_WORD) {

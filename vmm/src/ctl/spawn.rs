@@ -134,7 +134,9 @@ impl Instance {
     fn wait(&mut self) -> Result<Value, String> {
         let client = Client::new(&self.sock);
         while self.began.elapsed() < SERVING_MAX {
+            // Another process may have the socket from before.
             if let Ok(vm) = client.json("GET", "/v1/vm", None)
+                && vm["pid"] == self.child.id()
                 && let Some(ms) = vm["boot_ms"]["serving"].as_f64()
             {
                 return Ok(json!({ "sock": self.sock, "vm_id": self.vm_id, "pid": vm["pid"], "serving_ms": ms }));
