@@ -8,6 +8,7 @@ pub mod page;
 pub mod port;
 pub mod restore;
 pub mod soak;
+pub mod spawn;
 pub mod vmm;
 
 use crate::artifacts::{self, Artifacts};
@@ -36,6 +37,8 @@ pub enum Bench {
     Port,
     /// NFS against nfs-ganesha.
     Nfs,
+    /// Instances of a template.
+    Spawn,
     /// `vmm` against QEMU's microvm, and against no VM at all.
     Vmm,
     /// Many ports under verified load.
@@ -44,7 +47,8 @@ pub enum Bench {
 
 impl Bench {
     /// All of them, in the order they are run and listed.
-    pub const ALL: [Bench; 6] = [Bench::Boot, Bench::Restore, Bench::Port, Bench::Nfs, Bench::Vmm, Bench::Soak];
+    pub const ALL: [Bench; 7] =
+        [Bench::Boot, Bench::Restore, Bench::Port, Bench::Nfs, Bench::Spawn, Bench::Vmm, Bench::Soak];
 
     /// Its name on the command line and in the page.
     pub fn name(self) -> &'static str {
@@ -53,6 +57,7 @@ impl Bench {
             Bench::Restore => "restore",
             Bench::Port => "port",
             Bench::Nfs => "nfs",
+            Bench::Spawn => "spawn",
             Bench::Vmm => "vmm",
             Bench::Soak => "soak",
         }
@@ -95,6 +100,7 @@ pub fn run(options: &Options) -> Result<()> {
                 let (rounds, seconds) = if options.quick { (3, 1.5) } else { (7, 4.0) };
                 nfs::compare(&cluster.lab, &program, &Ours(&cluster), Some(&ganesha), rounds, seconds)?
             }
+            Bench::Spawn => spawn::run(&mut cluster, pick(7, 31), 100)?,
             Bench::Vmm => vmm::run(cluster, [NMODULE_MEMORY_MIB, DMODULE_MEMORY_MIB], options.quick)?,
             Bench::Soak => soak::run(&mut cluster, &program, pick(40, 1000))?,
         };

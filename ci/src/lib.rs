@@ -12,6 +12,7 @@ pub mod cleanup;
 pub mod copy;
 pub mod demo;
 pub mod ganesha;
+pub mod instances;
 pub mod lab;
 pub mod licences;
 pub mod load;

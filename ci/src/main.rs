@@ -32,7 +32,7 @@ enum Task {
     /// Measure, print a table, write docs/benchmarks.md.
     Bench {
         /// What to measure.
-        #[arg(value_parser = ["boot", "restore", "port", "nfs", "vmm", "soak", "all"])]
+        #[arg(value_parser = ["boot", "restore", "port", "nfs", "spawn", "vmm", "soak", "all"])]
         which: String,
         /// Fewer samples: at most a minute each.
         #[arg(long)]

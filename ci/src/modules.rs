@@ -167,7 +167,7 @@ pub fn protect(lab: &Lab, artifacts: &Artifacts, host: &Host, module: &Module, t
     Ok(())
 }
 
-fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) -> Result<Module> {
+pub(crate) fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) -> Result<Module> {
     let daemon = host.daemon(&format!("vmm {name}"), command, &lab.state_dir().join(format!("{name}.log")))?;
     let started = daemon.started();
     Ok(Module { daemon, api, started, console: lab.state_dir().join(format!("{name}.console")) })
@@ -230,7 +230,7 @@ pub fn restore_nmodule(
 }
 
 /// Starts a module with its prober already at work, and waits for the first answer or the end of the process.
-fn serve(
+pub(crate) fn serve(
     start: impl FnOnce() -> Result<Module>,
     answer: impl FnOnce(&AtomicBool) -> Result<Instant> + Send,
 ) -> Result<(Module, Duration)> {

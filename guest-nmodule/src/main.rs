@@ -2,6 +2,9 @@
 //!
 //! Its command line is described in `guest_nmodule::config`. It serves portmap on port 111, NFS and MOUNT on 2049. NULL calls
 //! are answered as soon as it listens; what needs the D-module waits until that can be reached.
+//!
+//! With the word `template` it makes its buffers and sockets ready and waits; who it is, whom it serves and which D-module
+//! it needs it reads when it has been made an instance.
 #![no_std]
 #![no_main]
 
@@ -17,7 +20,7 @@ use core::net::IpAddr;
 use guest_nmodule::config::Config;
 use guest_nmodule::limits::{self, Limits};
 use guest_rt::net::{self, Buffers, Stack};
-use guest_rt::{BOOT_MARK_SERVING, Env, boot_mark, identity, println, spawn};
+use guest_rt::{BOOT_MARK_PREPARED, BOOT_MARK_SERVING, Env, boot_mark, identity, next_instance, println, spawn};
 use link::Link;
 use nfs::engine::{Engine, mappings};
 use nfs::{nfs3, portmap};
@@ -26,17 +29,29 @@ use server::Server;
 guest_rt::entry!(main);
 
 async fn main(mut env: Env) -> Result<(), String> {
-    let config = Config::parse(env.cmdline.text()).map_err(text)?;
     let limits = Limits::of(env.memory_size).map_err(text)?;
-    if identity().vm_id == 0 {
-        return Err("this VM has no id (vm_id)".into());
-    }
     if env.nets.is_empty() {
         return Err("there is no network device".into());
     }
-    let address = net::Cidr { address: config.address, prefix: config.prefix };
     let rx_buffers = guest_rt::virtio::net::RxBuffers::for_memory(env.memory_size);
-    let stack = Stack::new(env.nets.swap_remove(0), net::Config { address, gateway: config.gateway, rx_buffers });
+    let stack = Stack::prepare(env.nets.swap_remove(0), rx_buffers);
+    let listen = |port, size| stack.listen(port, Buffers { rx: size, tx: size }, limits::BACKLOG).map_err(text);
+    let listeners = [
+        (listen(nfs3::PORT, limits::NFS_BUFFER)?, limits.connections),
+        (listen(portmap::PORT, limits::PORTMAP_BUFFER)?, limits::PORTMAP_CONNECTIONS),
+    ];
+
+    if env.cmdline.has(guest_rt::TEMPLATE_WORD) {
+        println!("N-module: a template of {} MiB", env.memory_size >> 20);
+        boot_mark(BOOT_MARK_PREPARED);
+        env.cmdline = next_instance().await.map_err(text)?;
+    }
+    let config = Config::parse(env.cmdline.text()).map_err(text)?;
+    if identity().vm_id == 0 {
+        return Err("this VM has no id (vm_id)".into());
+    }
+    let address = net::Cidr { address: config.address, prefix: config.prefix };
+    stack.begin(net::Config { address, gateway: config.gateway, rx_buffers });
 
     let link = Rc::new(Link::new());
     let local = IpAddr::V4(config.address);
@@ -47,11 +62,7 @@ async fn main(mut env: Env) -> Result<(), String> {
         capacity: limits::CAPACITY,
     };
     let server = Server::new(Engine::new(link.clone(), serving), local, limits);
-    for (port, size, connections) in [
-        (nfs3::PORT, limits::NFS_BUFFER, limits.connections),
-        (portmap::PORT, limits::PORTMAP_BUFFER, limits::PORTMAP_CONNECTIONS),
-    ] {
-        let listener = stack.listen(port, Buffers { rx: size, tx: size }, limits::BACKLOG).map_err(text)?;
+    for (listener, connections) in listeners {
         spawn(server.clone().accept(stack.clone(), listener, connections));
     }
     spawn(server.clone().relieve());

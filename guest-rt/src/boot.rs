@@ -59,6 +59,15 @@ pub struct CmdlineBuffer {
     len: usize,
 }
 
+impl CmdlineBuffer {
+    fn of(page: &BootInfo) -> Result<CmdlineBuffer, BootError> {
+        let len = page.cmdline_len as usize;
+        let text = page.cmdline.get(..len).ok_or(BootError::Cmdline)?;
+        core::str::from_utf8(text).map_err(|_| BootError::Cmdline)?;
+        Ok(CmdlineBuffer { bytes: page.cmdline, len })
+    }
+}
+
 impl core::ops::Deref for CmdlineBuffer {
     type Target = str;
     fn deref(&self) -> &str {
@@ -73,6 +82,13 @@ static PAGE: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn page() -> Option<*mut BootInfo> {
     let at = PAGE.load(Relaxed);
     (at != 0).then_some(at as *mut BootInfo)
+}
+
+/// The command line as the boot-info page has it now.
+pub(crate) fn cmdline_now(page: *mut BootInfo) -> Result<CmdlineBuffer, BootError> {
+    // SAFETY: [`page`] gave it: mapped for the life of the image, written by the VMM only while the vCPU is stopped; any bit
+    // pattern is a BootInfo.
+    CmdlineBuffer::of(&unsafe { page.read_volatile() })
 }
 
 /// Reads the boot information and sets up the platform device or its substitutes.
@@ -92,11 +108,7 @@ pub(crate) unsafe fn discover(info: u64, pvh: bool) -> Result<Boot, BootError> {
         }
         PAGE.store(BOOT_INFO, Relaxed);
         platform::use_device(b.platform_base);
-        let len = b.cmdline_len as usize;
-        if len > CMDLINE_MAX || core::str::from_utf8(&b.cmdline[..len]).is_err() {
-            return Err(BootError::Cmdline);
-        }
-        Boot { start, memory_size: b.memory_size, cmdline: CmdlineBuffer { bytes: b.cmdline, len } }
+        Boot { start, memory_size: b.memory_size, cmdline: CmdlineBuffer::of(&b)? }
     } else {
         platform::use_legacy();
         // SAFETY: of the caller.

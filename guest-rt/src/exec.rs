@@ -222,7 +222,11 @@ pub fn generation() -> u32 {
 
 /// Waits until the VM has been restored or ported (since the call).
 pub async fn generation_changed() -> u32 {
-    let before = generation();
+    generation_after(generation()).await
+}
+
+/// Waits until the generation is another.
+pub(crate) async fn generation_after(before: u32) -> u32 {
     core::future::poll_fn(|cx| {
         let now = generation();
         if now != before {
@@ -271,7 +275,9 @@ impl Runtime {
 
     /// One round of everything. True if there was anything to do.
     fn turn(&self) -> bool {
-        let mut busy = self.executor.round();
+        // First: after a park no task may do anything for the VM that this was before.
+        let mut busy = self.check_generation();
+        busy |= self.executor.round();
         let mut i = 0;
         // By index: polling a device must be free to register another.
         while let Some(device) = { self.devices.borrow().get(i).cloned() } {
@@ -279,7 +285,6 @@ impl Runtime {
             i += 1;
         }
         busy |= timer::next_deadline().is_some_and(|_| timer::fire(Instant::now()));
-        busy |= self.check_generation();
         if busy {
             self.count(|s| s.rounds += 1);
             if self.executor.is_ready() {
@@ -295,8 +300,6 @@ impl Runtime {
             return false;
         }
         log::info!("clock generation is now {now}: this VM was restored or ported");
-        #[cfg(not(test))]
-        crate::rng::reseed();
         self.generation_waiters.take().into_iter().for_each(Waker::wake);
         true
     }

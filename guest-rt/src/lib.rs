@@ -47,6 +47,8 @@ mod fault;
 mod heap;
 #[cfg(not(test))]
 mod identity;
+#[cfg(not(test))]
+mod instance;
 mod local;
 #[cfg(not(any(test, feature = "hosted")))]
 mod mem;
@@ -61,13 +63,18 @@ pub mod virtio;
 
 pub use cmdline::Cmdline;
 pub use exec::{block_on, generation, generation_changed, spawn, yield_now};
+pub use guest_abi::TEMPLATE_WORD;
 #[cfg(not(test))]
 pub use identity::{cpu_features, identity, store_epoch};
+#[cfg(not(test))]
+pub use instance::{InstanceError, next_instance};
 #[cfg(not(test))]
 pub use platform::{boot_mark, exit};
 
 /// What [`boot_mark`] says when the image serves.
 pub const BOOT_MARK_SERVING: u32 = 2;
+/// What it says when the image is a template that is prepared, and waits to be made an instance.
+pub const BOOT_MARK_PREPARED: u32 = 3;
 
 /// What an image's main is given.
 pub struct Env {

@@ -1,9 +1,12 @@
 //! Random numbers: ChaCha20 as a generator, reseeded from fresh entropy.
 //!
 //! Seeded from the boot-info page's entropy, RDRAND where the CPU has it, and the TSC, all mixed by ChaCha's own
-//! permutation (none is used as it is). The VMM writes new entropy on spawn and port; [`reseed`] mixes it in.
+//! permutation (none is used as it is). Always true: what is there anew when the clock page's generation has changed (the
+//! VMM writes new entropy for an instance) is mixed in before the next number is drawn, whoever draws it: copies of one VM
+//! draw the same numbers only up to the instant they were copied.
 //! Good for sequence numbers, ports, verifiers and ids.
 use crate::local::local;
+use crate::time;
 use core::cell::RefCell;
 
 /// The generator: 32 bytes of key, replaced after every block, so that past output cannot be found from it.
@@ -92,40 +95,37 @@ fn chacha20(key: &[u32; 8], counter: u64) -> [u32; 16] {
     s
 }
 
+/// The generator, and the generation of the clock page it was last seeded in.
+struct Seeded {
+    rng: Rng,
+    generation: Option<u32>,
+}
+
 local! {
-    static RNG: RefCell<Rng> = RefCell::new(Rng::empty());
+    static RNG: RefCell<Seeded> = RefCell::new(Seeded { rng: Rng::empty(), generation: None });
 }
 
-/// Seeds the generator at boot.
-#[cfg(not(test))]
-pub(crate) fn init() {
-    reseed();
-}
-
-/// Mixes in the entropy there is now. Called at boot and when the VM was restored or ported.
-#[cfg(not(test))]
-pub fn reseed() {
-    let identity = crate::identity::identity();
+/// Draws from the generator, which is seeded first if it has not been in this generation.
+fn draw<R>(numbers: impl FnOnce(&mut Rng) -> R) -> R {
     RNG.with(|r| {
-        let mut r = r.borrow_mut();
-        r.mix(&identity.entropy);
-        r.mix(&crate::time::tsc().to_le_bytes());
-        for _ in 0..4 {
-            if let Some(word) = crate::identity::rdrand() {
-                r.mix(&word.to_le_bytes());
-            }
+        let mut seeded = r.borrow_mut();
+        let generation = Some(time::generation());
+        if seeded.generation != generation {
+            seeded.generation = generation;
+            source::mix_into(&mut seeded.rng);
         }
-    });
+        numbers(&mut seeded.rng)
+    })
 }
 
 /// 32 random bits.
 pub fn random_u32() -> u32 {
-    RNG.with(|r| r.borrow_mut().next_u32())
+    draw(Rng::next_u32)
 }
 
 /// 64 random bits.
 pub fn random_u64() -> u64 {
-    RNG.with(|r| r.borrow_mut().next_u64())
+    draw(Rng::next_u64)
 }
 
 /// Fills a buffer with random bytes.
@@ -138,7 +138,35 @@ pub fn fill(bytes: &mut [u8]) {
 /// Makes a test's random numbers its own.
 #[cfg(test)]
 pub(crate) fn seed_for_test(seed: &[u8]) {
-    RNG.with(|r| *r.borrow_mut() = Rng::from_seed(seed));
+    let generation = Some(time::generation());
+    RNG.with(|r| *r.borrow_mut() = Seeded { rng: Rng::from_seed(seed), generation });
+}
+
+/// Where entropy comes from.
+#[cfg(not(test))]
+mod source {
+    use crate::identity::{identity, rdrand};
+    /// Words of RDRAND.
+    const WORDS: usize = 4;
+
+    pub(super) fn mix_into(rng: &mut super::Rng) {
+        rng.mix(&identity().entropy);
+        rng.mix(&crate::time::tsc().to_le_bytes());
+        for word in core::iter::repeat_with(rdrand).take(WORDS).flatten() {
+            rng.mix(&word.to_le_bytes());
+        }
+    }
+}
+
+/// In host tests entropy is what they say.
+#[cfg(test)]
+pub(crate) mod source {
+    std::thread_local! {
+        pub(crate) static ENTROPY: core::cell::Cell<[u8; 32]> = const { core::cell::Cell::new([0; 32]) };
+    }
+    pub(super) fn mix_into(rng: &mut super::Rng) {
+        rng.mix(&ENTROPY.get());
+    }
 }
 
 #[cfg(test)]

@@ -23,6 +23,7 @@ use crate::notice;
 use crate::port::destination::Shown;
 use crate::port::job::JobStatus;
 use crate::sandbox::{self, Kind};
+use crate::spawn::{self, SpawnRequest};
 use crate::stats::Stats;
 use crate::vcpu::End;
 use crate::vm::Vm;
@@ -254,6 +255,23 @@ impl Control {
             Err(e) => notice::checkpoint(&request.path, "failed", Some(e.to_string())),
         }
         result
+    }
+
+    /// Makes the VM of this process, which has none yet, an instance of a template.
+    pub fn spawn(self: &Arc<Self>, request: &SpawnRequest) -> Result<()> {
+        let mut origin = self.origin();
+        self.draft(&mut origin)?;
+        self.spawn_only(request)
+    }
+
+    /// The same for a process that is made for nothing else.
+    pub fn spawn_only(self: &Arc<Self>, request: &SpawnRequest) -> Result<()> {
+        let vm = Arc::new(spawn::build(request, OwnerId::random()?, &self.stats)?);
+        sandbox::confine(Kind::Control)?;
+        vm.start(self.on_end())?;
+        self.set_vm(vm);
+        notice::state("running", None);
+        Ok(())
     }
 
     /// Stops the vCPUs; answers when they have stopped.

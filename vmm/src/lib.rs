@@ -25,6 +25,7 @@ pub mod port;
 pub mod sandbox;
 pub mod serial;
 pub mod socket_file;
+pub mod spawn;
 pub mod stats;
 pub mod vcpu;
 pub mod virtio;

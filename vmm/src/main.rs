@@ -65,7 +65,7 @@ See docs/vmm.md.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Ctl(ctl::Ctl),
+    Ctl(Box<ctl::Ctl>),
     #[command(subcommand)]
     Keys(keys::Keys),
     Ticket(keys::TicketOrder),
@@ -152,6 +152,7 @@ fn run(order: Order, socket: Option<SocketFile>) -> vmm::Result<u8> {
             engine.receive(&control, config, OwnerId::random()?)?;
             sandbox::confine(Kind::Control)?;
         }
+        Order::Spawn(request) => control.spawn_only(&request)?,
         Order::Configure => control.await_configuration(),
     }
     let (end, name) = serve(&control, socket)?;

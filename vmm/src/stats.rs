@@ -97,22 +97,26 @@ impl VcpuStats {
 /// Milestones, in microseconds since the process began; 0: not reached.
 #[derive(Debug, Default)]
 pub struct BootTimes {
+    /// An instance was asked for.
+    pub asked: AtomicU64,
     /// All resources are there.
     pub built: AtomicU64,
     /// First KVM_RUN.
     pub run: AtomicU64,
-    /// The guest's marks (guest_abi::platform::BOOT_MARK), first time of 1 and 2.
-    pub marks: [AtomicU64; 2],
+    /// The guest's marks (guest_abi::platform::BOOT_MARK), first time of 1, 2 and 3.
+    pub marks: [AtomicU64; 3],
 }
 
 impl BootTimes {
     /// Adds those that were reached.
     pub fn metrics(&self, out: &mut Exposition) {
         for (milestone, us) in [
+            ("asked", &self.asked),
             ("built", &self.built),
             ("run", &self.run),
             ("first_instruction", &self.marks[0]),
             ("serving", &self.marks[1]),
+            ("prepared", &self.marks[2]),
         ] {
             let us = us.load(Ordering::Relaxed);
             if us != 0 {

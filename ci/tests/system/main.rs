@@ -9,6 +9,7 @@ mod port;
 mod probe;
 mod qemu;
 mod serve;
+mod spawn;
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -63,11 +63,16 @@ pub struct DirectStart {
 /// `"OUTRIGGR"`: first eight bytes of the boot-info page.
 pub const BOOT_INFO_MAGIC: u64 = u64::from_le_bytes(*b"OUTRIGGR");
 /// Version of [`BootInfo`].
-pub const BOOT_INFO_VERSION: u32 = 1;
+///
+/// 1 had no [`BootInfo::instance`]; 2: what follows.
+pub const BOOT_INFO_VERSION: u32 = 2;
 /// Size of the boot-info page.
 pub const BOOT_INFO_SIZE: usize = 4096;
 /// Longest kernel command line, in bytes.
 pub const CMDLINE_MAX: usize = 2048;
+/// The word on the command line that makes an image prepare itself and wait to be made an instance. Instances are made of
+/// nothing else, and do not have the word.
+pub const TEMPLATE_WORD: &str = "template";
 
 /// The clock page: nanoseconds = `ns_base` + ((tsc − `tsc_base`) × `mult`) >> `shift` (128-bit product).
 ///
@@ -129,6 +134,12 @@ pub struct BootInfo {
     /// CPU features the guest may use, so that it need not execute CPUID (slow here): leaf 1 ECX,
     /// leaf 1 EDX, leaf 7.0 EBX, leaf 7.0 ECX.
     pub cpu_features: [u32; 4],
+    /// Which instance this is: 0 after a start, one more whenever the VMM makes an instance of a checkpoint of it. It then
+    /// has rewritten `cmdline`, `identity` and `clock` (with a new generation) before the first entry, and devices have new
+    /// addresses: a guest that finds another number than before reads all of them anew. A port does not change it.
+    pub instance: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
     /// Kernel command line, UTF-8, not NUL-terminated. Devices are announced in it in Linux's form,
     /// `virtio_mmio.device=4K@0xd0000000:5`.
     pub cmdline: [u8; CMDLINE_MAX],
@@ -146,7 +157,8 @@ pub mod platform {
     pub const CONSOLE: u64 = 0x08;
     /// u32 store: the guest has ended with this status; the VM stops. See [`super::exit_status`].
     pub const EXIT: u64 = 0x10;
-    /// u32 store: the guest is up (the value says how far: 1 first ring-3 instruction, 2 serving). For boot figures.
+    /// u32 store: the guest is up (the value says how far: 1 first ring-3 instruction, 2 serving, 3 a template that is
+    /// prepared and parks until it is made an instance). For boot figures.
     pub const BOOT_MARK: u64 = 0x14;
 }
 
@@ -171,6 +183,7 @@ const _: () = {
     assert!(offset_of!(BootInfo, clock) == 32);
     assert!(offset_of!(BootInfo, identity) == 72);
     assert!(offset_of!(BootInfo, cpu_features) == 136);
-    assert!(offset_of!(BootInfo, cmdline) == 152);
+    assert!(offset_of!(BootInfo, instance) == 152);
+    assert!(offset_of!(BootInfo, cmdline) == 160);
     assert!(size_of::<BootInfo>() <= BOOT_INFO_SIZE);
 };

@@ -7,7 +7,7 @@
 //! boot information, console, heap, clock, random numbers, devices, executor.
 //! Always true: whatever goes wrong on the way is said on the console and ends the VM with a status of its own.
 use super::MainFuture;
-use crate::{Env, boot, cmdline::Cmdline, console, exec, heap, identity, platform, rng, time, virtio};
+use crate::{Env, boot, cmdline::Cmdline, console, exec, heap, identity, platform, time, virtio};
 use alloc::string::String;
 use core::arch::naked_asm;
 use guest_abi::exit_status;
@@ -64,7 +64,6 @@ extern "C" fn rust_start(info: u64, pvh: u32) -> ! {
     console::init(&cmdline);
     time::init();
     identity::init(cmdline.number("vm_id"));
-    rng::init();
     match start(&boot, cmdline) {
         Ok(()) => platform::exit(exit_status::OK),
         Err(e) => {

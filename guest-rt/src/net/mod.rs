@@ -21,7 +21,7 @@ pub use stream::{ConnectError, ReadHalf, TcpError, TcpStream, WriteHalf};
 use crate::exec::{self, Device};
 use crate::rng;
 use crate::time::{Duration, Instant};
-use crate::virtio::net::{NetDevice, NetStatistics};
+use crate::virtio::net::{NetDevice, NetStatistics, RxBuffers};
 use alloc::{rc::Rc, rc::Weak, vec::Vec};
 use core::cell::{Cell, RefCell};
 use device::SmolDevice;
@@ -107,23 +107,18 @@ fn smol_duration(d: Duration) -> smoltcp::time::Duration {
 
 impl Stack {
     /// Puts a stack on a device, and tells the neighbours whose address it is.
-    pub fn new(mut device: NetDevice, config: Config) -> Stack {
-        device.start(config.rx_buffers);
-        let mac = device.mac();
-        announce::announce(&mut device, config.address.address);
+    pub fn new(device: NetDevice, config: Config) -> Stack {
+        let stack = Stack::prepare(device, config.rx_buffers);
+        stack.begin(config);
+        stack
+    }
+
+    /// Puts a stack on a device, with all it takes but an address: it can be listened on; frames come and go from
+    /// [`Stack::begin`] on. So a template has its buffers ready before it knows who it will be.
+    pub fn prepare(mut device: NetDevice, rx_buffers: RxBuffers) -> Stack {
+        device.prepare(rx_buffers);
         let mut device = SmolDevice::new(device);
-        let mut smol_config = smoltcp::iface::Config::new(HardwareAddress::Ethernet(EthernetAddress(mac)));
-        smol_config.random_seed = rng::random_u64();
-        let mut interface = Interface::new(smol_config, &mut device, smol(Instant::now()));
-        let cidr = IpCidr::new(IpAddress::Ipv4(config.address.address), config.address.prefix);
-        interface.update_ip_addrs(|list| {
-            // The list is empty and holds at least one.
-            let _ = list.push(cidr);
-        });
-        if let Some(gateway) = config.gateway {
-            // As above.
-            let _ = interface.routes_mut().add_default_ipv4_route(gateway);
-        }
+        let interface = new_interface(&mut device);
         let inner = Rc::new(StackInner {
             net: RefCell::new(Net {
                 interface,
@@ -137,6 +132,27 @@ impl Stack {
         });
         exec::register(inner.clone());
         Stack(inner)
+    }
+
+    /// Gives a prepared stack its addresses (the MAC is read from the device), and tells the neighbours. Once, before anything
+    /// is sent: numbers that must be guessed by nobody are drawn from here on.
+    pub fn begin(&self, config: Config) {
+        let mut net = self.0.net.borrow_mut();
+        let Net { interface, device, .. } = &mut *net;
+        device.net.renew_mac();
+        device.net.start(config.rx_buffers);
+        announce::announce(&mut device.net, config.address.address);
+        *interface = new_interface(device);
+        let cidr = IpCidr::new(IpAddress::Ipv4(config.address.address), config.address.prefix);
+        interface.update_ip_addrs(|list| {
+            // The list is empty and holds at least one.
+            let _ = list.push(cidr);
+        });
+        if let Some(gateway) = config.gateway {
+            // As above.
+            let _ = interface.routes_mut().add_default_ipv4_route(gateway);
+        }
+        self.0.touched.set(true);
     }
 
     /// Accepts connections on a port. At most `backlog` connections wait to be accepted.
@@ -165,6 +181,14 @@ impl Stack {
     pub fn sockets(&self) -> usize {
         self.0.net.borrow().sockets.iter().count()
     }
+}
+
+/// smoltcp's interface on a device, without addresses; its seed makes the first sequence numbers of connections.
+fn new_interface(device: &mut SmolDevice) -> Interface {
+    let mac = HardwareAddress::Ethernet(EthernetAddress(device.net.mac()));
+    let mut config = smoltcp::iface::Config::new(mac);
+    config.random_seed = rng::random_u64();
+    Interface::new(config, device, smol(Instant::now()))
 }
 
 /// A socket set up as all of ours are. `None` if memory is short: peers must not be able to use up the heap by opening

@@ -352,3 +352,24 @@ fn addresses_of_the_command_line() {
     assert_eq!(Config::from_cmdline(&line, 1, 0).unwrap().address.address, B);
     assert_eq!(Config::from_cmdline(&line, 2, 0).err(), Some(ConfigError::Missing("ip")));
 }
+
+#[test]
+fn a_prepared_stack_says_nothing_until_it_knows_who_it_is() {
+    crate::rng::seed_for_test(b"template");
+    let device = FakeDevice::new(1, OFFLOADS | 1 << 5, vec![2, 0, 0, 0, 0, 1]);
+    let stack = Stack::prepare(NetDevice::new(device.transport()).unwrap(), MANY);
+    let listener = stack.listen(7, Buffers::default(), 2).unwrap();
+    let waiting = stack.clone();
+    block_on(async move { sleep(Duration::from_millis(5)).await });
+    assert!(device.take(0).is_none() && device.take(1).is_none(), "no buffer given, nothing sent");
+
+    // Another VM by now: the device's address is another.
+    device.0.borrow_mut().config = vec![2, 0, 0, 0, 0, 9];
+    crate::time::source::GENERATION.set(crate::time::generation() + 1);
+    waiting.begin(Config { address: Cidr { address: A, prefix: 24 }, gateway: None, rx_buffers: MANY });
+    let announcement = device.take(1).expect("an announcement").read();
+    assert_eq!(announcement[HEADER + 6..HEADER + 12], [2, 0, 0, 0, 0, 9]);
+    assert_eq!((0..).take_while(|_| device.take(0).is_some()).count(), usize::from(MANY.count));
+    assert_eq!(stack.sockets(), 1);
+    drop(listener);
+}

@@ -31,3 +31,20 @@ fn entropy_is_mixed_into_what_was_there() {
     two.mix(&[1]);
     assert_ne!(one.next_u64(), two.next_u64());
 }
+
+#[test]
+fn copies_of_a_vm_draw_other_numbers_at_once() {
+    // What either draws after it was copied in the same state, at the first draw and in the middle of a block.
+    let copy = |drawn: usize, entropy: u8| {
+        seed_for_test(b"template");
+        let before: Vec<_> = (0..drawn).map(|_| random_u32()).collect();
+        source::ENTROPY.set([entropy; 32]);
+        time::source::GENERATION.set(time::generation() + 1);
+        (before, (0..100).map(|_| random_u32()).collect::<Vec<_>>())
+    };
+    for drawn in [0, 1, 5, 8] {
+        let ((before, a), (same, b)) = (copy(drawn, 1), copy(drawn, 2));
+        assert_eq!(before, same);
+        assert!(a.iter().zip(&b).all(|(a, b)| a != b), "after {drawn} numbers");
+    }
+}

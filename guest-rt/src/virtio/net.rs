@@ -97,6 +97,8 @@ pub struct NetDevice {
     pub(crate) tx: Sender,
     transport: Transport,
     mac: [u8; 6],
+    /// If the device says which: the generation of the clock page it was read in.
+    mac_read: Option<u32>,
     mtu: u16,
     offloads: Offloads,
 }
@@ -104,8 +106,9 @@ pub struct NetDevice {
 /// The receiving half.
 pub(crate) struct Receiver {
     queue: Queue,
-    /// All buffers, and for each head in flight which it is.
+    /// All buffers, how many of them the device was ever given, and for each head in flight which it is.
     buffers: Vec<Box<[u8]>>,
+    started: usize,
     by_head: Vec<u16>,
     /// Where frames of several buffers are put together.
     gathered: Vec<u8>,
@@ -148,6 +151,10 @@ pub(crate) enum Frame {
     Gathered,
 }
 
+fn read_mac(transport: &Transport) -> [u8; 6] {
+    [0, 1, 2, 3, 4, 5].map(|i| transport.config8(i))
+}
+
 impl NetDevice {
     /// Sets the device up; frames are received from [`NetDevice::start`] on.
     pub fn new(transport: Transport) -> Result<NetDevice, VirtioError> {
@@ -158,7 +165,7 @@ impl NetDevice {
         let rx = transport.queue(0, QUEUE_SIZE)?;
         let tx = transport.queue(1, QUEUE_SIZE)?;
         let mac = if has(bit::MAC) {
-            [0, 1, 2, 3, 4, 5].map(|i| transport.config8(i))
+            read_mac(&transport)
         } else {
             // Locally administered, from nothing better than chance.
             let r = crate::rng::random_u64().to_le_bytes();
@@ -178,6 +185,7 @@ impl NetDevice {
             rx: Receiver {
                 queue: rx,
                 buffers: Vec::new(),
+                started: 0,
                 by_head: vec![0; rx_size],
                 gathered: Vec::new(),
                 missing: 0,
@@ -199,6 +207,7 @@ impl NetDevice {
             },
             transport,
             mac,
+            mac_read: has(bit::MAC).then(crate::time::generation),
             mtu,
             offloads: Offloads {
                 checksum: has(bit::CSUM),
@@ -228,15 +237,36 @@ impl NetDevice {
         NetStatistics { tx_frames: self.tx.frames, tx_bytes: self.tx.bytes, ..self.rx.statistics }
     }
 
-    /// Gives the device its receive buffers.
-    pub fn start(&mut self, buffers: RxBuffers) {
+    /// Reads the MAC address anew if the VM is not what it was: an instance of a template has another. One that makes no sense
+    /// is not taken.
+    pub(crate) fn renew_mac(&mut self) {
+        let now = crate::time::generation();
+        if self.mac_read.is_some_and(|then| then != now) {
+            self.mac_read = Some(now);
+            let mac = read_mac(&self.transport);
+            if mac[0] & 1 == 0 {
+                self.mac = mac;
+            }
+        }
+    }
+
+    /// Makes the receive buffers; the device does not have them yet.
+    pub(crate) fn prepare(&mut self, buffers: RxBuffers) {
         // Without mergeable buffers each must take the largest frame the device may deliver.
         let least = if self.rx.mergeable { HEADER + SMALL } else { HEADER + MAX_FRAME };
         let size = buffers.size.max(least);
         for _ in self.rx.buffers.len()..usize::from(buffers.count.clamp(1, self.rx.queue.size())) {
             self.rx.buffers.push(vec![0; size].into_boxed_slice());
-            self.rx.give(self.rx.buffers.len() as u16 - 1);
         }
+    }
+
+    /// Gives the device its receive buffers.
+    pub fn start(&mut self, buffers: RxBuffers) {
+        self.prepare(buffers);
+        for buffer in self.rx.started..self.rx.buffers.len() {
+            self.rx.give(buffer as u16);
+        }
+        self.rx.started = self.rx.buffers.len();
     }
 
     /// Rings the doorbells that are due.

@@ -1,24 +1,49 @@
 //! TCP: an echo server that also knows how to sink and to source bytes, and a client of it.
 use alloc::{format, string::String, vec};
 use guest_rt::net::{Buffers, Config, ReadHalf, SocketAddrV4, Stack, TcpError, TcpStream, WriteHalf};
-use guest_rt::time::Instant;
-use guest_rt::{Env, println, spawn};
+use guest_rt::time::{Instant, realtime_ns};
+use guest_rt::virtio::net::RxBuffers;
+use guest_rt::{BOOT_MARK_PREPARED, Env, TEMPLATE_WORD, boot_mark, identity, next_instance, println, rng, spawn};
 
 const ECHO: u16 = 7;
 const SINK: u16 = 9;
 /// Sends as many bytes as the client asks for: eight bytes, little-endian.
 const SOURCE: u16 = 19;
+const WHO: u16 = 21;
 /// Ends the image.
 const QUIT: u16 = 99;
 
-fn stack(env: &mut Env) -> Result<Stack, String> {
-    let config = Config::from_cmdline(&env.cmdline, 0, env.memory_size).map_err(|e| format!("{e}"))?;
+async fn stack(env: &mut Env) -> Result<Stack, String> {
     if env.nets.is_empty() {
         return Err("no network device".into());
     }
     let net = env.nets.remove(0);
     println!("mtu {}, {:?}", net.mtu(), net.offloads());
-    Ok(Stack::new(net, config))
+    let stack = Stack::prepare(net, RxBuffers::for_memory(env.memory_size));
+    if env.cmdline.has(TEMPLATE_WORD) {
+        // The same in all instances.
+        println!("template, random {:016x}", rng::random_u64());
+        boot_mark(BOOT_MARK_PREPARED);
+        env.cmdline = next_instance().await.map_err(|e| format!("{e}"))?;
+    }
+    stack.begin(Config::from_cmdline(&env.cmdline, 0, env.memory_size).map_err(|e| format!("{e}"))?);
+    Ok(stack)
+}
+
+/// Says who this is and what it draws.
+async fn who_one(mut stream: TcpStream) -> Result<(), TcpError> {
+    let identity = identity();
+    let text = format!(
+        "vm_id {} epoch {} random {:016x} mono_ns {} real_ns {}",
+        identity.vm_id,
+        identity.epoch,
+        rng::random_u64(),
+        Instant::now().as_nanos(),
+        realtime_ns()
+    );
+    stream.write_all(text.as_bytes()).await?;
+    stream.shutdown();
+    stream.drained().await
 }
 
 /// The byte at an offset of the stream.
@@ -79,7 +104,7 @@ async fn source_one(stream: TcpStream) -> Result<(), TcpError> {
 
 /// Serves until someone connects to QUIT.
 pub async fn echo(mut env: Env) -> Result<(), String> {
-    let stack = stack(&mut env)?;
+    let stack = stack(&mut env).await?;
     macro_rules! serve {
         ($port:expr, $one:path) => {{
             let listener = stack.listen($port, Buffers::default(), 8).map_err(|e| format!("{e}"))?;
@@ -98,6 +123,7 @@ pub async fn echo(mut env: Env) -> Result<(), String> {
     serve!(ECHO, echo_one);
     serve!(SINK, sink_one);
     serve!(SOURCE, source_one);
+    serve!(WHO, who_one);
     let quit = stack.listen(QUIT, Buffers::default(), 1).map_err(|e| format!("{e}"))?;
     guest_rt::boot_mark(guest_rt::BOOT_MARK_SERVING);
     println!("serving");
@@ -116,7 +142,7 @@ pub async fn echo(mut env: Env) -> Result<(), String> {
 
 /// Connects to the `peer=` of the command line, sends and checks the echo; then to a port where nobody listens.
 pub async fn client(mut env: Env) -> Result<(), String> {
-    let stack = stack(&mut env)?;
+    let stack = stack(&mut env).await?;
     let peer: SocketAddrV4 =
         env.cmdline.get("peer").and_then(|p| p.parse().ok()).ok_or("peer=ADDRESS:PORT is missing")?;
     let mut stream = stack.connect(peer, Buffers::default()).await.map_err(|e| format!("connect: {e}"))?;

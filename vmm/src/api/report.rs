@@ -113,6 +113,8 @@ pub fn state(control: &Control) -> State {
 /// Milliseconds from the start of the process.
 #[derive(Debug, Default, Serialize, JsonSchema)]
 pub struct BootReport {
+    /// Of an instance of a template: it was asked for.
+    asked: Option<f64>,
     /// All resources are there.
     built: Option<f64>,
     /// A vCPU goes to the guest.
@@ -121,6 +123,8 @@ pub struct BootReport {
     first_instruction: Option<f64>,
     /// The guest says that it serves.
     serving: Option<f64>,
+    /// The guest says that it is a template, and prepared.
+    prepared: Option<f64>,
 }
 
 /// Memory.
@@ -182,7 +186,14 @@ pub struct VmReport {
 
 fn boot(stats: &Stats) -> BootReport {
     let b = &stats.boot;
-    BootReport { built: ms(&b.built), run: ms(&b.run), first_instruction: ms(&b.marks[0]), serving: ms(&b.marks[1]) }
+    BootReport {
+        asked: ms(&b.asked),
+        built: ms(&b.built),
+        run: ms(&b.run),
+        first_instruction: ms(&b.marks[0]),
+        serving: ms(&b.marks[1]),
+        prepared: ms(&b.marks[2]),
+    }
 }
 
 fn memory(vm: Option<&Vm>) -> MemoryReport {

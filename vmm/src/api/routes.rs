@@ -16,6 +16,7 @@ use crate::checkpoint::{CheckpointReport, CheckpointRequest, RestoreRequest};
 use crate::config::{Config, ConfigPatch};
 use crate::control::{Control, MigrationRequest, Resolution, TlsOrder};
 use crate::port::job::JobStatus;
+use crate::spawn::SpawnRequest;
 
 /// Gives the schema of a type.
 pub type SchemaOf = fn(&mut SchemaGenerator) -> Schema;
@@ -171,6 +172,15 @@ pub fn all() -> Vec<Route> {
             vm::restore,
         )
         .takes::<RestoreRequest>()
+        .fails(&[409, 413, 422, 500]),
+        Route::new(
+            Put,
+            "/v1/vm/spawn",
+            "spawn",
+            "Makes the VM of a process that has none yet an instance of a template, and starts it.",
+            vm::spawn,
+        )
+        .takes::<SpawnRequest>()
         .fails(&[409, 413, 422, 500]),
         Route::new(
             Post,

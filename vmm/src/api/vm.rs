@@ -12,6 +12,7 @@ use super::{Answer, Shared, body};
 use crate::checkpoint::{CheckpointReport, CheckpointRequest, RestoreRequest};
 use crate::config::{Config, ConfigPatch};
 use crate::error::host;
+use crate::spawn::SpawnRequest;
 use crate::vcpu::End;
 
 pub(super) async fn show(State(control): Shared) -> Json<VmReport> {
@@ -57,6 +58,11 @@ pub(super) async fn checkpoint(State(control): Shared, bytes: Bytes) -> Answer<J
         .map_err(host("thread checkpoint"))?;
     let lost = |_| Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "the thread of the checkpoint had panicked");
     Ok(Json(told.await.map_err(lost)??))
+}
+
+pub(super) async fn spawn(State(control): Shared, bytes: Bytes) -> Answer<Json<VmReport>> {
+    control.spawn(&body::<SpawnRequest>(&bytes)?)?;
+    Ok(Json(report::vm(&control)))
 }
 
 pub(super) async fn pause(State(control): Shared) -> Answer<Json<VmReport>> {

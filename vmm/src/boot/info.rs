@@ -107,22 +107,20 @@ impl InfoPage {
         identity: Identity,
         cpuid: &CpuId,
     ) -> Result<()> {
-        if cmdline.len() > CMDLINE_MAX {
-            let text = format!("{} bytes with the devices, at most {CMDLINE_MAX}", cmdline.len());
-            return Err(Error::Config(vec![FieldError::new("cmdline", text)]));
-        }
-        let mut page = BootInfo {
+        let (cmdline, cmdline_len) = cmdline_field(cmdline)?;
+        let page = BootInfo {
             magic: BOOT_INFO_MAGIC,
             version: BOOT_INFO_VERSION,
-            cmdline_len: cmdline.len() as u32,
+            cmdline_len,
             memory_size: memory.size() as u64,
             platform_base,
             clock: ClockPage::default(),
             identity,
             cpu_features: cpu_features(cpuid),
-            cmdline: [0; CMDLINE_MAX],
+            instance: 0,
+            reserved: 0,
+            cmdline,
         };
-        page.cmdline[..cmdline.len()].copy_from_slice(cmdline.as_bytes());
         memory.ram().write_slice(page.as_bytes(), self.at(0)).map_err(|e| Error::Memory(e.to_string()))?;
         self.write_clock(memory, vcpu, ClockState { mono_ns: 0, real_ns: host_real_ns(), generation: 0 })
     }
@@ -151,6 +149,23 @@ impl InfoPage {
                 generation: saved.generation.wrapping_add(1),
             },
         )
+    }
+
+    /// Makes the VM another instance while no vCPU runs: its command line and identity, and the number of the instance. The clock
+    /// is continued afterwards, which is what tells the guest.
+    pub fn make_instance(&self, memory: &Memory, cmdline: &str, identity: Identity) -> Result<()> {
+        let failed = |e: vm_memory::GuestMemoryError| Error::Memory(e.to_string());
+        let mut bytes = [0u8; size_of::<BootInfo>()];
+        memory.ram().read_slice(&mut bytes, self.at(0)).map_err(failed)?;
+        let mut page = BootInfo::read_from_bytes(&bytes).map_err(|e| Error::State(format!("boot-info page: {e}")))?;
+        if page.magic != BOOT_INFO_MAGIC || page.version != BOOT_INFO_VERSION {
+            let why = format!("boot-info page of version {}: instances are made of {BOOT_INFO_VERSION}", page.version);
+            return Err(Error::State(why));
+        }
+        page.instance = page.instance.wrapping_add(1);
+        page.identity = identity;
+        (page.cmdline, page.cmdline_len) = cmdline_field(cmdline)?;
+        memory.ram().write_slice(page.as_bytes(), self.at(0)).map_err(failed)
     }
 
     fn read_clock(&self, memory: &Memory) -> Result<ClockPage> {
@@ -204,6 +219,17 @@ impl InfoPage {
             .write_slice(identity.as_bytes(), self.at(offset_of!(BootInfo, identity)))
             .map_err(|e| Error::Memory(e.to_string()))
     }
+}
+
+/// A command line as it lies in the page, with its length.
+fn cmdline_field(cmdline: &str) -> Result<([u8; CMDLINE_MAX], u32)> {
+    let mut field = [0; CMDLINE_MAX];
+    let Some(place) = field.get_mut(..cmdline.len()) else {
+        let text = format!("{} bytes with the devices, at most {CMDLINE_MAX}", cmdline.len());
+        return Err(Error::Config(vec![FieldError::new("cmdline", text)]));
+    };
+    place.copy_from_slice(cmdline.as_bytes());
+    Ok((field, cmdline.len() as u32))
 }
 
 /// Leaf 1 ECX and EDX, leaf 7.0 EBX and ECX.

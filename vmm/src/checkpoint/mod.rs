@@ -15,6 +15,7 @@ pub(crate) mod lineage;
 mod pages;
 mod place;
 pub mod restore;
+mod saved;
 pub mod take;
 
 use std::io;
@@ -26,6 +27,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{DiskConfig, NetConfig, SerialOutput};
 use crate::error::{Error, FieldError};
+
+pub use saved::Saved;
 
 /// Name of the file with everything but memory.
 pub const STATE_FILE: &str = "state";

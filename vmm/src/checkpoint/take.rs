@@ -7,7 +7,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use migration::checkpoint::{AT_REST, CHAIN_MAX, Checkpoint, CheckpointId, FINAL, Parent};
 use migration::message::Stamp;
@@ -24,6 +24,11 @@ use crate::port::guest;
 use crate::port::transfer::Pending;
 use crate::port::urgent::Urgent;
 use crate::vm::{Phase, Vm};
+
+/// How often a template is given time to park, and how much.
+const REST_TRIES: u32 = 100;
+/// See [`REST_TRIES`].
+const REST_WAIT: Duration = Duration::from_millis(2);
 
 /// Most times memory is gone through while the guest runs.
 const ROUNDS_MAX: u32 = 8;
@@ -281,10 +286,30 @@ impl<'a> Pause<'a> {
         if vm.phase() == Phase::Running {
             pause.urgent.extend(Urgent::port());
             pause.exit = Some(guest::pause(vm, &mut pause.urgent)?);
+            pause.let_park()?;
         } else {
             vm.devices().stop_input();
         }
         Ok(pause)
+    }
+
+    /// Of use is a template only at the end of a park, where it is nearly always: if it is not, it goes on for a little.
+    fn let_park(&mut self) -> Result<()> {
+        let vm = self.vm;
+        if !vm.config().cmdline.split_ascii_whitespace().any(|word| word == guest_abi::TEMPLATE_WORD) {
+            return Ok(());
+        }
+        for _ in 0..REST_TRIES {
+            if vm.is_at_rest() {
+                break;
+            }
+            self.urgent.clear();
+            vm.devices().resume();
+            vm.resume()?;
+            std::thread::sleep(REST_WAIT);
+            self.exit = Some(guest::pause(vm, &mut self.urgent)?);
+        }
+        Ok(())
     }
 
     /// The guest never goes on.

@@ -11,6 +11,7 @@ use super::{
 };
 use crate::checkpoint::{RestoreMemory, RestoreRequest};
 use crate::error::{Error, FieldError, Result};
+use crate::spawn::SpawnRequest;
 
 /// KVM virtual machine monitor for storage guests.
 #[derive(Debug, Parser, Default, PartialEq)]
@@ -25,6 +26,12 @@ pub struct Args {
     /// Start empty and wait at IP:PORT for a VM to be ported here.
     #[arg(long, value_name = "IP:PORT", conflicts_with_all = ["config", "cmdline", "boot", "cpus", "on_reset", "rng", "balloon"])]
     pub receive: Option<SocketAddr>,
+    /// Start an instance of the template whose checkpoint is in DIR: with --vm-id, --net id=…,tap=… and --cmdline.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["receive", "restore", "config", "image", "initrd", "memory", "memory_shared", "disk", "boot", "cpus", "on_reset", "rng", "balloon", "vsock"])]
+    pub spawn: Option<PathBuf>,
+    /// With --spawn: take the vm_id over from whoever has it or had it.
+    #[arg(long, requires = "spawn")]
+    pub replace: bool,
     /// Go on with the VM of a checkpoint.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["receive", "config", "image", "initrd", "cmdline", "boot", "cpus", "memory", "memory_shared", "on_reset", "rng", "balloon", "vm_id", "name"])]
     pub restore: Option<PathBuf>,
@@ -102,6 +109,8 @@ pub enum Order {
     Receive(ReceiveConfig),
     /// Go on with the VM of a checkpoint.
     Restore(RestoreRequest),
+    /// Make it an instance of a template.
+    Spawn(SpawnRequest),
     /// Wait for a configuration over the control interface.
     Configure,
 }
@@ -213,6 +222,26 @@ impl Args {
                 serial,
                 arbiter: self.arbiter,
                 ..RestoreRequest::new(path)
+            }));
+        }
+
+        if let Some(template) = self.spawn {
+            let Some(vm_id) = self.vm_id else {
+                errors.push(FieldError::new("--vm-id", "an instance needs an id of its own"));
+                return Err(Error::Config(errors));
+            };
+            if !errors.is_empty() {
+                return Err(Error::Config(errors));
+            }
+            return Ok(Order::Spawn(SpawnRequest {
+                template,
+                vm_id,
+                name: self.name,
+                cmdline: self.cmdline.unwrap_or_default(),
+                nets,
+                arbiter: self.arbiter,
+                serial,
+                replace: self.replace,
             }));
         }
 

@@ -6,6 +6,7 @@
 mod http;
 mod migrate;
 mod show;
+mod spawn;
 
 use std::path::PathBuf;
 
@@ -14,6 +15,7 @@ use serde_json::{Map, Value, json};
 
 use http::{Client, Failure};
 use migrate::Migrate;
+use spawn::Spawn;
 use vmm::config::TlsConfig;
 
 /// Largest configuration read from a file.
@@ -124,6 +126,8 @@ enum Command {
     Resume,
     /// Begin the VM again, as if it had been switched off and on.
     Reset,
+    /// Start instances of a template, a vmm for each, and say when each serves.
+    Spawn(Spawn),
     /// Press the ACPI power button: a guest that heeds it powers off by itself.
     PowerButton,
     /// End the VM and the process in order; the guest is not asked.
@@ -163,7 +167,9 @@ enum Command {
 
 /// Does what was asked for; exit status.
 pub fn run(ctl: &Ctl) -> u8 {
-    let Some(sock) = &ctl.sock else {
+    // What it speaks to it starts itself.
+    let none = matches!(ctl.command, Command::Spawn(_)).then(PathBuf::new);
+    let Some(sock) = ctl.sock.as_ref().or(none.as_ref()) else {
         eprintln!("vmm ctl: which vmm? Give --sock PATH or set VMM_API_SOCK");
         return 2;
     };
@@ -246,6 +252,7 @@ fn execute(client: &Client, command: &Command, raw: bool) -> Result<(), Failure>
         Command::Pause => order("PUT", "/v1/vm/pause", None),
         Command::Resume => order("PUT", "/v1/vm/resume", None),
         Command::Reset => order("PUT", "/v1/vm/reset", None),
+        Command::Spawn(order) => spawn::run(order, raw),
         Command::PowerButton => order("PUT", "/v1/vm/power-button", None),
         Command::Shutdown => order("PUT", "/v1/vm/shutdown", None),
         Command::Kill => order("PUT", "/v1/vm/kill", None),
