@@ -208,10 +208,7 @@ impl Control {
 
     /// Builds and starts the VM of a configuration that has been checked.
     pub fn start(self: &Arc<Self>, config: Config) -> Result<()> {
-        // Now, while there are files and the right to read them.
-        if let (Some(tls), Some(porting)) = (&config.tls, self.porting.get()) {
-            porting.protect(tls, "tls")?;
-        }
+        self.read_keys(config.tls.as_ref())?;
         let vm = Arc::new(Vm::boot(config, OwnerId::random()?, self.stats.clone())?);
         // From here on nothing is built; the threads of the VM are started by what is left of this one.
         sandbox::confine(Kind::Control)?;
@@ -219,6 +216,14 @@ impl Control {
         self.set_vm(vm);
         notice::state("running", None);
         Ok(())
+    }
+
+    /// How ports are protected: now, while there are files and the right to read them.
+    fn read_keys(&self, tls: Option<&TlsConfig>) -> Result<()> {
+        match (tls, self.porting.get()) {
+            (Some(tls), Some(porting)) => porting.protect(tls, "tls"),
+            _ => Ok(()),
+        }
     }
 
     /// Restores a VM in a process that has no configuration yet; after a failure it can still be configured.
@@ -232,6 +237,7 @@ impl Control {
 
     /// Builds the VM of a checkpoint and lets it go on.
     pub fn start_restored(self: &Arc<Self>, request: &RestoreRequest) -> Result<()> {
+        self.read_keys(request.tls.as_ref())?;
         let restored = restore(request, OwnerId::random()?, &self.stats)?;
         let vm = restored.vm.clone();
         // A VM that is started paused has its threads waiting.
@@ -266,6 +272,7 @@ impl Control {
 
     /// The same for a process that is made for nothing else.
     pub fn spawn_only(self: &Arc<Self>, request: &SpawnRequest) -> Result<()> {
+        self.read_keys(request.tls.as_ref())?;
         let vm = Arc::new(spawn::build(request, OwnerId::random()?, &self.stats)?);
         sandbox::confine(Kind::Control)?;
         vm.start(self.on_end())?;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use crate::boot::BootFiles;
 use crate::boot::info::{OwnerId, random};
 use crate::checkpoint::Saved;
-use crate::config::{Config, MacAddress, NetConfig, SerialOutput};
+use crate::config::{Config, MacAddress, NetConfig, SerialOutput, TlsConfig};
 use crate::error::{Error, FieldError, Result};
 use crate::port::arbiter::Arbiter;
 use crate::port::guest;
@@ -52,6 +52,9 @@ pub struct SpawnRequest {
     /// Console; the template's if not given.
     #[serde(default)]
     pub serial: Option<SerialOutput>,
+    /// How ports of the VM are protected: the template does not say. Without it the VM cannot be ported.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
     /// Take the vm_id over from whoever has it or had it.
     #[serde(default)]
     pub replace: bool,
@@ -112,6 +115,7 @@ fn instance_config(template: &Config, request: &SpawnRequest) -> Result<Config> 
     if words(&request.cmdline).any(|w| w == TEMPLATE_WORD) {
         bad("cmdline".into(), format!("{TEMPLATE_WORD:?}: an instance is no template"));
     }
+    config.tls.clone_from(&request.tls);
     config.arbiter = request.arbiter.or(template.arbiter);
     config.serial = request.serial.clone().unwrap_or_else(|| template.serial.clone());
     let mut taps = HashSet::new();

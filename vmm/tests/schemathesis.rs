@@ -16,7 +16,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
-use control::Process;
+use control::{Process, park_for_ever};
 use serde_json::json;
 
 const NAME: &str = "the_control_interface_keeps_to_its_description";
@@ -25,19 +25,6 @@ const VERSION: &str = "4.32.5";
 const EXAMPLES: &str = "12";
 /// What would end the process under test, or not end itself.
 const LEFT_OUT: [&str; 3] = ["/v1/vm/kill", "/v1/vm/shutdown", "/v1/events"];
-
-guest_code!(
-    park_for_ever,
-    "park_start",
-    "park_end",
-    "
-    mov r15, [rdi + 24]
-    mov dword ptr [r15 + 0x14], 2
-    mov rax, -1
-2:  mov [r15], rax
-    jmp 2b
-"
-);
 
 /// The program, installed below the target directory once; or why it cannot be had.
 fn schemathesis() -> Result<PathBuf, String> {

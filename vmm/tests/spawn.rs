@@ -90,7 +90,7 @@ fn instances_are_different_vms_and_outlive_their_template() {
     let lab = Lab::new(4);
     let template = template(&lab, "template");
     let mut one = instance(&lab, &template, 1);
-    let two = lab.spawn("two", &[]);
+    let two = lab.empty("two");
     let report = two.api("PUT", "/v1/vm/spawn", Some(&request(&template, 2).to_string()));
     assert!(!report["config"]["cmdline"].as_str().unwrap().contains("template"), "{report}");
     for n in [1, 2] {
@@ -155,7 +155,7 @@ fn what_cannot_be_an_instance_is_refused() {
 
     let arbiter = Arbiter::start();
     arbiter.usurp(41);
-    let vm = lab.spawn("vm", &[]);
+    let vm = lab.empty("vm");
     let refused = |request: &Value| {
         let (status, problem) = vm.try_api("PUT", "/v1/vm/spawn", Some(&request.to_string())).unwrap();
         assert_eq!(vm.state(), "unconfigured");

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::config::{DiskConfig, NetConfig, SerialOutput};
+use crate::config::{DiskConfig, NetConfig, SerialOutput, TlsConfig};
 use crate::error::{Error, FieldError};
 
 pub use saved::Saved;
@@ -139,6 +139,9 @@ pub struct RestoreRequest {
     #[serde(default)]
     #[schemars(schema_with = "crate::config::optional_socket_address_schema")]
     pub arbiter: Option<SocketAddr>,
+    /// How ports of the VM are protected: the checkpoint does not say. Without it the VM cannot be ported.
+    #[serde(default)]
+    pub tls: Option<TlsConfig>,
 }
 
 impl RestoreRequest {
@@ -153,6 +156,7 @@ impl RestoreRequest {
             vsock: None,
             serial: None,
             arbiter: None,
+            tls: None,
         }
     }
 }

@@ -42,6 +42,7 @@ pub(super) fn place(mut config: Config, request: &RestoreRequest) -> Result<Conf
         config.serial.clone_from(serial);
     }
     config.arbiter = request.arbiter.or(config.arbiter);
+    config.tls.clone_from(&request.tls);
     for (i, net) in config.nets.iter().enumerate() {
         // A descriptor is its process's alone.
         if net.fd.is_some() && !request.nets.iter().any(|n| n.id == net.id) {

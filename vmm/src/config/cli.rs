@@ -221,6 +221,7 @@ impl Args {
                 vsock: vsock.map(|v| v.path),
                 serial,
                 arbiter: self.arbiter,
+                tls,
                 ..RestoreRequest::new(path)
             }));
         }
@@ -241,6 +242,7 @@ impl Args {
                 nets,
                 arbiter: self.arbiter,
                 serial,
+                tls,
                 replace: self.replace,
             }));
         }

@@ -26,6 +26,7 @@ fn request() -> SpawnRequest {
         nets: vec![NetConfig { id: "lan".into(), tap: Some("lo".into()), ..NetConfig::default() }],
         arbiter: None,
         serial: None,
+        tls: None,
         replace: false,
     }
 }
