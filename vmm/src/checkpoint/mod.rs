@@ -123,6 +123,9 @@ pub struct RestoreRequest {
     /// Whether the checksums of mapped pages are checked before the guest runs. Those of pages that are read always are.
     #[serde(default = "yes")]
     pub verify: bool,
+    /// Name of the VM, if not as the checkpoint says.
+    #[serde(default)]
+    pub name: Option<String>,
     /// Taps of this host, by the ids of the checkpoint's network devices; for one that is not named, what the checkpoint says holds.
     #[serde(default)]
     pub nets: Vec<NetConfig>,
@@ -151,6 +154,7 @@ impl RestoreRequest {
             path,
             memory: RestoreMemory::default(),
             verify: true,
+            name: None,
             nets: Vec::new(),
             disks: Vec::new(),
             vsock: None,

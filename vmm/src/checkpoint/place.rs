@@ -1,13 +1,19 @@
 //! What a restored VM has of this host: a function of the checkpoint's configuration and the request.
 
 use super::RestoreRequest;
-use crate::config::Config;
+use crate::config::{Config, ID_MAX};
 use crate::error::{Error, FieldError, Result};
 
 /// Puts what was given in the place of what the checkpoint says. Reports every mistake at once, by the fields of the request; what the
 /// checkpoint says and is not possible here, by the field it would have to be given in.
 pub(super) fn place(mut config: Config, request: &RestoreRequest) -> Result<Config> {
     let mut errors = Vec::new();
+    if let Some(name) = &request.name {
+        config.name.clone_from(name);
+    }
+    if config.name.len() > ID_MAX {
+        errors.push(FieldError::new("name", format!("longer than {ID_MAX} bytes")));
+    }
     for (i, given) in request.nets.iter().enumerate() {
         let Some(net) = config.nets.iter_mut().find(|n| n.id == given.id) else {
             errors.push(unknown("nets", i, &given.id, config.nets.iter().map(|n| n.id.as_str())));
@@ -96,9 +102,10 @@ mod tests {
         request.nets = vec![NetConfig { id: "c".into(), tap: Some("tap9".into()), ..NetConfig::default() }];
         request.disks = vec![DiskConfig { id: "d".into(), path: "/y".into(), ..DiskConfig::default() }];
         request.vsock = Some("v".into());
+        request.name = Some("n".repeat(ID_MAX + 1));
         let Err(Error::Config(errors)) = place(saved(), &request) else { panic!() };
         let fields: Vec<_> = errors.iter().map(|e| e.field.as_str()).collect();
-        assert_eq!(fields, ["nets[0].id", "disks[0].id", "vsock", "nets[1].fd"]);
-        assert!(errors[0].message.contains("a, b"), "{errors:?}");
+        assert_eq!(fields, ["name", "nets[0].id", "disks[0].id", "vsock", "nets[1].fd"]);
+        assert!(errors[1].message.contains("a, b"), "{errors:?}");
     }
 }

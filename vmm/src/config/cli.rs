@@ -33,7 +33,7 @@ pub struct Args {
     #[arg(long, requires = "spawn")]
     pub replace: bool,
     /// Go on with the VM of a checkpoint.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["receive", "config", "image", "initrd", "cmdline", "boot", "cpus", "memory", "memory_shared", "on_reset", "rng", "balloon", "vm_id", "name"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["receive", "config", "image", "initrd", "cmdline", "boot", "cpus", "memory", "memory_shared", "on_reset", "rng", "balloon", "vm_id"])]
     pub restore: Option<PathBuf>,
     /// With --restore: map the memory file copy-on-write (map), or read all of it into large pages first (read).
     #[arg(long, value_name = "HOW", requires = "restore")]
@@ -222,6 +222,7 @@ impl Args {
                 serial,
                 arbiter: self.arbiter,
                 tls,
+                name: self.name,
                 ..RestoreRequest::new(path)
             }));
         }

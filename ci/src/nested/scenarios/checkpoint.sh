@@ -23,4 +23,5 @@ stopped() { guest "test -e /tmp/stopped"; }
 wait_for 30 stopped || fail "the job found: $(guest cat /tmp/differs)"
 # Half a file is no checkpoint.
 mkdir $dir/cut; cp $dir/one/* $dir/cut/; head -c 1000 $dir/one/state > $dir/cut/state
-timeout 20 vmm --restore $dir/cut --net id=net0,tap=tap0 >cut.log 2>&1 && wrong "a cut checkpoint is not refused"
+if timeout 20 vmm --restore $dir/cut --net id=net0,tap=tap0 >cut.log 2>&1; then wrong "a cut checkpoint is not refused"; fi
+grep -q "ends too early" cut.log || fail "a cut checkpoint is refused without the reason: $(cat cut.log)"
