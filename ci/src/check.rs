@@ -10,6 +10,9 @@ use std::time::Instant;
 /// Room for the disks of the system tests.
 const DISK_BYTES: u64 = 6 << 30;
 
+/// Columns of the failure matrix tried side by side: most of the time they wait.
+const FAILURES_AT_ONCE: &str = "6";
+
 /// A choice of tests.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Which {
@@ -94,7 +97,8 @@ pub fn failures(filter: Option<&str>) -> Result<()> {
         cargo
     };
     let mut all = test();
-    all.args(["--include-ignored", "--skip", "the_document", "--nocapture"]).args(filter);
+    all.args(["--include-ignored", "--skip", "the_document", "--nocapture", "--test-threads", FAILURES_AT_ONCE]);
+    all.args(filter);
     finish(&mut all)?;
     if filter.is_some() {
         return Ok(());

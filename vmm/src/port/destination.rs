@@ -49,6 +49,9 @@ const LINGER_MAX: Duration = Duration::from_secs(3);
 const SPIN: Duration = Duration::from_millis(3);
 /// How long the thread stays urgent after a round that was not the last.
 const HURRY_MAX: Duration = Duration::from_millis(100);
+/// Memory held back from READY until the VM is this side's: a process that cannot get any more dies before it competes, while
+/// the source still has the VM, and not behind that. As much as loading the state and the first frames take, in bytes.
+const RESERVE: usize = 512 << 10;
 /// Stack of the thread of an arrival.
 const THREAD_STACK: usize = 256 << 10;
 /// Longest sleep, so that work due by time is done.
@@ -196,6 +199,8 @@ struct Driver<'a> {
     /// The record's epoch when the VM was prepared for.
     found: Epoch,
     shell: Option<Shell>,
+    /// [`RESERVE`].
+    reserve: Vec<u8>,
     touched: Vec<u64>,
     sections: Option<Sections>,
     frames: Vec<NetFrame>,
@@ -240,6 +245,7 @@ impl<'a> Driver<'a> {
             arbiter: None,
             found: Epoch(0),
             shell: None,
+            reserve: Vec::new(),
             touched: Vec::new(),
             sections: None,
             frames: Vec::new(),
@@ -326,12 +332,18 @@ impl<'a> Driver<'a> {
                 let event = self.load();
                 self.events.push_back(event);
             }
-            Action::Compete(epoch) => match &mut self.arbiter {
-                Some(arbiter) => arbiter.compete(epoch),
-                // `prepare` has made it, or READY would not have been said.
-                None => log::error!("no arbiter to ask"),
-            },
-            Action::Run(epoch) => self.start(epoch),
+            Action::Compete(epoch) => {
+                self.reserve = Vec::new();
+                match &mut self.arbiter {
+                    Some(arbiter) => arbiter.compete(epoch),
+                    // `prepare` has made it, or READY would not have been said.
+                    None => log::error!("no arbiter to ask"),
+                }
+            }
+            Action::Run(epoch) => {
+                self.reserve = Vec::new();
+                self.start(epoch);
+            }
             Action::Destroy => {
                 self.urgent.clear();
                 if let Some(arbiter) = &mut self.arbiter {
@@ -391,6 +403,8 @@ impl<'a> Driver<'a> {
             self.found = epoch;
         }
         self.shell = Some(shell);
+        // Not zeroes: those would be no memory yet.
+        self.reserve = vec![1; RESERVE];
         self.drop_stale();
         Ok(epoch)
     }
