@@ -30,7 +30,7 @@ guest_code!(
     dec ebx
     jnz 4b
     mov eax, [rdi + 12]              // cmdline_len
-    lea rcx, [rdi + 152]
+    lea rcx, [rdi + 160]
     shl rax, 48
     or rax, rcx
     mov [r15 + 8], rax               // CONSOLE: the command line
