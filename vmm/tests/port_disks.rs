@@ -175,7 +175,7 @@ fn a_destination_without_the_image_refuses_by_name() {
 /// The source has given the image up, and its destination does not take the VM: it takes the image back, and waits for it if need be.
 #[test]
 fn the_source_goes_on_only_with_its_lock() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let arbiter = Arbiter::start();
     let image = sparse(lab.dir.path().join("disk"), 4 * MIB);
     let address = arbiter.address.to_string();
@@ -215,7 +215,7 @@ fn the_source_goes_on_only_with_its_lock() {
 
 #[test]
 fn a_source_that_waits_for_its_lock_can_be_shut_down() {
-    let lab = Lab::new(1);
+    let lab = Lab::plain(1);
     let image = sparse(lab.dir.path().join("disk"), 4 * MIB);
     let mut here = boot(&lab, &format!("path={image}"), &[]);
     let puppet = Puppet::new();
@@ -273,7 +273,7 @@ fn a_lock_that_somebody_else_gets_first() {
 
 #[test]
 fn processes_that_are_killed_let_go_of_the_image() {
-    let lab = Lab::new(2);
+    let lab = Lab::plain(2);
     let image = sparse(lab.dir.path().join("disk"), 4 * MIB);
     // the source, when it has given the image up, and before
     for until in [Until::Handing, Until::PreCopy] {

@@ -14,7 +14,7 @@ use control::Process;
 use port_support::puppet::{Puppet, Until};
 use port_support::{Echo, Lab, eventually, image};
 use vm_memory::{Bytes, GuestAddress};
-use vmm::config::{Config, MemorySize, OnReset, SerialOutput};
+use vmm::config::{Config, MemorySize, OnReset, SerialOutput, TlsConfig};
 use vmm::control::{Control, MigrationRequest};
 use vmm::port::Engine;
 use vmm::port::job::JobState;
@@ -161,7 +161,9 @@ fn a_reset_by_the_guest_ends_a_port_and_then_takes_place() {
     let dir = tempfile::tempdir().unwrap();
     let control = Control::new(Arc::new(Stats::default()));
     control.set_porting(Engine::new());
-    control.start(config(dir.path(), counts_until_told(), OnReset::Reboot)).unwrap();
+    let mut config = config(dir.path(), counts_until_told(), OnReset::Reboot);
+    config.tls = Some(TlsConfig::Off);
+    control.start(config).unwrap();
     let vm = control.vm().unwrap();
     let count = || vm.memory().ram().read_obj::<u32>(GuestAddress(COUNT)).unwrap();
     let goes_on = || {

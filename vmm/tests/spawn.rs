@@ -161,7 +161,9 @@ fn what_cannot_be_an_instance_is_refused() {
         assert_eq!(vm.state(), "unconfigured");
         (status, problem["field"].as_str().unwrap_or("").to_owned(), problem["detail"].as_str().unwrap().to_owned())
     };
-    for (path, why) in [(&state, "checksum"), (&content, "damaged"), (&hole, "should be zero"), (&short, "truncated")] {
+    for (path, why) in
+        [(&state, "checksum"), (&content, "damaged"), (&hole, "the zero it should be"), (&short, "was cut")]
+    {
         let (status, _, detail) = refused(&request(path, 1));
         assert!(status == 422 && detail.contains(why), "{path:?}: {status} {detail}");
     }

@@ -154,7 +154,7 @@ frames_since() {
 # on. DISK: flags of its disk; DEVICE: how the guest calls it; without, the job works in memory.
 travel() {
     bridge br0 $HOST_IP/24; tap tap0 br0; tap tap1 br0; tap tap2 br0
-    linux_start vm0 "or.ip=$GUEST_IP/24" --cpus ${CPUS:-2} $DISK --tls $(tls) --net id=net0,tap=tap0,mac=$GUEST_MAC
+    linux_start vm0 "or.ip=$GUEST_IP/24" --cpus ${CPUS:-2} $DISK --tls ${TLS:-$(tls)} --net id=net0,tap=tap0,mac=$GUEST_MAC
     guest_up vm0 90
     # What the kernel says from here on is about the journey.
     guest "dmesg -c >/dev/null"
@@ -170,7 +170,7 @@ travel() {
     # The first time with all memory compared, which takes its time under emulation; the second time without.
     verify=true
     for n in 1 2; do
-        vmm_start vm$n --receive 127.0.0.1:700$n --tls $(tls) --net id=net0,tap=tap$n
+        vmm_start vm$n --receive 127.0.0.1:700$n --tls ${TLS:-$(tls)} --net id=net0,tap=tap$n
         listening() { netstat -ltn | grep -q ":700$n "; }
         wait_for 30 listening || fail "no receiving vmm"
         from=vm$((n - 1))

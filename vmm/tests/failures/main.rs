@@ -26,13 +26,16 @@ const ATTEMPTS: usize = 5;
 const SELDOM: [&str; 4] =
     ["source on Disconnected", "source on Timeout", "destination on Disconnected", "destination on Timeout"];
 
-/// Points of the source at which a killed destination may have gone one step further or not.
-const RACING: [&str; 5] = [
+/// Points at which a killed destination may have gone one step further or not, or the source have heard of it.
+const RACING: [&str; 8] = [
     "source send FRAMES",
     "source send SWITCHED",
     "source receive LOADED",
     "source do SendCommit",
     "source send COMMIT",
+    "destination receive SWITCHED",
+    "destination on Opened",
+    "destination send OPENED",
 ];
 
 /// Who decides who runs.
