@@ -27,12 +27,13 @@ const SELDOM: [&str; 4] =
     ["source on Disconnected", "source on Timeout", "destination on Disconnected", "destination on Timeout"];
 
 /// Points at which a killed destination may have gone one step further or not, or the source have heard of it.
-const RACING: [&str; 8] = [
+const RACING: [&str; 9] = [
     "source send FRAMES",
     "source send SWITCHED",
     "source receive LOADED",
     "source do SendCommit",
     "source send COMMIT",
+    "destination receive FRAMES",
     "destination receive SWITCHED",
     "destination on Opened",
     "destination send OPENED",
