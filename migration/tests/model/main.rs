@@ -6,10 +6,14 @@
 //! Checked in every reachable state: never two running; with an arbiter, whoever runs has the record's epoch (so
 //! the D-module never accepts a request of a stale one). Checked from every reachable state: when faults
 //! end, it gets decided.
-use migration::convergence::{Policy, RoundStats};
+mod arbiter;
+mod drivers;
+
+use drivers::{Outcome, Task, outcomes};
+use migration::convergence::Policy;
 use migration::destination::{self, Destination};
 use migration::message::{
-    Description, Hello, Message, Ownership, Reason, ReasonCode, Stamp, VERSION_MAX, VERSION_MIN, feature,
+    Description, Hello, Message, Ownership, Reason, ReasonCode, VERSION_MAX, VERSION_MIN, feature,
 };
 use migration::ownership::{Epoch, OwnerId, Record, Verdict};
 use migration::source::{self, Source};
@@ -27,25 +31,6 @@ const STATES_MAX: usize = 6_000_000;
 enum Wire {
     Control(Message),
     Bulk(FrameType),
-}
-
-/// A step a driver has been told to do and will report on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Task {
-    Connect,
-    SendRound(u32),
-    Measure,
-    Pause,
-    Collect,
-    SendFinal(Option<Epoch>),
-    SendCommit(Epoch),
-    /// Late frames, and among them the announcement: it may reach the source's tap at any time from COMMIT on.
-    Forward,
-    Linger,
-    Prepare,
-    Load,
-    Start,
-    Open,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -153,202 +138,6 @@ impl State {
         self.up = false;
     }
 
-    fn source_event(&mut self, event: source::Event) {
-        for action in self.source.on_event(event) {
-            self.source_action(action);
-        }
-    }
-
-    fn source_action(&mut self, action: source::Action) {
-        use source::Action as A;
-        match action {
-            A::Send(message) => self.send_to_destination(Wire::Control(message)),
-            A::StartDirtyLog => {}
-            A::SendRound { round } => self.task(Side::Source, Task::SendRound(round)),
-            // The model's guest is never slowed down: its policy gives up or pauses first.
-            A::Throttle(_) => {}
-            A::Measure => self.task(Side::Source, Task::Measure),
-            A::Pause => {
-                self.source_runs = None;
-                self.task(Side::Source, Task::Pause);
-            }
-            A::Collect => self.task(Side::Source, Task::Collect),
-            A::SendFinal { commit } => self.task(Side::Source, Task::SendFinal(commit)),
-            A::SendCommit(epoch) => self.task(Side::Source, Task::SendCommit(epoch)),
-            A::Compete(epoch) => {
-                self.competing.insert(Side::Source, epoch);
-                self.requests.insert((Side::Source, epoch));
-            }
-            A::Resume(epoch) => {
-                assert!(!self.torn_down, "resumes a destroyed VM");
-                self.competing.remove(&Side::Source);
-                self.resumes += 1;
-                self.source_runs = Some(epoch.unwrap_or(START));
-            }
-            A::Linger => self.task(Side::Source, Task::Linger),
-            A::Finish => {
-                self.send_to_destination(Wire::Control(Message::Done { frames: 0 }));
-                self.source_told = true;
-                self.cut();
-            }
-            A::Close => {
-                self.source_told = true;
-                self.to_source.clear();
-                self.cut();
-            }
-            A::TearDown => {
-                assert!(self.source_runs.is_none(), "destroys a VM that runs");
-                self.competing.remove(&Side::Source);
-                self.torn_down = true;
-            }
-        }
-    }
-
-    fn destination_event(&mut self, event: destination::Event) {
-        for action in self.destination.on_event(event) {
-            self.destination_action(action);
-        }
-    }
-
-    fn destination_action(&mut self, action: destination::Action) {
-        use destination::Action as A;
-        match action {
-            A::Send(message) => {
-                if self.up {
-                    self.to_source.push_back(message);
-                }
-            }
-            A::Prepare(_) => self.task(Side::Destination, Task::Prepare),
-            A::RoundComplete | A::Spin => {}
-            A::Load => self.task(Side::Destination, Task::Load),
-            A::Compete(epoch) => {
-                self.competing.insert(Side::Destination, epoch);
-                self.requests.insert((Side::Destination, epoch));
-            }
-            A::Run(epoch) => {
-                assert!(!self.destroyed, "runs a destroyed VM");
-                self.competing.remove(&Side::Destination);
-                self.runs += 1;
-                // From here on the vCPU may have entered the guest; the report comes later.
-                self.destination_runs = Some(epoch.unwrap_or(START));
-                self.task(Side::Destination, Task::Start);
-            }
-            A::Destroy => {
-                self.renounces = self.heir;
-                assert!(self.destination_runs.is_none(), "destroys a VM that runs");
-                self.competing.remove(&Side::Destination);
-                self.destroyed = true;
-            }
-            A::Close => {
-                self.destination_told = true;
-                self.to_destination.clear();
-                self.cut();
-            }
-        }
-    }
-
-    fn task(&mut self, side: Side, task: Task) {
-        self.tasks.insert((side, task));
-    }
-
-    fn send_to_destination(&mut self, wire: Wire) {
-        if self.up {
-            self.to_destination.push_back(wire);
-        }
-    }
-
-    /// Carries out a driver step. `fails`: it reports a failure instead.
-    fn perform(&mut self, side: Side, task: Task, outcome: Outcome) {
-        use source::Event as S;
-        self.tasks.remove(&(side, task));
-        let failed = why(ReasonCode::State);
-        match (task, outcome) {
-            (Task::Connect, Outcome::Good) => self.source_event(S::Connected),
-            (Task::SendRound(round), Outcome::Good) => {
-                self.send_to_destination(Wire::Bulk(FrameType::Pages));
-                self.send_to_destination(Wire::Control(Message::Round { round, pages: 1 }));
-            }
-            (Task::Measure, Outcome::Good | Outcome::Busy) => {
-                let dirty_pages = if outcome == Outcome::Busy { 100_000 } else { 1 };
-                let stats =
-                    RoundStats { dirty_pages, sent_bytes: 1 << 30, elapsed_ns: 1 << 30, ..RoundStats::default() };
-                self.source_event(S::Measured(stats));
-            }
-            (Task::Pause, Outcome::Good) => self.source_event(S::Paused),
-            (Task::Collect, Outcome::Good) => self.source_event(S::Collected(START)),
-            (Task::SendFinal(_) | Task::SendCommit(_), Outcome::Bad) => {
-                // A part may have left, but not the last byte of COMMIT.
-                if matches!(task, Task::SendFinal(Some(_))) {
-                    self.send_to_destination(Wire::Bulk(FrameType::State));
-                }
-                self.cut();
-                self.source_event(S::FinalNotSent(failed));
-            }
-            (Task::SendFinal(commit), _) => {
-                self.send_to_destination(Wire::Bulk(FrameType::Pages));
-                self.send_to_destination(Wire::Bulk(FrameType::State));
-                if let Some(epoch) = commit {
-                    self.send_to_destination(Wire::Control(commit_message(epoch)));
-                    self.task(Side::Source, Task::Forward);
-                }
-            }
-            (Task::SendCommit(epoch), _) => {
-                self.send_to_destination(Wire::Control(commit_message(epoch)));
-                self.task(Side::Source, Task::Forward);
-            }
-            (Task::Forward, _) => {
-                // The driver forwards only in these phases, and only while it has the connection.
-                if self.source.past_no_return() && !self.source_told {
-                    assert_eq!(self.source.features(), feature::ORDER);
-                    self.send_to_destination(Wire::Bulk(FrameType::Frames));
-                    self.send_to_destination(Wire::Control(Message::Switched { device: 0 }));
-                }
-            }
-            (Task::Linger, _) => self.source_event(S::LingerOver),
-            (Task::Prepare, Outcome::Good) => {
-                self.destination_event(destination::Event::Prepared { owner: DESTINATION, epoch: self.record.epoch })
-            }
-            (Task::Load, Outcome::Good) => self.destination_event(destination::Event::Loaded),
-            (Task::Start, _) => {
-                let epoch = self.destination_runs.unwrap_or_default();
-                let running = Message::Running { epoch, entered: Stamp::default(), steps: [0; 4] };
-                self.destination_event(destination::Event::Entered(running));
-                self.task(Side::Destination, Task::Open);
-            }
-            (Task::Open, _) => {
-                let opened = Message::Opened { switched: 1, late: 0, waited_ns: 0 };
-                self.destination_event(destination::Event::Opened(opened));
-            }
-            (_, _) if side == Side::Source => self.source_event(S::Failed(failed)),
-            _ => self.destination_event(destination::Event::Failed(failed)),
-        }
-    }
-
-    /// The arbiter receives a request; the answer goes on its way.
-    fn arbitrate(&mut self, side: Side, expected: Epoch) {
-        let owner = if side == Side::Source { SOURCE } else { DESTINATION };
-        if owner == self.record.owner && expected == self.record.epoch.next() {
-            // Known from the heir alone: it was given, forgotten in a restart, and given back.
-            self.record = Record { epoch: expected, owner: DESTINATION };
-        } else if self.sealed && expected == self.record.epoch && owner != DESTINATION {
-            // Nobody knows: asked again later.
-            return;
-        }
-        let before = self.record;
-        let (won, epoch) = match self.record.compete(expected, owner) {
-            Verdict::Won(epoch) => (true, epoch),
-            Verdict::Lost(record) => (false, record.epoch),
-        };
-        assert!(before == self.record || self.record.epoch == before.epoch.next());
-        if before != self.record {
-            self.given |= owner == DESTINATION;
-            self.forgettable = self.heir && owner == DESTINATION && before.epoch == START;
-            self.heir = self.forgettable;
-            self.sealed = false;
-        }
-        self.answers.insert((side, expected, won, epoch));
-    }
-
     fn answer(&mut self, answer: (Side, Epoch, bool, Epoch)) {
         self.answers.remove(&answer);
         let (side, expected, won, epoch) = answer;
@@ -388,43 +177,6 @@ impl State {
         self.destination_told = true;
         self.to_destination.clear();
         self.destination_event(destination::Event::Disconnected(why(ReasonCode::Disconnected)));
-    }
-
-    fn restart_arbiter(&mut self) {
-        self.restarts += 1;
-        if self.forgettable {
-            self.record = Record { epoch: START, owner: SOURCE };
-            self.forgettable = false;
-        }
-        self.sealed = self.heir;
-    }
-
-    /// What was answered is durable now.
-    fn written(&mut self) {
-        self.forgettable = false;
-        self.heir = false;
-    }
-
-    fn renounce(&mut self) {
-        self.renounces = false;
-        if self.record.epoch == START {
-            self.heir = false;
-            self.sealed = false;
-        }
-    }
-
-    /// The N-module at the destination connects again to an arbiter that has forgotten it.
-    fn hello(&mut self) {
-        if self.sealed && self.destination_runs == Some(self.record.epoch.next()) {
-            self.record = Record { epoch: self.record.epoch.next(), owner: DESTINATION };
-            self.sealed = false;
-            self.heir = false;
-        }
-    }
-
-    /// The arbiter was restarted in the pause and the destination, which alone could say whether it has the VM, cannot.
-    fn untold(&self) -> bool {
-        self.sealed && self.destination_runs.is_none() && self.competing.contains_key(&Side::Source)
     }
 
     fn crash(&mut self, side: Side) {
@@ -630,25 +382,6 @@ impl State {
             let broke = ownership == Ownership::Arbiter && self.destroyed && self.given && !self.given_back;
             assert!(running == 1 || broke, "nobody runs: {self:#?}");
         }
-    }
-}
-
-fn commit_message(epoch: Epoch) -> Message {
-    Message::Commit { epoch, paused: Stamp::default() }
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Outcome {
-    Good,
-    Busy,
-    Bad,
-}
-
-fn outcomes(task: Task) -> &'static [Outcome] {
-    match task {
-        Task::Connect | Task::Forward | Task::Linger | Task::Start | Task::Open => &[Outcome::Good],
-        Task::Measure => &[Outcome::Good, Outcome::Busy, Outcome::Bad],
-        _ => &[Outcome::Good, Outcome::Bad],
     }
 }
 
