@@ -7,7 +7,7 @@
 //!
 //! Always true: nothing in this crate opens a socket, reads a clock or starts a thread. Everything a peer
 //! sends is checked against a named bound before memory is allocated for it. At most one of source and
-//! destination is told to run ([`source::Action::Resume`], [`destination::Action::Run`]): `tests/model.rs`
+//! destination is told to run ([`source::Action::Resume`], [`destination::Action::Run`]): `tests/model`
 //! searches all interleavings of messages, cuts and crashes for a counter-example.
 #![forbid(unsafe_code)]
 
