@@ -162,11 +162,11 @@ fn measure() {
 }
 
 /// A guest that writes memory much faster than the network takes it, with a client that asks on.
-fn writer() -> (Lab, Vmm, Echo) {
+fn writer(mbit: u32, extra: &[&str]) -> (Lab, Vmm, Echo) {
     let lab = Lab::new(2);
-    let here = lab.boot("writer", &[]);
+    let here = lab.boot("writer", extra);
     let echo = Echo::new(&lab);
-    let limited = "qdisc add dev lo root tbf rate 400mbit burst 256kb latency 100ms";
+    let limited = format!("qdisc add dev lo root tbf rate {mbit}mbit burst 256kb latency 100ms");
     let output = std::process::Command::new("tc").args(limited.split(' ')).output().unwrap();
     assert!(output.status.success(), "tc {limited}: {}", String::from_utf8_lossy(&output.stderr));
     (lab, here, echo)
@@ -174,7 +174,7 @@ fn writer() -> (Lab, Vmm, Echo) {
 
 #[test]
 fn a_guest_that_writes_too_fast_is_slowed_down() {
-    let (lab, mut here, mut echo) = writer();
+    let (lab, mut here, mut echo) = writer(400, &[]);
     let there = lab.receive(1, 4001, &[]);
     let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":20,"limit_ms":20,"throttle_max":98}"#);
     let (status, ..) = follow(&mut here, id, &mut echo);
@@ -189,7 +189,7 @@ fn a_guest_that_writes_too_fast_is_slowed_down() {
 
 #[test]
 fn a_guest_that_may_not_be_slowed_down_stays() {
-    let (lab, here, mut echo) = writer();
+    let (lab, here, mut echo) = writer(400, &[]);
     let mut there = lab.receive(1, 4001, &[]);
     let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":5,"limit_ms":5,"throttle_max":0}"#);
     let status = here.wait_port(id);
@@ -200,6 +200,19 @@ fn a_guest_that_may_not_be_slowed_down_stays() {
     assert_eq!(here.state(), "running");
     echo.turn();
     assert!(there.is_alive(), "it waits for another");
+}
+
+/// A round takes as long as its bytes do: only the answer behind it has a limit, here a fifth of what it usually is.
+#[test]
+fn a_slow_connection_takes_its_time() {
+    let limit = Duration::from_millis(20_000 / 5);
+    let (lab, mut here, mut echo) = writer(100, &["--port-hurry", "5"]);
+    let there = lab.receive(1, 4001, &[]);
+    let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":120,"limit_ms":120,"throttle_max":98}"#);
+    let (status, ..) = follow(&mut here, id, &mut echo);
+    let sending: u64 = status["rounds"].as_array().unwrap().iter().map(|r| r["elapsed_us"].as_u64().unwrap()).sum();
+    assert!(Duration::from_micros(sending) > limit, "this tests nothing: {status}");
+    assert_eq!(there.state(), "running");
 }
 
 #[test]

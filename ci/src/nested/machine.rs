@@ -6,9 +6,11 @@ use super::scenario::{JOBS, Scenario};
 use super::verdict::{Event, Verdict, event};
 use super::{Parts, Report};
 use crate::process::Daemon;
+use crate::qmp::Qmp;
 use crate::{copy, lab, modules};
 use anyhow::{Result, bail};
 use images::linux::{self, Contents};
+use serde_json::json;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -104,8 +106,11 @@ impl Machine {
 
     /// Runs scenarios in a new machine until it ends. Reports at least one, or fails.
     pub fn run(&self, scenarios: &[&'static Scenario], mut report: impl FnMut(Report)) -> Result<()> {
-        let log = self.work.join(format!("console{}", self.started.fetch_add(1, Ordering::Relaxed)));
-        let mut machine = Daemon::start("the emulated machine", &mut self.qemu(scenarios), &log)?;
+        let nth = self.started.fetch_add(1, Ordering::Relaxed);
+        let (log, monitor) = (self.work.join(format!("console{nth}")), self.work.join(format!("monitor{nth}")));
+        let mut qemu = self.qemu(scenarios);
+        qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        let mut machine = Daemon::start("the emulated machine", &mut qemu, &log)?;
         let mut follow = Follow::new(scenarios, self.mode.live);
         let mut file = std::fs::File::open(&log)?;
         loop {
@@ -117,6 +122,7 @@ impl Machine {
                 return follow.ended(&format!("the emulated machine ended with {status}"), &mut report);
             }
             if follow.late() {
+                follow.console.push_str(&processor(&monitor));
                 machine.kill()?;
                 return follow.ended("the emulated machine hangs", &mut report);
             }
@@ -228,6 +234,20 @@ impl<'a> Follow<'a> {
             );
         }
         Ok(())
+    }
+}
+
+/// What the processor of a machine that hangs is doing, for the report: twice, to see whether it moves.
+fn processor(monitor: &Path) -> String {
+    let look = |qmp: &mut Qmp, command: &str| {
+        let said = qmp.execute("human-monitor-command", json!({ "command-line": command }));
+        said.map_or_else(|e| format!("{e:#}\n"), |text| text.as_str().unwrap_or_default().replace('\r', ""))
+    };
+    match Qmp::connect(monitor) {
+        Ok(mut qmp) => {
+            ["info registers", "info lapic", "info registers", "info pic"].map(|c| look(&mut qmp, c)).concat()
+        }
+        Err(e) => format!("{e:#}\n"),
     }
 }
 

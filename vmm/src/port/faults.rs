@@ -33,7 +33,7 @@ pub struct PortFaults {
     #[arg(long, value_name = "SOCKET", hide = true)]
     pub port_faults: Option<PathBuf>,
     /// Divide the time limits of a port by this. For tests.
-    #[arg(long, value_name = "N", hide = true, requires = "port_faults")]
+    #[arg(long, value_name = "N", hide = true)]
     pub port_hurry: Option<std::num::NonZeroU32>,
 }
 
@@ -56,7 +56,7 @@ impl Side {
 }
 
 struct Faults {
-    test: Mutex<UnixStream>,
+    test: Option<Mutex<UnixStream>>,
     hurry: u32,
 }
 
@@ -64,11 +64,18 @@ static FAULTS: OnceLock<Faults> = OnceLock::new();
 
 /// To be called once, before there are other threads.
 pub fn set_up(options: &PortFaults) -> Result<()> {
-    let Some(path) = &options.port_faults else { return Ok(()) };
-    let test = UnixStream::connect(path).map_err(host("--port-faults"))?;
-    log::warn!("--port-faults: a test decides when and whether ports go on");
+    if (&options.port_faults, options.port_hurry) == (&None, None) {
+        return Ok(());
+    }
     let hurry = options.port_hurry.map_or(1, std::num::NonZeroU32::get);
-    let _ = FAULTS.set(Faults { test: Mutex::new(test), hurry });
+    let test = match &options.port_faults {
+        Some(path) => {
+            log::warn!("--port-faults: a test decides when and whether ports go on");
+            Some(Mutex::new(UnixStream::connect(path).map_err(host("--port-faults"))?))
+        }
+        None => None,
+    };
+    let _ = FAULTS.set(Faults { test, hurry });
     Ok(())
 }
 
@@ -175,8 +182,8 @@ pub fn receives(frame_type: FrameType) {
 
 /// Why the step is to fail, if the test wants that.
 fn at(side: Side, verb: &str, name: &str) -> Option<Reason> {
-    let faults = FAULTS.get()?;
-    let mut test = faults.test.lock().unwrap_or_else(PoisonError::into_inner);
+    let test = FAULTS.get()?.test.as_ref()?;
+    let mut test = test.lock().unwrap_or_else(PoisonError::into_inner);
     let mut answer = [GO_ON];
     let asked = test.write_all(format!("{} {verb} {name}\n", side.name()).as_bytes());
     if asked.and_then(|()| test.read_exact(&mut answer)).is_err() {

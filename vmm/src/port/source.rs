@@ -112,6 +112,7 @@ struct Driver<'a> {
     gave_images: bool,
     cancelled: bool,
     pause: Pause,
+    /// Since when the other side is waited for: the phase began, or a round was sent.
     phase_since: Instant,
     spin_until: Option<Instant>,
     linger_until: Option<Instant>,
@@ -311,6 +312,8 @@ impl<'a> Driver<'a> {
             }
         })?;
         self.send(&Message::Round { round, pages: sent.pages() });
+        // However long that took: memory may be large and the connection slow. What is limited is the wait for the answer.
+        self.phase_since = Instant::now();
         self.last_round = sent;
         let bytes = self.connection.as_ref().map_or(before, |c| c.sent);
         self.round_bytes = bytes - before;
