@@ -12,6 +12,7 @@ use anyhow::{Result, bail};
 use images::linux::{self, Contents};
 use serde_json::json;
 use std::io::{Read, Write};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -37,6 +38,8 @@ const MEMORY_MIB: u32 = 3072;
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
 /// Beyond a scenario's own limit, which its init watches.
 const GRACE: Duration = Duration::from_secs(60);
+/// See [`Nudge`].
+const NUDGE_EVERY: Duration = Duration::from_secs(1);
 /// How often its console is looked at.
 const POLL: Duration = Duration::from_millis(20);
 /// Lines of each log that a failed scenario quotes.
@@ -107,9 +110,12 @@ impl Machine {
     /// Runs scenarios in a new machine until it ends. Reports at least one, or fails.
     pub fn run(&self, scenarios: &[&'static Scenario], mut report: impl FnMut(Report)) -> Result<()> {
         let nth = self.started.fetch_add(1, Ordering::Relaxed);
-        let (log, monitor) = (self.work.join(format!("console{nth}")), self.work.join(format!("monitor{nth}")));
+        let [log, monitor, nudge] = ["console", "monitor", "nudge"].map(|f| self.work.join(format!("{f}{nth}")));
         let mut qemu = self.qemu(scenarios);
         qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
+        qemu.arg("-chardev").arg(format!("socket,id=nudge,path={},server=on,wait=off", nudge.display()));
+        qemu.args(["-serial", "chardev:nudge"]);
+        let mut nudge = Nudge { path: nudge, line: None, next: Instant::now() };
         let mut machine = Daemon::start("the emulated machine", &mut qemu, &log)?;
         let mut follow = Follow::new(scenarios, self.mode.live);
         let mut file = std::fs::File::open(&log)?;
@@ -118,6 +124,7 @@ impl Machine {
             let mut text = Vec::new();
             file.read_to_end(&mut text)?;
             follow.feed(&text, &mut report)?;
+            nudge.turn();
             if let Some(status) = ended {
                 return follow.ended(&format!("the emulated machine ended with {status}"), &mut report);
             }
@@ -234,6 +241,33 @@ impl<'a> Follow<'a> {
             );
         }
         Ok(())
+    }
+}
+
+/// A byte now and then on the machine's second serial line.
+///
+/// QEMU 7.2 writes the word of pending interrupts in VMRUN and at a guest's exit without a lock (svm_helper.c): a timer that
+/// expires just then is forgotten, and the one-shot timer of the machine with it, for ever. Any later interrupt makes the
+/// emulated APIC look again and deliver both. Without this one in three machines hung when the host was busy.
+struct Nudge {
+    path: PathBuf,
+    line: Option<UnixStream>,
+    next: Instant,
+}
+
+impl Nudge {
+    fn turn(&mut self) {
+        if Instant::now() < self.next {
+            return;
+        }
+        self.next = Instant::now() + NUDGE_EVERY;
+        let Some(line) = &mut self.line else {
+            // Not there yet: next time.
+            self.line = UnixStream::connect(&self.path).and_then(|l| l.set_nonblocking(true).map(|()| l)).ok();
+            return;
+        };
+        // A machine that has not opened its side takes no more than a few.
+        let _ = line.write(b".");
     }
 }
 
