@@ -127,6 +127,10 @@ fn main() -> ExitCode {
         faults::set_up(&faults)?;
         sandbox::set_up(sandbox)?;
         let socket = api_sock.as_deref().map(|path| SocketFile::bind("api-sock", path)).transpose()?;
+        if let Some(path) = &api_sock {
+            // The place of what belongs to this VM: checkpoints beside it need no flag.
+            sandbox::files::allow_beside(path, sandbox::files::Use::Change);
+        }
         run(order, socket)
     });
     match result {

@@ -11,6 +11,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result, host};
+use crate::sandbox::files::{self, Use};
 
 /// Connections that may wait to be accepted.
 const BACKLOG: libc::c_int = 64;
@@ -66,6 +67,7 @@ impl SocketFile {
         }
         let flags = libc::O_PATH | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         let file = OpenOptions::new().read(true).custom_flags(flags).open(path).map_err(host(what()))?;
+        files::allow_beside(path, Use::Remove);
         let name = SocketName { path: path.to_owned(), file };
         Ok(SocketFile { name, listener: UnixListener::from(socket) })
     }

@@ -119,6 +119,16 @@ fn child() {
         // SAFETY: the calls fail or end the process; their pointers are null or valid.
         "execve" => drop(Command::new("/bin/true").exec()),
         "open" => drop(std::fs::File::open("/proc/self/status")),
+        // The kernel says no, and the process goes on.
+        "elsewhere" => {
+            let denied = |e: std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;
+            let read = std::fs::File::open("/etc/passwd").map(drop);
+            let write = std::fs::write("/tmp/outrigger-sandbox-elsewhere", "x");
+            if !read.is_err_and(denied) || !write.is_err_and(denied) {
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(1) };
+            }
+        }
         "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),
         "ptrace" => {
             // SAFETY: no memory is involved.
@@ -165,5 +175,56 @@ fn a_forbidden_system_call_ends_the_process() {
         }
     }
     assert_eq!(run_child("vcpu:kvm").0, 77, "a vCPU's thread may use KVM");
-    assert_eq!(run_child("control:open").0, 77, "the control interface may open files");
+    assert_eq!(run_child("control:open").0, 77, "the control interface reads what the kernel says of it");
+    if landlock() {
+        assert_eq!(run_child("control:elsewhere").0, 77, "but not what it was not given");
+    }
+}
+
+/// Whether this kernel has landlock: landlock_create_ruleset(2) tells its version.
+fn landlock() -> bool {
+    const VERSION: libc::c_ulong = 1;
+    // SAFETY: no memory is involved.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, 0usize, 0usize, VERSION) > 0 }
+}
+
+#[test]
+fn checkpoints_go_where_control_threads_are_allowed() {
+    let lab = Lab::new(1);
+    let [elsewhere, allowed, read_only] = [(); 3].map(|()| tempfile::tempdir().unwrap());
+    let flags = [allowed.path().to_str().unwrap(), &format!("{},access=ro", read_only.path().display())]
+        .map(|path| ["--allow-path".to_owned(), path.to_owned()])
+        .concat();
+    let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
+    let vmm = lab.boot("echo", &flags);
+    eventually("it runs", || (vmm.state() == "running").then_some(()));
+    let take = |dir: &std::path::Path| {
+        let body = format!(r#"{{"path":"{}"}}"#, dir.join("saved").display());
+        vmm.try_api("POST", "/v1/vm/checkpoint", Some(&body)).unwrap()
+    };
+    for dir in [lab.dir.path(), allowed.path()] {
+        let (status, answer) = take(dir);
+        assert_eq!(status, 200, "{answer}");
+    }
+    if landlock() {
+        for dir in [elsewhere.path(), read_only.path()] {
+            let (status, answer) = take(dir);
+            let text = answer.to_string();
+            assert!(status == 400 && text.contains("Permission denied") && text.contains("--allow-path"), "{text}");
+            assert_eq!(std::fs::read_dir(dir).unwrap().count(), 0);
+        }
+    }
+    // It has done no harm.
+    Echo::new(&lab).turn();
+}
+
+#[test]
+fn a_path_that_cannot_be_allowed_is_said_before_anything_is_started() {
+    for (value, says) in [("/nowhere/at/all", "--allow-path: /nowhere/at/all: "), ("/tmp,access=rx", "it is ro or rw")]
+    {
+        let arguments = ["--image", "/proc/self/exe", "--allow-path", value];
+        let out = Command::new(env!("CARGO_BIN_EXE_vmm")).args(arguments).output().unwrap();
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && text.contains(says), "{text}");
+    }
 }

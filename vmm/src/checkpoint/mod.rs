@@ -27,6 +27,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{DiskConfig, NetConfig, SerialOutput, TlsConfig};
 use crate::error::{Error, FieldError};
+use crate::sandbox::files;
 
 pub use saved::Saved;
 
@@ -168,7 +169,7 @@ impl RestoreRequest {
 /// What failed with a path somebody gave, by the name of the field.
 fn at(field: &'static str, path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let path = path.display().to_string();
-    move |e| wrong(field, format!("{path}: {e}"))
+    move |e| wrong(field, format!("{path}: {e}{}", files::hint(&e)))
 }
 
 fn wrong(field: &str, message: impl Into<String>) -> Error {

@@ -23,6 +23,7 @@ use crate::memory::Memory;
 use crate::port::arbiter::Arbiter;
 use crate::port::guest;
 use crate::port::wait::{Interest, wait};
+use crate::sandbox::files::{self, Use};
 use crate::stats::Stats;
 use crate::vm::Vm;
 
@@ -43,6 +44,8 @@ pub struct Restored {
 pub fn restore(request: &RestoreRequest, owner: OwnerId, stats: &Arc<Stats>) -> Result<Restored> {
     let started = Instant::now();
     let chain = chain::open(&request.path)?;
+    // The next ones are likely to be written beside it, and build on it.
+    files::allow_beside(&request.path, Use::Change);
     let Some(newest) = chain.first() else { return Err(Error::State("no checkpoint".into())) };
     let checkpoint = &newest.checkpoint;
     let description = guest::decode(&checkpoint.description)?;
@@ -55,9 +58,9 @@ pub fn restore(request: &RestoreRequest, owner: OwnerId, stats: &Arc<Stats>) -> 
     fill::fill(&mut memory, &chain, request.memory, request.verify)?;
     log::info!("memory from {} checkpoints: {:?}", chain.len(), started.elapsed());
     // For a reset. Where they are no more, a reset ends the process.
-    let files = BootFiles::open(&config.image, config.initrd.as_deref());
-    let files = files.map_err(|e| log::info!("a reset will end the process: {e}")).ok();
-    let vm = Arc::new(Vm::arrive(&description, config, memory, files, owner, stats.clone())?);
+    let boot = BootFiles::open(&config.image, config.initrd.as_deref());
+    let boot = boot.map_err(|e| log::info!("a reset will end the process: {e}")).ok();
+    let vm = Arc::new(Vm::arrive(&description, config, memory, boot, owner, stats.clone())?);
     let state = guest::decode_state(&vm, &checkpoint.sections)?;
     vm.load(&state)?;
     let epoch = claim(&vm, checkpoint)?;

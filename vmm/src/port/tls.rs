@@ -31,6 +31,7 @@ use rustls::{AlertDescription, CertificateError, ClientConfig, RootCertStore, Se
 use crate::boot::info::host_real_ns;
 use crate::config::{TlsConfig, TlsFiles};
 use crate::error::{Error, FieldError, Result};
+use crate::sandbox::files::{self, Use};
 
 /// The protocol's name within TLS: a certificate of this authority used for anything else does not lead here.
 const ALPN: &[u8] = b"outrigger-port/1";
@@ -147,9 +148,13 @@ impl std::fmt::Debug for Credentials {
 
 impl Credentials {
     /// Reads the files and sees whether they fit together. `path` is the configuration's.
-    pub fn load(files: &TlsFiles, path: &str) -> Result<Credentials> {
+    pub fn load(given: &TlsFiles, path: &str) -> Result<Credentials> {
         let wrong = |name: &str, what: String| Error::Config(vec![FieldError::new(format!("{path}.{name}"), what)]);
-        let read = |name: &str, file: &Path| read(file).map_err(|e| wrong(name, format!("{}: {e}", file.display())));
+        let read = |name: &str, file: &Path| {
+            // New ones will lie where the old ones do.
+            files::allow_beside(file, Use::Read);
+            read(file).map_err(|e| wrong(name, format!("{}: {e}{}", file.display(), files::hint(&e))))
+        };
         let certificates = |name: &str, file: &Path| {
             let all: std::result::Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&read(name, file)?).collect();
             match all {
@@ -158,18 +163,18 @@ impl Credentials {
                 Err(e) => Err(wrong(name, format!("{}: {e}", file.display()))),
             }
         };
-        let key = PrivateKeyDer::from_pem_slice(&read("key", &files.key)?)
-            .map_err(|e| wrong("key", format!("{}: no private key (PEM): {e}", files.key.display())))?;
-        let issuer = match &files.issuer {
+        let key = PrivateKeyDer::from_pem_slice(&read("key", &given.key)?)
+            .map_err(|e| wrong("key", format!("{}: no private key (PEM): {e}", given.key.display())))?;
+        let issuer = match &given.issuer {
             Some(file) => Some(
                 ed25519(&read("issuer", file)?)
                     .ok_or_else(|| wrong("issuer", format!("{}: no Ed25519 public key (PEM)", file.display())))?,
             ),
             None => None,
         };
-        let (chain, authorities) = (certificates("cert", &files.cert)?, certificates("ca", &files.ca)?);
+        let (chain, authorities) = (certificates("cert", &given.cert)?, certificates("ca", &given.ca)?);
         let credentials = Credentials { chain, key, authorities, issuer };
-        credentials.roots().map_err(|e| wrong("ca", format!("{}: {e}", files.ca.display())))?;
+        credentials.roots().map_err(|e| wrong("ca", format!("{}: {e}", given.ca.display())))?;
         credentials.server().map_err(|e| wrong("key", format!("does not go with the certificate: {e}")))?;
         Ok(credentials)
     }

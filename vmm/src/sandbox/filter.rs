@@ -1,8 +1,7 @@
-//! System call filters (seccomp) and file access (landlock).
+//! System call filters (seccomp).
 
 use std::collections::BTreeMap;
 
-use landlock::{ABI, Access, AccessFs, BitFlags, Ruleset, RulesetAttr, RulesetStatus};
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule, TargetArch,
 };
@@ -13,9 +12,6 @@ use crate::error::{Error, Result, host};
 
 /// Exit status of a process that made a forbidden system call: as a shell shows one that died of SIGSYS.
 pub const STATUS: libc::c_int = 128 + libc::SIGSYS;
-
-/// Newest rules of landlock that are asked for; an older kernel gives what it has.
-const LANDLOCK: ABI = ABI::V3;
 
 /// The programs, made before there is a guest.
 #[derive(Debug)]
@@ -97,23 +93,6 @@ fn control_rules() -> Result<Rules> {
     no_code(&mut rules)?;
     rules.insert(libc::SYS_kill, vec![rule(0, SeccompCmpOp::Eq, u64::from(std::process::id()))?]);
     Ok(rules)
-}
-
-/// From now on the calling thread opens nothing (if it faces the guest), or executes nothing and makes no devices.
-pub fn restrict_files(kind: Kind) -> Result<()> {
-    let denied = match kind {
-        Kind::Vcpu | Kind::Io => AccessFs::from_all(LANDLOCK),
-        Kind::Control => AccessFs::Execute | AccessFs::MakeChar | AccessFs::MakeBlock,
-    };
-    let status = restrict(denied).map_err(|e| Error::State(format!("landlock: {e}")))?;
-    if status == RulesetStatus::NotEnforced {
-        log::info!("this kernel has no landlock: files are not restricted beyond system calls");
-    }
-    Ok(())
-}
-
-fn restrict(denied: BitFlags<AccessFs>) -> std::result::Result<RulesetStatus, landlock::RulesetError> {
-    Ok(Ruleset::default().handle_access(denied)?.create()?.restrict_self()?.ruleset)
 }
 
 /// Names the forbidden system call and ends the process. Threads cannot replace it: their filters do not let them, but for

@@ -2,7 +2,7 @@
 //!
 //! Owns what this process was told about its sandbox, once and for all threads. Threads are of two sorts: those that face the
 //! guest ([`Kind::Vcpu`], [`Kind::Io`]) can open no file at all and make few system calls; those that serve the operator
-//! ([`Kind::Control`]) open files and sockets, but execute no program, make no devices, and have no capability either. A thread
+//! ([`Kind::Control`]) open sockets and the files of [`files`], but execute no program, make no devices, and have no capability either. A thread
 //! confines itself; what it starts afterwards is confined likewise. Always true: confining is never undone, and a
 //! thread that cannot be confined as asked does not go on. A forbidden system call ends the process with
 //! [`STATUS`], after a line that names it.
@@ -10,6 +10,7 @@
 //! Not in here: what the host's kernel cannot do (a kernel without landlock is said so in the log, the rest holds).
 
 mod calls;
+pub mod files;
 mod filter;
 
 use std::cell::Cell;
@@ -46,6 +47,10 @@ pub struct Options {
     /// Make this directory the root of the file system before the guest runs. Paths given later are inside.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["no_sandbox", "receive"])]
     pub chroot: Option<PathBuf>,
+    /// Let control threads use this file or directory while the VM runs: for checkpoints, keys that are replaced. Repeatable. Allowed
+    /// without it: the directories of the control socket, of the keys, and of a checkpoint that is restored.
+    #[arg(long, value_name = "PATH[,access=ro|rw]", conflicts_with = "no_sandbox")]
+    pub allow_path: Vec<files::AllowedPath>,
 }
 
 struct Sandbox {
@@ -73,6 +78,11 @@ pub fn set_up(options: Options) -> Result<()> {
             format!("{}: not a directory", dir.display()),
         )]));
     }
+    if let Some(dir) = &options.chroot {
+        // What is in there is there to be used.
+        files::allow(dir, files::Use::Change).map_err(host(format!("chroot {}", dir.display())))?;
+    }
+    files::allow_all(&options.allow_path)?;
     // Porting uses the lowest real-time priorities for the instants of a hand-over.
     let most = RANK_MAX as libc::rlim_t;
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
@@ -108,10 +118,15 @@ pub fn confine(kind: Kind) -> Result<()> {
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {
         return Err(host("no_new_privs")(std::io::Error::last_os_error()));
     }
-    filter::restrict_files(kind)?;
+    files::restrict(kind)?;
     sandbox.filters.apply(kind)?;
     CONFINED.set(Some(kind));
     Ok(())
+}
+
+/// Whether the calling thread is confined.
+fn confined() -> bool {
+    CONFINED.get().is_some()
 }
 
 /// Whether the calling thread faces the guest and is confined. What it starts is confined as it is, and cannot do more.
