@@ -103,6 +103,32 @@ fn a_root_that_is_none_is_said_before_anything_is_started() {
     assert!(text.contains("--chroot: /proc/self/exe: not a directory"), "{text}");
 }
 
+#[test]
+fn namespaces_of_its_own_or_by_name() {
+    let lab = Lab::new(1);
+    let namespace = |pid: &str, kind: &str| std::fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+    let ours = format!("/proc/{}/ns/net", std::process::id());
+    let vmm = lab.boot("echo", &["--unshare"]);
+    for kind in ["mnt", "ipc", "uts", "cgroup"] {
+        assert_ne!(namespace(&vmm.pid().to_string(), kind), namespace("self", kind), "{kind}");
+    }
+    Echo::new(&lab).turn();
+    // The lab has a namespace of its own; this one comes back from there.
+    let vmm = lab.spawn_bare("outside", &["--receive", "127.0.0.1:0", "--tls", "off", "--netns", &ours]);
+    assert_eq!(namespace(&vmm.pid().to_string(), "net"), std::fs::read_link(&ours).unwrap());
+
+    for (value, says) in
+        [("nosuch", "--netns: /run/netns/nosuch: "), ("/proc/self/exe", "--netns: /proc/self/exe: Invalid")]
+    {
+        let out = Command::new(env!("CARGO_BIN_EXE_vmm"))
+            .args(["--image", "/proc/self/exe", "--netns", value])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && text.contains(says), "{text}");
+    }
+}
+
 /// What the child of [`forbidden`] does; in an ordinary run of the tests there is nothing to do.
 #[test]
 fn child() {

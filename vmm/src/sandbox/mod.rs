@@ -12,6 +12,7 @@
 mod calls;
 pub mod files;
 mod filter;
+mod namespaces;
 
 use std::cell::Cell;
 use std::path::PathBuf;
@@ -47,6 +48,12 @@ pub struct Options {
     /// Make this directory the root of the file system before the guest runs. Paths given later are inside.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["no_sandbox", "receive"])]
     pub chroot: Option<PathBuf>,
+    /// Enter this network namespace before anything is opened: a name of `ip netns`, or a file.
+    #[arg(long, value_name = "NAME|PATH")]
+    pub netns: Option<PathBuf>,
+    /// Have mount, IPC, UTS and cgroup namespaces of its own.
+    #[arg(long)]
+    pub unshare: bool,
     /// Let control threads use this file or directory while the VM runs: for checkpoints, keys that are replaced. Repeatable. Allowed
     /// without it: the directories of the control socket, of the keys, and of a checkpoint that is restored.
     #[arg(long, value_name = "PATH[,access=ro|rw]", conflicts_with = "no_sandbox")]
@@ -68,6 +75,12 @@ thread_local! {
 /// Sets the sandbox of this process up: threads that call [`confine`] are confined from now on. To be called once, before there
 /// are other threads. Without it nothing is confined, as in a program that uses this crate as a library.
 pub fn set_up(options: Options) -> Result<()> {
+    if let Some(netns) = &options.netns {
+        namespaces::enter_network(netns)?;
+    }
+    if options.unshare {
+        namespaces::unshare()?;
+    }
     if options.no_sandbox {
         log::warn!("--no-sandbox: this process keeps all its rights");
         return Ok(());
