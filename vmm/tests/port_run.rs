@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use port_support::arbiter::Arbiter;
-use port_support::{Echo, Lab, PATIENCE, Vmm};
+use port_support::{Echo, Lab, PATIENCE, Vmm, eventually};
 use serde_json::Value;
 
 /// Follows a port with a client that asks on; gives the last status, the longest turn and when that was.
@@ -200,6 +200,37 @@ fn a_guest_that_may_not_be_slowed_down_stays() {
     assert_eq!(here.state(), "running");
     echo.turn();
     assert!(there.is_alive(), "it waits for another");
+}
+
+/// All announcements of the first 100 ms are lost, as on a link that was down: the bridge has the guest at another place again, and
+/// neither side has anything to say.
+#[test]
+fn a_switch_that_heard_nothing_hears_it_later() {
+    let lab = Lab::new(2);
+    let here = lab.boot("echo", &[]);
+    Echo::new(&lab).turn();
+    let there = lab.receive(1, 4001, &[]);
+    let bridge = |args: String| {
+        let output = std::process::Command::new("bridge").args(args.split(' ')).output().unwrap();
+        assert!(output.status.success(), "bridge {args}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(here.wait_port(here.port_to(4001))["state"], "completed");
+    let learned = |tap: &str| {
+        bridge(format!("fdb show dev {tap}")).lines().any(|l| l.starts_with(port_support::MAC) && l.contains("master"))
+    };
+    let threads = || std::fs::read_dir(format!("/proc/{}/task", there.pid())).unwrap().flatten();
+    let name = |t: std::fs::DirEntry| std::fs::read_to_string(t.path().join("comm")).unwrap_or_default();
+    eventually("the first ones are through", || (!threads().any(|t| name(t) == "arrival\n")).then_some(()));
+    assert!(learned("tap1"));
+    // (The source's tap is no such place any more: nobody has it open.)
+    port_support::ip("link add place type veth peer name other");
+    port_support::ip("link set other up");
+    port_support::ip("link set place master br0 up");
+    bridge(format!("fdb replace {} dev place master dynamic", port_support::MAC));
+    assert!(learned("place"));
+    eventually("a later announcement", || learned("tap1").then_some(()));
+    assert_eq!(there.state(), "running");
 }
 
 /// A round takes as long as its bytes do: only the answer behind it has a limit, here a fifth of what it usually is.

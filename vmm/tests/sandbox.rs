@@ -38,9 +38,43 @@ fn confined(vmm: &Vmm, threads_expected: usize) {
     eventually("all threads are confined", || threads(pid, "Seccomp").iter().all(|(_, s)| s == "2").then_some(()));
     assert!(threads(pid, "Seccomp").len() >= threads_expected);
     all_have(pid, "NoNewPrivs", "1");
-    for set in ["CapEff", "CapPrm", "CapInh", "CapAmb", "CapBnd"] {
-        all_have(pid, set, "0000000000000000");
+    for set in ["CapInh", "CapAmb", "CapBnd"] {
+        all_have(pid, set, NO_CAPABILITY);
     }
+    let urgent = if limit_can_be_raised() { NO_CAPABILITY } else { ONLY_NICE };
+    for set in ["CapEff", "CapPrm"] {
+        for (name, value) in threads(pid, set) {
+            let guest = name.starts_with("vcpu") || name.starts_with("io");
+            assert!(value == NO_CAPABILITY || !guest && value == urgent, "{set} of thread {name}: {value}");
+        }
+    }
+}
+
+const NO_CAPABILITY: &str = "0000000000000000";
+/// CAP_SYS_NICE is 23.
+const ONLY_NICE: &str = "0000000000800000";
+
+#[test]
+fn a_port_is_urgent_in_the_sandbox_too() {
+    // SAFETY: the parameter is valid for the call; this thread alone is changed, and changed back.
+    let set =
+        |policy, sched_priority| unsafe { libc::sched_setscheduler(0, policy, &libc::sched_param { sched_priority }) };
+    if set(libc::SCHED_FIFO, 1) != 0 {
+        eprintln!(
+            "skipped: this machine has no real-time priorities for its root: {}",
+            std::io::Error::last_os_error()
+        );
+        return;
+    }
+    set(libc::SCHED_OTHER, 0);
+    assert_eq!(run_child("control:urgent").0, 77);
+}
+
+/// Whether this machine lets its root raise limits (CAP_SYS_RESOURCE, 24); some containers and virtual machines do not.
+fn limit_can_be_raised() -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let effective = status.lines().find_map(|l| l.strip_prefix("CapEff:")).unwrap();
+    u64::from_str_radix(effective.trim(), 16).unwrap() & (1 << 24) != 0
 }
 
 #[test]
@@ -145,6 +179,12 @@ fn child() {
         // SAFETY: the calls fail or end the process; their pointers are null or valid.
         "execve" => drop(Command::new("/bin/true").exec()),
         "open" => drop(std::fs::File::open("/proc/self/status")),
+        "urgent" => {
+            if vmm::port::urgent::Urgent::port().is_none() {
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(1) };
+            }
+        }
         // The kernel says no, and the process goes on.
         "elsewhere" => {
             let denied = |e: std::io::Error| e.kind() == std::io::ErrorKind::PermissionDenied;

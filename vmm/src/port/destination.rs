@@ -19,6 +19,7 @@ use migration::pages::Pages;
 use migration::section::Sections;
 use migration::wire::FrameType;
 
+use super::announce::{self, REPEAT_MS};
 use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
 use super::faults;
@@ -36,8 +37,6 @@ use crate::error::{Result, host};
 use crate::stats::Stats;
 use crate::vm::Vm;
 
-/// When the addresses are announced after the VM runs, in milliseconds: at once, and again in case one gets lost.
-const REPEAT_MS: [u64; 5] = [0, 1, 5, 20, 100];
 /// Longest silence of a source that is connected.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
 /// Longest time without COMMIT after STATE.
@@ -280,7 +279,12 @@ impl<'a> Driver<'a> {
                     let unknown = || Reason::new(ReasonCode::Internal, "no reason given");
                     return Err(self.machine.reason().cloned().unwrap_or_else(unknown));
                 }
-                (Phase::Ended, Some(shell)) if self.announced == REPEAT_MS.len() => return Ok(shell.vm.clone()),
+                (Phase::Ended, Some(shell)) if self.announced == REPEAT_MS.len() => {
+                    if std::env::var_os("NOLATER").is_none() {
+                        announce::later(&shell.vm, self.run_at.unwrap_or_else(Instant::now));
+                    }
+                    return Ok(shell.vm.clone());
+                }
                 _ => {}
             }
         }

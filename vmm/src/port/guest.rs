@@ -282,6 +282,15 @@ pub(crate) fn announce(vm: &Vm) {
     }
 }
 
+/// The same once more, unless the VM has been told to stop since: it may be somewhere else already.
+pub(super) fn announce_again(vm: &Vm) {
+    for net in vm.devices().nets().filter(|net| net.takes_input()) {
+        if let Err(e) = net.announce() {
+            log::debug!("{e}");
+        }
+    }
+}
+
 /// The epoch in the guest's boot-info page; 0 for guests without one.
 pub(crate) fn epoch(vm: &Vm) -> u64 {
     vm.info().and_then(|info| info.identity(vm.memory()).ok()).map_or(0, |identity| identity.epoch)

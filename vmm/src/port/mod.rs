@@ -4,6 +4,7 @@
 //! on a thread of its own. Who may run when is decided in the machines, not here; the drivers carry out what they say.
 //! [`Engine`] is what the control interface speaks to.
 
+mod announce;
 pub mod arbiter;
 pub mod connection;
 pub mod destination;

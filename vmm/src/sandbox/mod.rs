@@ -63,6 +63,8 @@ pub struct Options {
 struct Sandbox {
     options: Options,
     filters: filter::Filters,
+    /// Control threads keep the right to be urgent as a capability, for want of the limit that would give it to them.
+    keeps_nice: bool,
 }
 
 static SANDBOX: OnceLock<Sandbox> = OnceLock::new();
@@ -96,17 +98,29 @@ pub fn set_up(options: Options) -> Result<()> {
         files::allow(dir, files::Use::Change).map_err(host(format!("chroot {}", dir.display())))?;
     }
     files::allow_all(&options.allow_path)?;
-    // Porting uses the lowest real-time priorities for the instants of a hand-over.
+    let keeps_nice = !limit_urgency();
+    filter::install_handler()?;
+    let filters = filter::Filters::compile()?;
+    let _ = SANDBOX.set(Sandbox { options, filters, keeps_nice });
+    Ok(())
+}
+
+/// Porting uses the lowest real-time priorities for the instants of a hand-over: lets threads without capabilities do that. Where
+/// the limit cannot be raised (that takes CAP_SYS_RESOURCE) but the capability that needs no limit is there, `false`.
+fn limit_urgency() -> bool {
     let most = RANK_MAX as libc::rlim_t;
     let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
     // SAFETY: the limit is valid for the call.
-    if unsafe { libc::setrlimit(libc::RLIMIT_RTPRIO, &limit) } != 0 {
-        log::debug!("no real-time priority for porting: {}", std::io::Error::last_os_error());
+    if unsafe { libc::setrlimit(libc::RLIMIT_RTPRIO, &limit) } == 0 {
+        return true;
     }
-    filter::install_handler()?;
-    let filters = filter::Filters::compile()?;
-    let _ = SANDBOX.set(Sandbox { options, filters });
-    Ok(())
+    let e = std::io::Error::last_os_error();
+    if caps::has_cap(None, caps::CapSet::Effective, caps::Capability::CAP_SYS_NICE).unwrap_or(false) {
+        log::info!("limit of real-time priorities: {e}: control threads keep CAP_SYS_NICE for porting");
+        return false;
+    }
+    log::info!("no real-time priority for porting, pauses will be longer on a busy host: {e}");
+    true
 }
 
 /// Confines the calling thread, if this process has a sandbox.
@@ -123,9 +137,27 @@ pub fn confine(kind: Kind) -> Result<()> {
     for set in [caps::CapSet::Ambient, caps::CapSet::Bounding] {
         let _ = caps::clear(None, set);
     }
+    // A thread that was started by a confined one may have none to keep.
+    let nice = caps::Capability::CAP_SYS_NICE;
+    let keeps = sandbox.keeps_nice
+        && kind == Kind::Control
+        && caps::has_cap(None, caps::CapSet::Permitted, nice).unwrap_or(false);
+    if keeps {
+        // Not lost with the user.
+        // SAFETY: no memory is involved.
+        unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) };
+    }
     become_user(&sandbox.options)?;
-    for set in [caps::CapSet::Effective, caps::CapSet::Permitted, caps::CapSet::Inheritable] {
-        caps::clear(None, set).map_err(|e| Error::State(format!("capabilities: {e}")))?;
+    let kept: caps::CapsHashSet = keeps.then_some(nice).into_iter().collect();
+    let none = caps::CapsHashSet::new();
+    // What is effective must be permitted: it goes first, and comes last.
+    for (set, to) in [
+        (caps::CapSet::Effective, &none),
+        (caps::CapSet::Permitted, &kept),
+        (caps::CapSet::Inheritable, &none),
+        (caps::CapSet::Effective, &kept),
+    ] {
+        caps::set(None, set, to).map_err(|e| Error::State(format!("capabilities: {e}")))?;
     }
     // SAFETY: no memory is involved.
     if unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) } != 0 {

@@ -99,6 +99,11 @@ impl Net {
         self.pairs.first().map_or(0, |p| PENDING_MAX.saturating_sub(p.receiver.pending.len()))
     }
 
+    /// Whether it takes frames from the network: not from when the VM is told to stop until it goes on.
+    pub fn takes_input(&self) -> bool {
+        self.pairs.iter().all(|pair| !pair.receiver.stopped)
+    }
+
     /// Tells the network where the guest's MAC is now: sends a RARP request from it (broadcast), as QEMU and Linux do.
     pub fn announce(&self) -> Result<()> {
         let Some(pair) = self.pairs.first() else { return Ok(()) };
