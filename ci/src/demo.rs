@@ -1,7 +1,10 @@
-//! The main job, shown: files served from two VMs, and the N-module ported to another host and back under load.
+//! The main job, shown: files served from two VMs, and the N-module ported to another host and back under load, then saved, restored and
+//! doubled ([`saved`]).
 //!
 //! Always true: what is printed was measured in this run; a difference in the bytes, another connection or a port that did not
 //! complete is an error.
+mod saved;
+
 use crate::artifacts::{self, Artifacts};
 use crate::copy::{self, Copy};
 use crate::lab::{self, Host, Lab};
@@ -107,11 +110,14 @@ pub fn run(options: &Options) -> Result<()> {
     let mut there = away.1;
     source.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
     let home = port_under_load(&lab, &artifacts, &mut there, &lab.node1, (&copy::url("second"), &text(&back)), long)?;
-    let (away, home) = (away.0, home.0);
+    there.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
+    let (away, (home, nmodule)) = (away.0, home);
 
     let progress = Progress::start("comparing SHA-256 of the second file");
     let ok = first.ok && copy::sha256(&back)? == sum;
     progress.done(if ok { "the same" } else { "DIFFERENT" });
+    let saved = saved::run(&lab, &artifacts, nmodule)?;
+    let ok = ok && saved.ok;
     let verified = size + long;
 
     show(&away, &home, ok, verified);
@@ -123,6 +129,7 @@ pub fn run(options: &Options) -> Result<()> {
         out.append(all.as_object_mut().context("not an object")?);
         out.insert("boot_ms".into(), boot);
         out.insert("port_back".into(), result_json(&home));
+        out.insert("saved".into(), saved.json());
         let text = serde_json::to_string_pretty(&Value::Object(out))?;
         std::fs::write(path, text + "\n").with_context(|| format!("cannot write {}", path.display()))?;
     }
@@ -163,7 +170,7 @@ pub fn keep_lab() -> Result<()> {
 
 /// Room for both files, the data layout's own blocks, and free space to write to, since nothing live is overwritten.
 fn disk_size(size: u64, long: u64) -> u64 {
-    ((size + long) / 4 * 5 + (512 << 20)).next_multiple_of(1 << 30)
+    ((size + long) / 4 * 5 + (1 << 30)).next_multiple_of(1 << 30)
 }
 
 /// As long as [`LONG_COPY_SECONDS`] at the speed seen.

@@ -168,6 +168,8 @@ pub fn protect(lab: &Lab, artifacts: &Artifacts, host: &Host, module: &Module, t
 }
 
 pub(crate) fn start(lab: &Lab, host: &Host, name: &str, api: Api, command: &mut Command) -> Result<Module> {
+    // Where checkpoints go: they are as large as disks.
+    command.arg("--allow-path").arg(lab.data_dir());
     let daemon = host.daemon(&format!("vmm {name}"), command, &lab.state_dir().join(format!("{name}.log")))?;
     let started = daemon.started();
     Ok(Module { daemon, api, started, console: lab.state_dir().join(format!("{name}.console")) })

@@ -52,6 +52,9 @@ fn the_demo_reports_what_it_promises() {
     assert_eq!(result["ported_to"], "client1");
     assert_eq!(result["port_back"]["ported_to"], "node1");
     assert!(result["client_retransmits"].is_u64());
+    let saved = &result["saved"];
+    assert_eq!((&saved["sha256_ok"], &saved["same_connection"]), (&Value::Bool(true), &Value::Bool(true)));
+    assert!(saved["checkpoint_mib"].as_u64().unwrap() > 0);
     for (object, key) in [
         ("blackout_ms", "vmm"),
         ("blackout_ms", "client"),
