@@ -4,7 +4,7 @@
 //! it says nothing of what is expected within the limits; whatever it ends by, the scenario that was running gets a verdict.
 use super::scenario::{JOBS, Scenario};
 use super::verdict::{Event, Verdict, event};
-use super::{Parts, Report};
+use super::{Parts, Report, first_steps};
 use crate::process::Daemon;
 use crate::qmp::Qmp;
 use crate::{copy, lab, modules};
@@ -84,6 +84,10 @@ impl Machine {
                 program("/usr/bin/nfs-cp"),
                 program("/usr/bin/socat"),
                 program("/usr/bin/qemu-storage-daemon"),
+                // As a reader of the documentation has them: called by bash, which has no programs of its own.
+                program("/usr/bin/bash"),
+                ("/usr/sbin/ip".into(), "/usr/sbin/ip".into()),
+                ("/usr/sbin/e2fsck".into(), "/usr/sbin/fsck.ext4".into()),
             ],
             files: vec![
                 (kernel.vmlinuz.clone(), "/guest/vmlinuz".into()),
@@ -97,6 +101,11 @@ impl Machine {
         if let Some(images) = &parts.images {
             contents.files.push((images.nmodule.clone(), "/images/nmodule".into()));
             contents.files.push((images.dmodule.clone(), "/images/dmodule".into()));
+        }
+        if mode.shell || scenarios.iter().any(|s| s.first_steps) {
+            let parts = first_steps::parts(cache)?;
+            contents.files.extend(parts.files);
+            contents.texts.extend(parts.texts);
         }
         for scenario in scenarios {
             contents.texts.push((format!("/scenarios/{}.sh", scenario.name), scenario.script.into()));

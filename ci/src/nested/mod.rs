@@ -5,6 +5,8 @@
 //! guest's. Its init (`outer.sh`) runs *scenarios* one after the other, each a shell script below `scenarios/` with the
 //! functions of `lib.sh`, and prints a line for what became of each ([`verdict`]). Always true: every scenario that was asked for
 //! gets exactly one verdict; one that hangs or takes the outer machine down fails, and the rest goes on in a new machine.
+mod document;
+mod first_steps;
 pub mod machine;
 pub mod report;
 pub mod scenario;
