@@ -14,7 +14,6 @@ mod verdict;
 
 use crate::artifacts::{self, Artifacts};
 use crate::cleanup::Temporary;
-use crate::process;
 use anyhow::{Context, Result, bail};
 use images::linux;
 use machine::{Machine, Mode};
@@ -115,7 +114,7 @@ pub fn run(
 /// One scenario with a shell behind it on this terminal, or the shell alone.
 pub fn shell(scenarios: &[&'static Scenario], parts: &Parts) -> Result<()> {
     let bed = Bed::prepare(parts, scenarios, Mode { live: true, shell: true })?;
-    process::run(&mut bed.machine.interactive(scenarios)?)
+    bed.machine.interactive(scenarios)
 }
 
 /// Shares the scenarios out, the long ones first, each to whom has least to do.
