@@ -2,7 +2,8 @@
 needs --initrd --restore
 bridge br0 $HOST_IP/24; tap tap0 br0; tap tap1 br0
 truncate -s 64M /tmp/disk
-linux_start first "or.ip=$GUEST_IP/24" --cpus 2 --disk id=data,path=/tmp/disk --vsock path=$PWD/first.vsock,cid=7 \
+dir=/tmp/checkpoints; mkdir $dir
+linux_start first "or.ip=$GUEST_IP/24" --cpus 2 --allow-path $dir --disk id=data,path=/tmp/disk --vsock path=$PWD/first.vsock,cid=7 \
     --net id=net0,tap=tap0,mac=$GUEST_MAC
 guest_up first 90
 guest "/usr/sbin/mke2fs -q -t ext4 -F /dev/vda; sh /jobs/diskwork /dev/vda >/dev/null 2>&1 &"
@@ -21,7 +22,6 @@ ends() { guest "test -e /tmp/stream_ended"; }
 told() { guest "grep ACPI:Ged /proc/interrupts" | awk '{ print $2 + $3 }'; }
 id=$(generation) events=$(told)
 
-dir=/tmp/checkpoints; mkdir $dir
 api first POST /v1/vm/checkpoint "{\"path\":\"$dir/one\"}" > one.log || fail "no checkpoint: $(cat one.log)"
 note "checkpoint: $(tr -d '\n' < one.log)"
 wait_for 30 working $(rounds) || fail "the job does not go on after a checkpoint"
