@@ -68,8 +68,14 @@ pub struct Report {
     pub console: String,
 }
 
-/// The kernel of both machines: downloaded the first time.
-pub fn kernel(target: &Path) -> Result<linux::Kernel> {
+/// Gets what has to be downloaded, the first time: after this the tests need no network.
+pub fn fetch(target: &Path) -> Result<()> {
+    kernel(target)?;
+    first_steps::parts(&directory(target)).map(drop)
+}
+
+/// The kernel of both machines.
+fn kernel(target: &Path) -> Result<linux::Kernel> {
     linux::kernel(&directory(target)).context("the Linux kernel of the nested tests")
 }
 
