@@ -51,7 +51,7 @@ pub fn run(which: Which, filter: Option<&str>) -> Result<()> {
         )?;
     }
     let artifacts = Artifacts::build()?;
-    nested::kernel(&artifacts.target)?;
+    nested::fetch(&artifacts.target)?;
     let mut cargo = images::cargo(&root);
     cargo.args(["test", "--locked", "--no-fail-fast", "--features", "xtask/system"]);
     match which {

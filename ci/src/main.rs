@@ -89,7 +89,7 @@ fn run(task: Task) -> Result<()> {
             setup::prepare(setup::Need::Test, &data, 0)?;
             setup::load_generator(&artifacts::workspace_root(), &data)?;
             let built = artifacts::Artifacts::build()?;
-            nested::kernel(&built.target)?;
+            nested::fetch(&built.target)?;
             println!("all is set up");
             Ok(())
         }

@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, FieldError, Result, host};
+use crate::error::{Error, FieldError, Result};
 use crate::layout::{CPUS_MAX, DEVICES_MAX};
 use crate::memory::{HUGE_PAGE, MEMORY_MAX};
 pub use devices::{BALLOON_ID, BalloonConfig, RNG_ID, RngConfig, VSOCK_ID, VsockConfig};
@@ -164,11 +164,12 @@ pub struct Config {
 impl Config {
     /// Reads and checks a JSON file.
     pub fn read(path: &Path) -> Result<Config> {
-        let what = || format!("configuration {}", path.display());
+        let wrong =
+            |e: std::io::Error| Error::Config(vec![FieldError::new("config", format!("{}: {e}", path.display()))]);
         // What a file says of its length binds neither a device nor a file that grows.
-        let file = std::fs::File::open(path).map_err(host(what()))?;
+        let file = std::fs::File::open(path).map_err(wrong)?;
         let mut bytes = Vec::new();
-        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(host(what()))?;
+        file.take(FILE_MAX + 1).read_to_end(&mut bytes).map_err(wrong)?;
         if bytes.len() as u64 > FILE_MAX {
             return Err(Error::Config(vec![FieldError::new("config", format!("more than {FILE_MAX} bytes"))]));
         }

@@ -11,6 +11,7 @@ use std::io::Write;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Parser, Subcommand};
 use clap_complete::Shell;
 use tokio::signal::unix::{SignalKind, signal};
@@ -54,6 +55,7 @@ Exit status: the guest's own (0: orderly end, 99: fault, 101: panic, 102: crash)
 mistakes in flags or configuration, 137 if it was killed over its control socket.
 
 Examples:
+  vmm --image vmlinuz --initrd initrd.img --memory 256M --cmdline console=ttyS0 --disk path=disk.img --serial stdio
   vmm --image nmodule --memory 32M --net tap=tap0 --api-sock vm.sock
   vmm --config vm.json --api-sock vm.sock
   vmm --restore saved --net id=net0,tap=tap0 --api-sock vm.sock
@@ -113,12 +115,24 @@ fn failed(command: &str, why: &str) -> ExitCode {
     ExitCode::from(STATUS_FAILED)
 }
 
+/// Says what is wrong with the command line, or what was asked for instead (`--help`); with the way to what is an order to a running VM.
+fn wrong_usage(error: &clap::Error) -> ! {
+    let _ = error.print();
+    if let (ErrorKind::InvalidSubcommand, Some(ContextValue::String(name))) =
+        (error.kind(), error.get(ContextKind::InvalidSubcommand))
+        && Cli::command().find_subcommand("ctl").is_some_and(|ctl| ctl.find_subcommand(name).is_some())
+    {
+        eprintln!("\nTo tell a running VM: vmm ctl {name}");
+    }
+    std::process::exit(error.exit_code())
+}
+
 fn main() -> ExitCode {
     stats::process_starts();
     // SAFETY: before there are other threads; the option and value are valid.
     unsafe { libc::mallopt(libc::M_ARENA_MAX, MALLOC_ARENAS) };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,virtio_queue=off")).init();
-    let Cli { args, sandbox, faults, command } = Cli::parse();
+    let Cli { args, sandbox, faults, command } = Cli::try_parse().unwrap_or_else(|e| wrong_usage(&e));
     if let Some(command) = command {
         return command.run();
     }

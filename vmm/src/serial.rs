@@ -2,7 +2,7 @@
 //!
 //! Owns its registers and its receive buffer of [`BUFFER`] bytes. Always true: input is taken from the console only when the
 //! guest has enabled the interrupt for it (what is typed earlier waits with the kernel and is not lost to the driver's
-//! initialisation), and only as much as the buffer has room for; nothing is taken while the VM is being saved, and what
+//! initialisation; nor is it given at the instant all interrupts are enabled, which is a probe), and only as much as the buffer has room for; nothing is taken while the VM is being saved, and what
 //! was taken is part of the saved state.
 
 use serde::{Deserialize, Serialize};
@@ -24,6 +24,9 @@ const INTERRUPT_ENABLE: u8 = 1;
 const MODEM_CONTROL: u8 = 4;
 /// The guest wants an interrupt for input.
 const ENABLE_RECEIVE: u8 = 1;
+/// All interrupts at once, as drivers write it for a moment to find out what the port is (Linux, `autoconfig`); they throw away
+/// then what they read.
+const ENABLE_ALL: u8 = 0x0f;
 /// What is sent comes back: not the time for input.
 const LOOPBACK: u8 = 0x10;
 
@@ -78,7 +81,8 @@ impl SerialPort {
         if let Err(e) = self.serial.write(offset, value) {
             log::debug!("serial port: {e:?}");
         }
-        if matches!(offset, INTERRUPT_ENABLE | MODEM_CONTROL) && self.more {
+        let probe = offset == INTERRUPT_ENABLE && value & ENABLE_ALL == ENABLE_ALL;
+        if matches!(offset, INTERRUPT_ENABLE | MODEM_CONTROL) && self.more && !probe {
             self.take_input();
         }
     }

@@ -114,6 +114,11 @@ fn mistakes_say_what_to_do() {
     assert_eq!(out.status.code(), Some(2));
     assert!(text(&out.stderr).contains("--sock PATH or set VMM_API_SOCK"));
     assert_eq!(vmm().args(["ctl", "inf"]).output().unwrap().status.code(), Some(2));
+    // an order without the word before it
+    let out = vmm().args(["pause"]).output().unwrap();
+    assert_eq!(out.status.code(), Some(2));
+    assert!(text(&out.stderr).contains("vmm ctl pause"), "{}", text(&out.stderr));
+    assert!(!text(&vmm().args(["walk"]).output().unwrap().stderr).contains("vmm ctl"));
     // not a control socket: what answers is bounded and refused
     let listener = std::os::unix::net::UnixListener::bind(dir.path().join("other")).unwrap();
     let other = std::thread::spawn(move || {

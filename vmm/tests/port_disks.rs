@@ -6,25 +6,13 @@ mod port_support;
 
 use std::fs::File;
 use std::os::fd::AsRawFd;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 use port_support::arbiter::Arbiter;
+use port_support::disks::{MIB, lock, read_lock, rounds, run, sparse, works};
 use port_support::puppet::{Puppet, Until};
 use port_support::{Echo, Lab, Vmm, eventually};
-
-const MIB: u64 = 1 << 20;
-
-fn run(program: &str, args: &[&str]) -> String {
-    let output = Command::new(program).args(args).output().unwrap_or_else(|e| panic!("{program}: {e}"));
-    assert!(output.status.success(), "{program} {args:?}: {}", String::from_utf8_lossy(&output.stderr));
-    String::from_utf8_lossy(&output.stdout).trim().to_owned()
-}
-
-fn sparse(path: PathBuf, size: u64) -> String {
-    File::create(&path).unwrap().set_len(size).unwrap();
-    path.to_str().unwrap().to_owned()
-}
 
 /// A file as block device, as long as this lives.
 struct Loop(String);
@@ -39,36 +27,6 @@ impl Drop for Loop {
     fn drop(&mut self) {
         run("losetup", &["--detach", &self.0]);
     }
-}
-
-/// A writer's lock on an image, as any other program takes it; `None`: somebody has one.
-fn lock(path: &str) -> Option<File> {
-    let file = File::options().read(true).write(true).open(path).unwrap();
-    let lock = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
-    // SAFETY: the call reads one flock.
-    (unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_SETLK, &lock) } == 0).then_some(file)
-}
-
-/// Rounds of the disk job that a guest has finished in this process.
-fn rounds(vmm: &Vmm) -> usize {
-    std::fs::read_to_string(&vmm.console).unwrap_or_default().matches("disk: round").count()
-}
-
-/// The guest verifies on here, and this process has the lock.
-fn works(vmm: &mut Vmm, echo: &mut Echo, image: &str) {
-    let before = rounds(vmm);
-    eventually("the disk job goes on", || {
-        assert!(vmm.is_alive(), "{}", std::fs::read_to_string(&vmm.console).unwrap());
-        echo.turn();
-        (rounds(vmm) > before + 4).then_some(())
-    });
-    assert!(lock(image).is_none(), "the image is locked");
 }
 
 fn boot(lab: &Lab, disk: &str, more: &[&str]) -> Vmm {
@@ -296,4 +254,96 @@ fn processes_that_are_killed_let_go_of_the_image() {
     let mut again = boot(&lab, &format!("path={image}"), &[]);
     works(&mut again, &mut Echo::new(&lab), &image);
     assert!(Path::new(&image).exists());
+}
+
+/// Any number read an image, while it moves too.
+#[test]
+fn a_disk_that_is_only_read() {
+    let lab = Lab::new(2);
+    let image = sparse(lab.dir.path().join("disk"), 4 * MIB);
+    let reader = read_lock(&image).unwrap();
+    let mut here = lab.boot("block-loop", &["--disk", &format!("path={image},readonly=true")]);
+    let reads = |vmm: &Vmm| -> u64 {
+        let metrics = vmm.api_text("/v1/metrics");
+        let line = metrics.lines().find_map(|l| l.strip_prefix("vmm_blk_reads_total{device=\"disk0\"} "));
+        line.unwrap_or_else(|| panic!("{metrics}")).parse().unwrap()
+    };
+    eventually("the guest reads", || (reads(&here) > 100).then_some(()));
+    for turn in 0..2u16 {
+        let mut there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
+        let status = here.wait_port(here.port_to(4000 + turn));
+        assert_eq!(status["state"], "completed", "{status}");
+        assert!(here.wait().success());
+        let before = reads(&there);
+        eventually("the guest reads on", || (reads(&there) > before + 100).then_some(()));
+        assert!(there.is_alive());
+        assert_eq!(there.api("GET", "/v1/vm/config", None)["disks"][0]["readonly"], true);
+        assert!(lock(&image).is_none(), "nobody writes meanwhile");
+        here = there;
+    }
+    drop(reader);
+    assert!(lock(&image).is_none() && read_lock(&image).is_some());
+    drop(here);
+    assert!(lock(&image).is_some());
+}
+
+/// A mount namespace, in which the calling thread is from now on, with an empty file system of its own at `own`.
+fn namespace(own: &Path) -> File {
+    // SAFETY: no memory is involved; only this thread changes its namespace.
+    assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNS) }, 0);
+    run("mount", &["--make-rprivate", "/"]);
+    run("mount", &["-t", "tmpfs", "tmpfs", own.to_str().unwrap()]);
+    File::open("/proc/thread-self/ns/mnt").unwrap()
+}
+
+fn enter(namespace: &File) {
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNS) }, 0);
+}
+
+/// Between two hosts an image is the same one if it has the same inode number and is seen locked: as on a network file system, and
+/// not as a file of the same name and number on another disk. A host is one by its boot id.
+#[test]
+fn between_two_hosts_number_and_lock_decide() {
+    let lab = Lab::new(2);
+    let at = |name: &str| lab.dir.path().join(name);
+    let (shared, own) = (sparse(at("shared"), 4 * MIB), at("own"));
+    std::fs::create_dir(&own).unwrap();
+    let source = namespace(&own);
+    let destination = namespace(&own);
+    std::fs::write(at("boot_id"), "11111111-2222-4333-8444-555555555555\n").unwrap();
+    run("mount", &["--bind", at("boot_id").to_str().unwrap(), "/proc/sys/kernel/random/boot_id"]);
+
+    for (test, readonly) in [("disk", false), ("block-loop", true)] {
+        enter(&source);
+        let local = sparse(own.join("disk"), 4 * MIB);
+        let number = std::fs::metadata(&local).unwrap().ino();
+        let mut here = lab.boot(test, &["--disk", &format!("path={local},readonly={readonly}")]);
+        enter(&destination);
+        sparse(own.join("disk"), 4 * MIB);
+        assert_eq!(std::fs::metadata(&local).unwrap().ino(), number, "both have the same number");
+        let there = lab.receive(1, 4000, &[]);
+        let status = here.wait_port(here.port_to(4000));
+        assert_eq!(status["state"], "failed", "{status}");
+        assert!(status["error"].as_str().unwrap().contains("the source's lock on the image is not seen"), "{status}");
+        assert_eq!((here.state().as_str(), there.state().as_str()), ("running", "receiving"));
+        assert!(here.is_alive());
+    }
+
+    enter(&source);
+    let mut here = boot(&lab, &format!("path={shared}"), &[]);
+    let mut echo = Echo::new(&lab);
+    works(&mut here, &mut echo, &shared);
+    enter(&destination);
+    let other = sparse(at("other"), 4 * MIB);
+    let there = lab.receive(1, 4000, &["--disk", &format!("id=disk0,path={other}")]);
+    let status = here.wait_port(here.port_to(4000));
+    assert!(status["error"].as_str().unwrap().contains("another image than at the source"), "{status}");
+    drop(there);
+    works(&mut here, &mut echo, &shared);
+    let mut there = lab.receive(1, 4000, &[]);
+    let status = here.wait_port(here.port_to(4000));
+    assert_eq!(status["state"], "completed", "{status}");
+    assert!(here.wait().success());
+    works(&mut there, &mut echo, &shared);
 }

@@ -134,6 +134,9 @@ fn mistakes_are_all_named_and_nothing_starts() {
     std::fs::write(&json, r#"{"image":"x","nets":[{"mac":7}]}"#).unwrap();
     let out = run(&["--config", json.to_str().unwrap()]);
     assert!(String::from_utf8_lossy(&out.stderr).contains("nets[0].mac"), "{out:?}");
+    let out = run(&["--config", "/nonexistent/vm.json"]);
+    assert_eq!(out.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&out.stderr).contains("config: /nonexistent/vm.json: No such file"), "{out:?}");
 }
 
 #[test]

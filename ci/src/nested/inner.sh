@@ -16,7 +16,9 @@ ip link set lo up
 address=$(word or.ip)
 if [ -n "$address" ]; then
     ip addr add $address dev eth0 && ip link set eth0 up && echo "GUEST: network is up"
-    socat -t 3600 TCP-LISTEN:7000,fork,reuseaddr EXEC:/bin/sh,stderr &
+    # The shell has the connection itself, once, so that it ends with the shell, whatever goes on in the background.
+    echo 'exec 2>&1 3>&- 4>&- 5>&- 6>&- 7>&- 8>&- 9>&- /bin/sh' > /serve
+    socat TCP-LISTEN:7000,fork,reuseaddr EXEC:"/bin/sh /serve",nofork &
 fi
 # The power button, as any event of that input device.
 for input in /sys/class/input/event*; do

@@ -4,8 +4,8 @@
 //! it says nothing of what is expected within the limits; whatever it ends by, the scenario that was running gets a verdict.
 use super::scenario::{JOBS, Scenario};
 use super::verdict::{Event, Verdict, event};
-use super::{Parts, Report};
-use crate::process::Daemon;
+use super::{Parts, Report, first_steps};
+use crate::process::{self, Daemon};
 use crate::qmp::Qmp;
 use crate::{copy, lab, modules};
 use anyhow::{Result, bail};
@@ -15,7 +15,7 @@ use std::io::{Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 const OUTER_MODULES: &[&str] = &["kvm-amd", "tun", "bridge", "vhost_net"];
@@ -84,6 +84,10 @@ impl Machine {
                 program("/usr/bin/nfs-cp"),
                 program("/usr/bin/socat"),
                 program("/usr/bin/qemu-storage-daemon"),
+                // As a reader of the documentation has them: called by bash, which has no programs of its own.
+                program("/usr/bin/bash"),
+                ("/usr/sbin/ip".into(), "/usr/sbin/ip".into()),
+                ("/usr/sbin/e2fsck".into(), "/usr/sbin/fsck.ext4".into()),
             ],
             files: vec![
                 (kernel.vmlinuz.clone(), "/guest/vmlinuz".into()),
@@ -98,6 +102,11 @@ impl Machine {
             contents.files.push((images.nmodule.clone(), "/images/nmodule".into()));
             contents.files.push((images.dmodule.clone(), "/images/dmodule".into()));
         }
+        if mode.shell || scenarios.iter().any(|s| s.first_steps) {
+            let parts = first_steps::parts(cache)?;
+            contents.files.extend(parts.files);
+            contents.texts.extend(parts.texts);
+        }
         for scenario in scenarios {
             contents.texts.push((format!("/scenarios/{}.sh", scenario.name), scenario.script.into()));
             contents.texts.push((format!("/scenarios/{}.limit", scenario.name), scenario.limit_seconds().to_string()));
@@ -110,12 +119,10 @@ impl Machine {
     /// Runs scenarios in a new machine until it ends. Reports at least one, or fails.
     pub fn run(&self, scenarios: &[&'static Scenario], mut report: impl FnMut(Report)) -> Result<()> {
         let nth = self.started.fetch_add(1, Ordering::Relaxed);
-        let [log, monitor, nudge] = ["console", "monitor", "nudge"].map(|f| self.work.join(format!("{f}{nth}")));
+        let [log, monitor] = ["console", "monitor"].map(|f| self.work.join(format!("{f}{nth}")));
         let mut qemu = self.qemu(scenarios);
         qemu.arg("-qmp").arg(format!("unix:{},server=on,wait=off", monitor.display()));
-        qemu.arg("-chardev").arg(format!("socket,id=nudge,path={},server=on,wait=off", nudge.display()));
-        qemu.args(["-serial", "chardev:nudge"]);
-        let mut nudge = Nudge { path: nudge, line: None, next: Instant::now() };
+        let mut nudge = Nudge::new(self.work.join(format!("nudge{nth}")), &mut qemu);
         let mut machine = Daemon::start("the emulated machine", &mut qemu, &log)?;
         let mut follow = Follow::new(scenarios, self.mode.live);
         let mut file = std::fs::File::open(&log)?;
@@ -137,9 +144,22 @@ impl Machine {
         }
     }
 
-    /// The machine with its console on this terminal.
-    pub fn interactive(&self, scenarios: &[&'static Scenario]) -> Result<Command> {
-        Ok(self.qemu(scenarios))
+    /// Runs a machine with its console on this terminal until it ends.
+    pub fn interactive(&self, scenarios: &[&'static Scenario]) -> Result<()> {
+        let mut qemu = self.qemu(scenarios);
+        let mut nudge = Nudge::new(self.work.join("nudge"), &mut qemu);
+        let ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !ended.load(Ordering::Relaxed) {
+                    nudge.turn();
+                    std::thread::sleep(POLL);
+                }
+            });
+            let outcome = process::run(&mut qemu);
+            ended.store(true, Ordering::Relaxed);
+            outcome
+        })
     }
 
     fn qemu(&self, scenarios: &[&Scenario]) -> Command {
@@ -256,6 +276,13 @@ struct Nudge {
 }
 
 impl Nudge {
+    /// Gives the machine that line, by way of a socket at `path`.
+    fn new(path: PathBuf, qemu: &mut Command) -> Self {
+        qemu.arg("-chardev").arg(format!("socket,id=nudge,path={},server=on,wait=off", path.display()));
+        qemu.args(["-serial", "chardev:nudge"]);
+        Nudge { path, line: None, next: Instant::now() }
+    }
+
     fn turn(&mut self) {
         if Instant::now() < self.next {
             return;

@@ -5,6 +5,8 @@
 //! guest's. Its init (`outer.sh`) runs *scenarios* one after the other, each a shell script below `scenarios/` with the
 //! functions of `lib.sh`, and prints a line for what became of each ([`verdict`]). Always true: every scenario that was asked for
 //! gets exactly one verdict; one that hangs or takes the outer machine down fails, and the rest goes on in a new machine.
+mod document;
+mod first_steps;
 pub mod machine;
 pub mod report;
 pub mod scenario;
@@ -12,7 +14,6 @@ mod verdict;
 
 use crate::artifacts::{self, Artifacts};
 use crate::cleanup::Temporary;
-use crate::process;
 use anyhow::{Context, Result, bail};
 use images::linux;
 use machine::{Machine, Mode};
@@ -67,8 +68,14 @@ pub struct Report {
     pub console: String,
 }
 
-/// The kernel of both machines: downloaded the first time.
-pub fn kernel(target: &Path) -> Result<linux::Kernel> {
+/// Gets what has to be downloaded, the first time: after this the tests need no network.
+pub fn fetch(target: &Path) -> Result<()> {
+    kernel(target)?;
+    first_steps::parts(&directory(target)).map(drop)
+}
+
+/// The kernel of both machines.
+fn kernel(target: &Path) -> Result<linux::Kernel> {
     linux::kernel(&directory(target)).context("the Linux kernel of the nested tests")
 }
 
@@ -113,7 +120,7 @@ pub fn run(
 /// One scenario with a shell behind it on this terminal, or the shell alone.
 pub fn shell(scenarios: &[&'static Scenario], parts: &Parts) -> Result<()> {
     let bed = Bed::prepare(parts, scenarios, Mode { live: true, shell: true })?;
-    process::run(&mut bed.machine.interactive(scenarios)?)
+    bed.machine.interactive(scenarios)
 }
 
 /// Shares the scenarios out, the long ones first, each to whom has least to do.

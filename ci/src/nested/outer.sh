@@ -1,9 +1,10 @@
 #!/bin/busybox sh
 # Init of the emulated machine: runs the scenarios named in /env.sh one after the other, and powers off.
 # What the host reads are the lines that begin with "@@" (ci/src/nested/verdict.rs).
+export PATH=/usr/sbin:/usr/bin:/sbin:/bin
 /bin/busybox mkdir -p /proc /sys /dev /tmp /run
 /bin/busybox --install -s /bin
-mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev
+mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev; ln -s /proc/self/fd /dev/fd
 mount -t tmpfs -o size=80% tmp /tmp; mount -t tmpfs run /run; mkdir -p /dev/shm; mount -t tmpfs shm /dev/shm
 echo 1 > /proc/sys/kernel/printk
 . /env.sh
@@ -42,6 +43,8 @@ for SCENARIO in $SCENARIOS; do
         [ -n "$VERBOSE" ] || dmesg | tail -n 20
     fi
     took=$(since $begin)
+    # What was printed last may not end in a line end.
+    echo
     case $status in
         0) echo "@@ end $SCENARIO ok $took" ;;
         77) echo "@@ end $SCENARIO skip $took $reason" ;;
@@ -51,10 +54,11 @@ for SCENARIO in $SCENARIOS; do
     [ -n "$SHELL_AT_END" ] || tidy
 done
 if [ -n "$SHELL_AT_END" ]; then
-    echo "@@ shell (all of lib.sh is there; exit or Ctrl-A X ends the machine)"
-    SCENARIO=shell; mkdir -p /run/shell; export SCENARIO ENV=/shell.sh
-    printf '. /env.sh; . /lib.sh; cd /run/shell\n' > /shell.sh
-    setsid cttyhack sh
+    echo "@@ shell (all of lib.sh is there, and the files of docs/vmm.md; exit or Ctrl-A x ends the machine)"
+    SCENARIO=shell; mkdir -p /run/shell; export SCENARIO HOME=/run/shell
+    cp /first-steps/vmlinuz /first-steps/initrd.img /first-steps/disk.img /run/shell
+    printf '. /env.sh; . /lib.sh; cd /run/shell\n' > /run/shell/.bashrc
+    setsid cttyhack bash
 fi
 sync
 poweroff -f

@@ -11,6 +11,8 @@ pub struct Scenario {
     pub seconds: u32,
     /// Whether both module images are needed.
     pub images: bool,
+    /// Whether what docs/vmm.md makes in its first steps is needed.
+    pub first_steps: bool,
 }
 
 impl Scenario {
@@ -27,6 +29,7 @@ macro_rules! scenario {
             script: include_str!(concat!("scenarios/", $name, ".sh")),
             seconds: $seconds,
             images: false,
+            first_steps: false,
         }
     };
 }
@@ -43,10 +46,11 @@ pub const ALL: &[Scenario] = &[
     scenario!("devices", 30),
     scenario!("console", 15),
     scenario!("vhost_user", 20),
-    scenario!("checkpoint", 35),
+    scenario!("checkpoint", 50),
     scenario!("migrate", 40),
     scenario!("migrate_disk", 40),
     Scenario { images: true, ..scenario!("modules", 20) },
+    Scenario { first_steps: true, ..scenario!("newcomer", 30) },
 ];
 
 /// Scripts in the guest's `/jobs`: run by the word `or.job=NAME` of its command line, or by `guest "sh /jobs/NAME"`.

@@ -20,6 +20,7 @@ use crate::error::{Error, Result, kvm};
 use crate::layout::{CMDLINE, GDT, HIGH_MEMORY, PAGE_TABLES, RSDP, ZERO_PAGE, memory_map};
 use crate::memory::Memory;
 
+const MIB: u64 = 1 << 20;
 /// Where the magic stands in a bzImage.
 pub const MAGIC_AT: u64 = 0x202;
 /// It.
@@ -96,7 +97,9 @@ impl Kernel {
         if end > memory.low_end() {
             let low = memory.low_end();
             return Err(format!(
-                "needs memory up to {end:#x} to unpack itself, the VM's ends at {low:#x}: give it more (memory)"
+                "needs {} MiB of memory to unpack itself, the VM has {} MiB: give it more (memory)",
+                end.div_ceil(MIB),
+                low / MIB
             ));
         }
         Ok(Kernel { header, entry: start + ENTRY_64, end })

@@ -154,7 +154,8 @@ pub fn device(device: &Value) -> String {
                     }
                 }
                 value => {
-                    let _ = writeln!(out, "{:indent$}{name:<14} {}", "", plain(value).unwrap_or_default());
+                    let text = plain(value).unwrap_or_else(|| "-".into());
+                    let _ = writeln!(out, "{:indent$}{name:<14} {text}", "");
                 }
             }
         }

@@ -13,6 +13,7 @@ pub mod faults;
 pub mod frames;
 pub(crate) mod guest;
 pub mod job;
+mod limits;
 mod order;
 mod residue;
 pub mod source;

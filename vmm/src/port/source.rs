@@ -23,6 +23,7 @@ use super::faults;
 use super::frames::Forwarder;
 use super::guest;
 use super::job::{Breakdown, Job, JobState, OrderReport, RoundReport};
+use super::limits;
 use super::residue::Residue;
 use super::stamp;
 use super::tls::Route;
@@ -32,14 +33,6 @@ use super::wait::{Interest, wait};
 use crate::error::Result;
 use crate::vm::{Phase as VmPhase, Throttle, Vm};
 
-/// Longest time the destination may take to answer HELLO and to make the VM.
-const PREPARE_MAX: Duration = Duration::from_secs(10);
-/// Longest time until a round is confirmed, after it was sent.
-const ROUND_MAX: Duration = Duration::from_secs(20);
-/// Longest time the guest stands still without LOADED (no arbiter).
-const LOADED_MAX: Duration = Duration::from_secs(1);
-/// Longest time from COMMIT to RUNNING before the source competes (arbiter).
-const RUNNING_MAX: Duration = Duration::from_secs(1);
 /// A round of at most so many pages is urgent: the quicker it is, the less is dirty behind it.
 const URGENT_PAGES: u64 = 1024;
 /// How long late network frames are forwarded.
@@ -82,6 +75,8 @@ struct Pause {
     ordered: Option<Stamp>,
     exit: Option<Stamp>,
     breakdown: Breakdown,
+    /// What the digest of memory took, if one was asked for.
+    digest: Duration,
 }
 
 struct Driver<'a> {
@@ -398,7 +393,9 @@ impl<'a> Driver<'a> {
         self.pause.breakdown.quiesce_us = lap();
         let saved = guest::save(vm).and_then(|(mut sections, epoch)| {
             if self.verify {
+                let began = Instant::now();
                 guest::add_digest(vm, &mut sections)?;
+                self.pause.digest = began.elapsed();
             }
             Ok((sections, epoch))
         });
@@ -631,13 +628,7 @@ impl<'a> Driver<'a> {
 
     /// How long the present phase may take.
     fn limit(&self) -> Option<Duration> {
-        match self.machine.phase() {
-            Phase::Hello | Phase::Describe => Some(PREPARE_MAX),
-            Phase::PreCopy => Some(ROUND_MAX),
-            Phase::Handing => Some(LOADED_MAX),
-            Phase::Committed if self.arbiter_address.is_some() => Some(RUNNING_MAX),
-            _ => None,
-        }
+        limits::of(self.machine.phase(), self.arbiter_address.is_some(), self.pause.digest)
     }
 
     fn sleep(&mut self) {

@@ -48,6 +48,25 @@ fn input_waits_for_the_driver_and_raises_an_interrupt() {
     assert_eq!(drain(&mut s.port), b"late");
 }
 
+/// As Linux finds out what the port is, before it reads and throws away what there may be.
+#[test]
+fn input_is_not_given_to_a_probe() {
+    let mut s = setup();
+    s.client.write_all(b"early").unwrap();
+    s.port.take_input();
+    s.port.write(INTERRUPT_ENABLE, 0);
+    s.port.write(INTERRUPT_ENABLE, 0x0f);
+    s.port.write(INTERRUPT_ENABLE, 0);
+    s.port.read(DATA);
+    s.port.write(INTERRUPT_ENABLE, 5);
+    assert_eq!(drain(&mut s.port), b"early");
+    // A driver that goes on with all of them gets what is typed from then on.
+    s.port.write(INTERRUPT_ENABLE, 0x0f);
+    s.client.write_all(b"late").unwrap();
+    s.port.take_input();
+    assert_eq!(drain(&mut s.port), b"late");
+}
+
 #[test]
 fn much_input_comes_through_the_small_buffer_complete() {
     let mut s = setup();

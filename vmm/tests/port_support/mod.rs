@@ -5,6 +5,7 @@
 #![allow(dead_code)]
 
 pub mod arbiter;
+pub mod disks;
 pub mod puppet;
 #[path = "../guest/testguest.rs"]
 mod testguest;
@@ -88,7 +89,10 @@ impl Lab {
         args.extend(["--net", &net]);
         args.extend(extra);
         self.protect(&mut args);
-        Vmm::spawn(self, "boot", &args)
+        let vmm = Vmm::spawn(self, "boot", &args);
+        // The socket answers before the vCPU's thread is there.
+        eventually("the VM has been started", || (vmm.state() != "created").then_some(()));
+        vmm
     }
 
     /// A `vmm` that waits for a port, on a tap of its own.

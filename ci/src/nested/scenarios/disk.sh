@@ -9,11 +9,11 @@ guest "sh /jobs/fill /dev/vda 1" || fail "the file system cannot be filled"
 note "filled after $(since $begin) s"
 guest "cat /sys/block/vda/serial"
 begin=$(now)
-guest "(sleep 0.5; reboot -f) >/dev/null 2>&1 &"
+order "reboot -f"
 guest_up inner 60 2
 note "rebooted after $(since $begin) s"
 guest "sh /jobs/check /dev/vda" || fail "the file system is not as it was before the reboot"
-guest "(sleep 0.5; poweroff -f) >/dev/null 2>&1 &"
+order "poweroff -f"
 ended inner 20 0
 
 linux_start again "or.ip=$GUEST_IP/24" --disk id=data,path=/tmp/disk,readonly=true --net tap=tap1,mac=$GUEST_MAC

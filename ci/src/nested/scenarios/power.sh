@@ -3,12 +3,14 @@ needs --initrd
 bridge br0 $HOST_IP/24; tap tap0 br0
 linux_start inner "or.ip=$GUEST_IP/24" --net tap=tap0,mac=$GUEST_MAC
 guest_up inner 60
-guest "(sleep 0.5; reboot -f) >/dev/null 2>&1 &"
+id=$(generation)
+order "reboot -f"
 guest_up inner 60 2
-guest "(sleep 0.5; echo c > /proc/sysrq-trigger) >/dev/null 2>&1 &"
+order "echo c > /proc/sysrq-trigger"
 guest_up inner 60 3
 api inner PUT /v1/vm/reset >/dev/null || fail "no reset"
 guest_up inner 60 4
+[ ${#id} -gt 30 ] && [ "$(generation)" = "$id" ] || fail "resets have changed the VM generation id from $id to $(generation)"
 api inner PUT /v1/vm/power-button >/dev/null || fail "no power button"
 said inner 20 "GUEST: power button"
 ended inner 20 0

@@ -63,8 +63,8 @@ impl Blk {
         };
         let what = || format!("{}: {}", config.id, config.path.display());
         let here = Identity::of(&config.id, image.file()).map_err(host(what()))?;
-        // A reader's lock hinders no other reader.
-        let locked = config.readonly || is_locked(image.file(), false).map_err(host(format!("{}: lock", what())))?;
+        // A writer's would be in the way of the source's, whichever that is.
+        let locked = is_locked(image.file()).map_err(host(format!("{}: lock", what())))?;
         if let Some(why) = there.difference(&here, locked) {
             return Err(Error::Conflict(format!("{}: {why}", what())));
         }

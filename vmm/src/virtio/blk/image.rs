@@ -208,9 +208,9 @@ fn is_held(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EAGAIN | libc::EACCES))
 }
 
-/// Whether somebody else has the file locked, so that it could not be locked now.
-pub fn is_locked(file: &File, readonly: bool) -> io::Result<bool> {
-    let mut lock = whole(kind_of_lock(readonly));
+/// Whether somebody else has the file locked, as a writer or as a reader.
+pub fn is_locked(file: &File) -> io::Result<bool> {
+    let mut lock = whole(libc::F_WRLCK);
     // SAFETY: the call reads one flock and writes it.
     match unsafe { libc::fcntl(file.as_raw_fd(), libc::F_OFD_GETLK, &mut lock) } {
         0 => Ok(libc::c_int::from(lock.l_type) != libc::F_UNLCK),
