@@ -1,6 +1,6 @@
 //! What the command line says, and how the memory is divided.
 use alloc::string::{String, ToString};
-use dserver::FormatPolicy;
+use dserver::{FormatPolicy, OwnersPolicy};
 use guest_rt::Cmdline;
 use guest_rt::net::{self, Buffers};
 
@@ -32,6 +32,8 @@ pub enum ConfigError {
     Volume,
     #[error("format={0:?}: it is if-blank or never")]
     Format(String),
+    #[error("owners={0:?}: it is keep or forget")]
+    Owners(String),
     #[error("{0} MiB of memory; the D-module needs {min} MiB", min = MEMORY_MIN >> 20)]
     Memory(u64),
 }
@@ -42,6 +44,7 @@ pub struct Config {
     pub port: u16,
     pub volume: String,
     pub format: FormatPolicy,
+    pub owners: OwnersPolicy,
     pub memory: Memory,
 }
 
@@ -74,7 +77,12 @@ impl Config {
             Some("if-blank") => FormatPolicy::IfBlank,
             Some(other) => return Err(ConfigError::Format(other.into())),
         };
-        Ok(Config { net, port, volume, format, memory: Memory::divide(memory_size)? })
+        let owners = match cmdline.get("owners") {
+            None | Some("keep") => OwnersPolicy::Keep,
+            Some("forget") => OwnersPolicy::Forget,
+            Some(other) => return Err(ConfigError::Owners(other.into())),
+        };
+        Ok(Config { net, port, volume, format, owners, memory: Memory::divide(memory_size)? })
     }
 }
 

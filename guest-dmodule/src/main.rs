@@ -1,7 +1,8 @@
 //! The D-module image: the data half of a storage node. Serves one volume of one disk to N-modules over the cluster
 //! fabric, and ownership of VMs to their monitors.
 //!
-//! Command line: `ip=ADDRESS/PREFIX`, `gw=ADDRESS`, `port=` (7100), `volume=` (vol0), `format=if-blank|never` (never).
+//! Command line: `ip=ADDRESS/PREFIX`, `gw=ADDRESS`, `port=` (7100), `volume=` (vol0), `format=if-blank|never` (never),
+//! `owners=keep|forget` (keep).
 //!
 //! The logic is in `dserver`, `layout` and `fabric`; here it is given a disk, a network, a clock and random numbers.
 #![no_std]
@@ -54,6 +55,7 @@ async fn main(mut env: Env) -> Result<(), DModuleError> {
     let options = Options {
         volume: config.volume.clone(),
         format: config.format,
+        owners: config.owners,
         boot_id: BootId(rng::random_u64()),
         random: [rng::random_u64(), rng::random_u64(), rng::random_u64()],
         now: Time(realtime_ns() as i64),

@@ -16,6 +16,6 @@ mod readahead;
 mod runs;
 mod server;
 
-pub use mount::{Disk, DiskError, FormatPolicy, Mounted, Options, StartError, mount};
+pub use mount::{Disk, DiskError, FormatPolicy, Mounted, Options, OwnersPolicy, StartError, mount};
 pub use runs::{RUN_MAX, Run, runs};
 pub use server::{CP_INTERVAL_NS, HELD_BYTES_MIN, Now, Output, Server, Statistics};

@@ -30,6 +30,15 @@ pub trait Disk {
     async fn flush(&self) -> Result<(), DiskError>;
 }
 
+/// What to do when no ownership record can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnersPolicy {
+    /// Do not start.
+    Keep,
+    /// Begin with none: the operator knows that nobody who had an epoch runs.
+    Forget,
+}
+
 /// What to do with a disk without a file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FormatPolicy {
@@ -46,6 +55,8 @@ pub struct Options {
     pub volume: String,
     /// If there is none.
     pub format: FormatPolicy,
+    /// If its ownership records are damaged.
+    pub owners: OwnersPolicy,
     /// Random: this start of the D-module.
     pub boot_id: BootId,
     /// Random, for a new file system.
@@ -127,7 +138,10 @@ pub async fn mount(disk: &impl Disk, options: &Options) -> Result<Mounted, Start
         return Err(StartError::WrongVolume { found: fs.name().into(), wanted: options.volume.clone() });
     }
     let [a, b] = OWNER_BLOCKS.map(|n| fixed[n.0 as usize].bytes().as_slice());
-    let owners = OwnerStore::load([a, b])?;
+    let owners = match OwnerStore::load([a, b]) {
+        Err(LayoutError::OwnersDamaged) if options.owners == OwnersPolicy::Forget => OwnerStore::default(),
+        other => other?,
+    };
     let kept = kept_replies(disk, &mut fs, owners.table()).await?;
     let (vms, kept_count) = (owners.table().records().count(), kept.len());
     let sessions = Sessions::restore(options.boot_id, owners.table().clone(), kept);

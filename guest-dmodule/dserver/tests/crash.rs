@@ -4,7 +4,7 @@
 //! The disk: writes reach it in any order; a crash keeps any of those since the last flush and loses the others. Reads
 //! see all writes. A crash may happen between any two transfers.
 #![allow(clippy::unwrap_used)] // helpers of tests too
-use dserver::{Disk, DiskError, FormatPolicy, Now, Options, Output, Server, mount};
+use dserver::{Disk, DiskError, FormatPolicy, Now, Options, Output, OwnersPolicy, Server, mount};
 use fabric::client::{ClientSession, Event, Ticket};
 use fabric::fs::*;
 use fabric::id::{BootId, Epoch, Owner, VmId};
@@ -89,6 +89,7 @@ fn start(disk: &RefCell<SimDisk>, boot: u64) -> Server {
     let options = Options {
         volume: "vol0".into(),
         format: FormatPolicy::IfBlank,
+        owners: OwnersPolicy::Keep,
         boot_id: BootId(boot),
         random: [1, 2, 3],
         now: Time(1),

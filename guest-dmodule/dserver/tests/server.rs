@@ -2,7 +2,7 @@
 #![allow(clippy::unwrap_used)] // helpers of tests too
 mod host;
 
-use dserver::{FormatPolicy, StartError};
+use dserver::{FormatPolicy, OwnersPolicy, StartError};
 use fabric::fs::*;
 use fabric::id::{Epoch, Owner, VmId};
 use fabric::op::{Op, Reply};
@@ -108,6 +108,26 @@ fn an_ownership_table_of_a_later_version_is_refused_and_left_alone() {
     let error = Host::start(file.path(), any(), &options("vol0", 2)).err().unwrap();
     assert_eq!(error.to_string(), "ownership table version 3 is not known here");
     assert!(std::fs::read(file.path()).unwrap() == bytes, "the disk was written to");
+}
+
+#[test]
+fn ownership_records_that_are_all_damaged_are_not_taken_for_none() {
+    let file = disk(64 << 20);
+    drop(start(file.path(), 1));
+    let mut bytes = std::fs::read(file.path()).unwrap();
+    for number in layout::OWNER_BLOCKS {
+        bytes[number.0 as usize * 4096 + 8] ^= 1;
+    }
+    std::fs::write(file.path(), &bytes).unwrap();
+    let error = Host::start(file.path(), any(), &options("vol0", 2)).err().unwrap();
+    assert!(error.to_string().contains("owners=forget"), "{error}");
+    assert!(std::fs::read(file.path()).unwrap() == bytes, "the disk was written to");
+    let forget = dserver::Options { owners: OwnersPolicy::Forget, ..options("vol0", 3) };
+    let host = Host::start(file.path(), any(), &forget).unwrap();
+    // What is written then is whole again.
+    Client::new(host.address, 1, 1);
+    drop(host);
+    assert!(Host::start(file.path(), any(), &options("vol0", 4)).is_ok());
 }
 
 #[test]

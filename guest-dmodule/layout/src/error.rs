@@ -12,6 +12,12 @@ pub enum LayoutError {
     /// An ownership table of a version this code does not know: read as none, epochs would begin anew.
     #[error("ownership table version {0} is not known here")]
     OwnersVersion(u32),
+    /// Neither image of the ownership table is whole.
+    #[error(
+        "both images of the ownership table are damaged: nobody knows which epochs were given. If no VM that used this volume \
+         runs anywhere, start with owners=forget"
+    )]
+    OwnersDamaged,
     /// An ownership table with a valid checksum that cannot be.
     #[error("the ownership table is inconsistent: {0}")]
     Owners(&'static str),

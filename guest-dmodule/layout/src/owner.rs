@@ -45,8 +45,9 @@ pub struct OwnerWrite {
 }
 
 impl OwnerStore {
-    /// The newer valid one of the two images (the contents of [`OWNER_BLOCKS`]); empty if neither is valid. An image that
-    /// is whole and cannot be read is an error, whatever the other says: it may be the newer one.
+    /// The newer valid one of the two images (the contents of [`OWNER_BLOCKS`]). An image that is whole and cannot be read is an
+    /// error, whatever the other says: it may be the newer one. Neither valid is an error too: a new file system has one, and a
+    /// torn write leaves the other; taken for empty, epochs would begin anew, and a VM that was ported away could write again.
     pub fn load(images: [&[u8]; 2]) -> Result<Self, LayoutError> {
         let [a, b] = images.map(decode);
         Ok(match (a?, b?) {
@@ -58,7 +59,7 @@ impl OwnerStore {
                 }
             }
             (Some(one), None) | (None, Some(one)) => one,
-            (None, None) => OwnerStore::default(),
+            (None, None) => return Err(LayoutError::OwnersDamaged),
         })
     }
 
@@ -157,7 +158,10 @@ mod tests {
 
     #[test]
     fn survives_a_torn_write_at_every_sector() {
+        // As a new file system has it.
         let mut disk = [Block::zeroed(), Block::zeroed()];
+        let first = OwnerStore::default().prepare(OwnerTable::default());
+        disk[(first.number.0 - 2) as usize] = first.block;
         let mut store = OwnerStore::load([disk[0].as_ref(), disk[1].as_ref()]).unwrap();
         for epoch in 1..20 {
             let write = store.prepare(table(epoch));
@@ -187,7 +191,9 @@ mod tests {
         assert_eq!(OwnerStore::load([write.block.as_ref(), &[0xff; BLOCK_SIZE]]).unwrap().table(), &full);
         let mut bad = write.block.clone();
         bad.bytes_mut()[30] ^= 1;
-        assert_eq!(OwnerStore::load([bad.as_ref(), &[]]).unwrap().table(), &OwnerTable::default());
+        for other in [&[][..], &[0; BLOCK_SIZE], bad.as_ref()] {
+            assert_eq!(OwnerStore::load([bad.as_ref(), other]).unwrap_err(), LayoutError::OwnersDamaged);
+        }
     }
 
     #[test]

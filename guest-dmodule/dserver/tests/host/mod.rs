@@ -5,7 +5,9 @@
 
 pub mod client;
 
-use dserver::{Disk, DiskError, FormatPolicy, Mounted, Now, Options, Output, Server, StartError, mount, runs};
+use dserver::{
+    Disk, DiskError, FormatPolicy, Mounted, Now, Options, Output, OwnersPolicy, Server, StartError, mount, runs,
+};
 use fabric::fs::Time;
 use fabric::id::BootId;
 use fabric::server::ConnectionId;
@@ -81,6 +83,7 @@ pub fn options(volume: &str, boot: u64) -> Options {
     Options {
         volume: volume.into(),
         format: FormatPolicy::IfBlank,
+        owners: OwnersPolicy::Keep,
         boot_id: BootId(boot),
         random: [boot, 2, 3],
         now: Time(1_700_000_000_000_000_000),
