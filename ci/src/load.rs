@@ -96,7 +96,8 @@ impl SyncFill {
     /// Starts it on `host`, with a log of its own in `dir`. What it writes depends on `pass`.
     pub fn start(program: &Path, host: &Host, url: &str, file_bytes: u64, pass: u64, dir: &Path) -> Result<Self> {
         let load = Load { mode: Mode::SyncFill, request_bytes: 64 << 10, depth: 8, seconds: 0.0, file_bytes };
-        let log = dir.join("syncfill.log");
+        // One for each: what an earlier pass was told is not this one's.
+        let log = dir.join(format!("syncfill{pass}.log"));
         let daemon = host.daemon("nfs_load", load.command(program, url).arg(pass.to_string()), &log)?;
         Ok(SyncFill { daemon, load, program: program.to_owned(), url: url.to_owned(), pass, log })
     }

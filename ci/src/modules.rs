@@ -355,7 +355,14 @@ pub fn try_port(from: &mut Module, body: &Value) -> Result<(String, Ported)> {
 
 /// Ports `from`'s VM to the `vmm` that waits on `to`; an error unless it completed.
 pub fn port(from: &mut Module, to: &Host) -> Result<Ported> {
-    let (state, ported) = try_port(from, &port_request(to))?;
+    port_as(from, to, false)
+}
+
+/// The same, with a digest of all memory compared before the VM runs, if that is wanted.
+pub fn port_as(from: &mut Module, to: &Host, verify: bool) -> Result<Ported> {
+    let mut request = port_request(to);
+    request["verify"] = verify.into();
+    let (state, ported) = try_port(from, &request)?;
     if state != "completed" {
         bail!("the port to {} {state}: {}{}", to.name, ported.job, from.quote());
     }

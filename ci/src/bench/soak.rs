@@ -1,8 +1,8 @@
 //! Very many ports to and fro under a load that is verified: nothing may be lost, and nothing may grow.
-use super::port::{MEMORY, one};
+use super::port::{MEMORY, USUAL, one};
 use super::{Better, Row};
 use crate::load::SyncFill;
-use crate::modules::{self, Cluster, Module, Tls};
+use crate::modules::{self, Cluster, Module};
 use crate::report::{Progress, median, percentile};
 use crate::{bench::port::Seen, copy};
 use anyhow::{Context, Result};
@@ -47,7 +47,7 @@ pub fn run(cluster: &mut Cluster, program: &Path, ports: usize) -> Result<Vec<Ro
     let (mut verified, mut warm) = (0, None);
     let mut progress = Progress::start(&format!("soak: {ports} ports under verified load"));
     for i in 0..ports {
-        one(cluster, i % 2 == 0, Tls::On, PAUSE, &mut seen)?;
+        one(cluster, i % 2 == 0, USUAL, PAUSE, &mut seen)?;
         if i + 1 == WARM_UP.min(ports) {
             warm = Some([Holds::of(&cluster.dmodule)?, Holds::of(&cluster.nmodule)?]);
         }

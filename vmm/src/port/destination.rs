@@ -46,8 +46,6 @@ const LINGER_MAX: Duration = Duration::from_secs(3);
 /// How long the thread polls instead of sleeping, from PAUSING to the last of the state. It does not poll for the arbiter's
 /// answer: the arbiter may need the processor.
 const SPIN: Duration = Duration::from_millis(3);
-/// How long the thread stays urgent after a round that was not the last.
-const HURRY_MAX: Duration = Duration::from_millis(100);
 /// Memory held back from READY until the VM is this side's: a process that cannot get any more dies before it competes, while
 /// the source still has the VM, and not behind that. As much as loading the state and the first frames take, in bytes.
 const RESERVE: usize = 512 << 10;
@@ -213,10 +211,11 @@ struct Driver<'a> {
     paused: Option<Stamp>,
     run_at: Option<Instant>,
     announced: usize,
+    /// The source's guest is stopped: what comes now is the last.
+    pausing: bool,
     spin_until: Option<Instant>,
     /// This thread and the vCPU's, from the end of the first round until the guest runs.
     urgent: Vec<Urgent>,
-    urgent_since: Instant,
     heard: Instant,
 }
 
@@ -257,9 +256,9 @@ impl<'a> Driver<'a> {
             paused: None,
             run_at: None,
             announced: 0,
+            pausing: false,
             spin_until: None,
             urgent: Vec::new(),
-            urgent_since: Instant::now(),
             heard: Instant::now(),
         }
     }
@@ -330,6 +329,7 @@ impl<'a> Driver<'a> {
                 self.drop_stale();
                 self.hurry();
                 self.applied = Duration::ZERO;
+                self.pausing = true;
                 self.spin_until = Some(Instant::now() + SPIN);
             }
             Action::Load => {
@@ -413,10 +413,9 @@ impl<'a> Driver<'a> {
         Ok(epoch)
     }
 
-    /// Any round may be the last. An urgent thread is also woken on a processor where it can run at once, not behind the
+    /// Any round may be the last: until the next one begins. An urgent thread is also woken on a processor where it can run at once, not behind the
     /// source's when both are on one host.
     fn hurry(&mut self) {
-        self.urgent_since = Instant::now();
         if self.urgent.is_empty() {
             self.urgent.extend(Urgent::port());
             if let Some(shell) = &self.shell {
@@ -573,8 +572,8 @@ impl<'a> Driver<'a> {
                     self.events.push_back(Event::Bulk(FrameType::Pages));
                     return Ok(());
                 };
-                if self.urgent_since.elapsed() > HURRY_MAX {
-                    // A long round: copying memory is nothing urgent.
+                if !self.pausing {
+                    // Another round, while the guest runs at the source: it needs the processor more, on a small host.
                     self.urgent.clear();
                 }
                 if self.machine.phase() == Phase::Receiving && self.sections.is_none() {

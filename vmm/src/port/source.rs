@@ -33,8 +33,6 @@ use super::wait::{Interest, wait};
 use crate::error::Result;
 use crate::vm::{Phase as VmPhase, Throttle, Vm};
 
-/// A round of at most so many pages is urgent: the quicker it is, the less is dirty behind it.
-const URGENT_PAGES: u64 = 1024;
 /// How long late network frames are forwarded.
 pub const LINGER: Duration = Duration::from_millis(500);
 /// Part of the blackout that does not depend on the residue, for the decision when to pause.
@@ -289,7 +287,6 @@ impl<'a> Driver<'a> {
             self.pending.add_own(vm.memory());
             self.pending.add_guest(vm.memory(), vm.fd(), true).map_err(|e| Event::Failed(internal(&e)))?;
         }
-        let _urgent = (self.pending.count() <= URGENT_PAGES).then(Urgent::port);
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let before = connection.sent;
         let stop = || job.cancelled() || vm.is_to_be_reset();

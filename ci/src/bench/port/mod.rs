@@ -15,7 +15,8 @@ use crate::process::Daemon;
 use crate::report::percentile;
 use crate::{copy, steal};
 use anyhow::{Result, bail};
-pub(super) use ours::one;
+use ours::Others;
+pub(super) use ours::{USUAL, one};
 pub(super) use seen::Seen;
 use std::path::Path;
 use std::time::Duration;
@@ -44,9 +45,9 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
     let before = steal::now()?;
 
     let mut writer = start_load(cluster, program)?;
-    let mut plain = Seen::default();
+    let mut others = Others::default();
     let loaded =
-        ours::series(cluster, samples.ours, LOADED_PAUSE, "under load", Some(&mut plain), &mut || check(&mut writer))?;
+        ours::series(cluster, samples.ours, LOADED_PAUSE, "under load", Some(&mut others), &mut || check(&mut writer))?;
     let pauses = control::series(cluster, samples.ours)?;
     check(&mut writer)?;
     writer.kill()?;
@@ -58,15 +59,17 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
 
     let mut rows = series_rows("N-module of 64 MiB under load", &loaded);
     rows.extend(series_rows("N-module of 64 MiB idle", &idle));
-    let without = |name: &str, value| {
-        let name = format!("N-module of 64 MiB under load, without TLS: {name}");
-        Row::alone(name, "ms", Better::Less, value, plain.blackout.len())
-    };
-    rows.extend([
-        without("blackout, median", percentile(&plain.blackout, 50)),
-        without("blackout, p90", percentile(&plain.blackout, 90)),
-        without("request to end of the port, median", percentile(&plain.whole, 50)),
-    ]);
+    for (way, seen) in [("without TLS", &others.plain), ("with a digest of all memory", &others.verified)] {
+        let row = |name: &str, value| {
+            let name = format!("N-module of 64 MiB under load, {way}: {name}");
+            Row::alone(name, "ms", Better::Less, value, seen.blackout.len())
+        };
+        rows.extend([
+            row("blackout, median", percentile(&seen.blackout, 50)),
+            row("blackout, p90", percentile(&seen.blackout, 90)),
+            row("request to end of the port, median", percentile(&seen.whole, 50)),
+        ]);
+    }
     rows.extend(spread("pause and resume of it on one host under load, through the API", &pauses));
     let alone = |name: &str, unit, value, n| Row::alone(name, unit, Better::Less, value, n);
     rows.extend([

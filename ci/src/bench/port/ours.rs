@@ -5,50 +5,74 @@ use crate::report::{Progress, median};
 use anyhow::{Context, Result};
 use std::time::Duration;
 
-/// Of so many pairs of ports, one is made without TLS as well, where that is asked for.
-const PLAIN_EVERY: usize = 4;
+/// Of so many pairs of ports, one is made in each of the other ways as well, where that is asked for.
+const OTHERS_EVERY: usize = 4;
 
-/// `samples` ports, there and back in turn; the N-module is on `node1` before and after. `plain`: now and then a pair without TLS,
-/// for comparison.
+/// How a port is made.
+#[derive(Clone, Copy, Debug)]
+pub struct How {
+    /// Whether it is encrypted.
+    pub tls: Tls,
+    /// Whether a digest of all memory is compared before the VM runs.
+    pub verify: bool,
+}
+
+/// As always.
+pub const USUAL: How = How { tls: Tls::On, verify: false };
+
+/// Ports in other ways than the usual one, for comparison.
+#[derive(Default)]
+pub struct Others {
+    /// Without TLS.
+    pub plain: Seen,
+    /// With a digest of all memory.
+    pub verified: Seen,
+}
+
+/// `samples` ports, there and back in turn; the N-module is on `node1` before and after. `others`: now and then a pair in each of the
+/// other ways.
 pub fn series(
     cluster: &mut Cluster,
     samples: usize,
     pause: Duration,
     how: &str,
-    mut plain: Option<&mut Seen>,
+    mut others: Option<&mut Others>,
     check: &mut impl FnMut() -> Result<()>,
 ) -> Result<Seen> {
     let mut seen = Seen::default();
     let mut progress = Progress::start(&format!("port: {samples} ports {how}"));
     for i in 0..samples {
-        one(cluster, i % 2 == 0, Tls::On, pause, &mut seen)?;
-        if let Some(plain) = &mut plain
+        one(cluster, i % 2 == 0, USUAL, pause, &mut seen)?;
+        if let Some(Others { plain, verified }) = others.as_deref_mut()
             && i % 2 == 1
-            && (i / 2).is_multiple_of(PLAIN_EVERY)
+            && (i / 2).is_multiple_of(OTHERS_EVERY)
         {
-            one(cluster, true, Tls::Off, pause, plain)?;
-            one(cluster, false, Tls::Off, pause, plain)?;
+            let ways = [(How { tls: Tls::Off, ..USUAL }, plain), (How { verify: true, ..USUAL }, verified)];
+            for (how, seen) in ways {
+                one(cluster, true, how, pause, seen)?;
+                one(cluster, false, how, pause, seen)?;
+            }
         }
         check()?;
         progress.update(&format!("{} of {samples}, median blackout {:.2} ms", i + 1, median(&seen.blackout)));
     }
     if samples % 2 == 1 {
-        one(cluster, false, Tls::On, pause, &mut Seen::default())?;
+        one(cluster, false, USUAL, pause, &mut Seen::default())?;
     }
     progress.done(&format!("median blackout {:.2} ms", median(&seen.blackout)));
     Ok(seen)
 }
 
 /// One port with its measurements.
-pub fn one(cluster: &mut Cluster, from_node: bool, tls: Tls, pause: Duration, seen: &mut Seen) -> Result<()> {
+pub fn one(cluster: &mut Cluster, from_node: bool, how: How, pause: Duration, seen: &mut Seen) -> Result<()> {
     let lab = &cluster.lab;
     let (from, to) = if from_node { (&lab.node1, &lab.client1) } else { (&lab.client1, &lab.node1) };
     let receiver = modules::receive(lab, &cluster.artifacts, to)?;
-    modules::protect(lab, &cluster.artifacts, from, &cluster.nmodule, tls)?;
-    modules::protect(lab, &cluster.artifacts, to, &receiver, tls)?;
+    modules::protect(lab, &cluster.artifacts, from, &cluster.nmodule, how.tls)?;
+    modules::protect(lab, &cluster.artifacts, to, &receiver, how.tls)?;
     let nmodule = &mut cluster.nmodule;
     seen.watch(&lab.client1, pause, || {
-        let ported = modules::port(nmodule, to)?;
+        let ported = modules::port_as(nmodule, to, how.verify)?;
         let remark = format!("to {}, {} frames forwarded", to.name, ported.job["forwarded_frames"]);
         // All but the first, which is over when the blackout begins.
         let breakdown = ported.job["breakdown"].as_object().context("the job has no breakdown")?;
