@@ -26,6 +26,8 @@ const ATTEMPTS: usize = 5;
 const SELDOM: [&str; 4] =
     ["source on Disconnected", "source on Timeout", "destination on Disconnected", "destination on Timeout"];
 
+/// Points of the destination at which a source that is killed may have sent COMMIT already, or not.
+const AHEAD: [&str; 3] = ["destination receive PAUSING", "destination do Spin", "destination receive STATE"];
 /// Points at which a killed destination may have gone one step further or not, or the source have heard of it.
 const RACING: [&str; 9] = [
     "source send FRAMES",
@@ -151,6 +153,8 @@ impl Fault {
             Fault::Cancel | Fault::OutOfMemory => false,
             // The destination goes on, or its end is heard of, while the source is held.
             Fault::KillDestination => !RACING.contains(&point),
+            // With an arbiter the source goes on to COMMIT while the destination is held, or is killed before.
+            Fault::KillSource => !AHEAD.contains(&point),
             _ => true,
         }
     }
