@@ -172,7 +172,7 @@ impl Devices {
             Token::Wake => return Progress::Done,
         };
         match self.virtio.get_mut(usize::from(index)) {
-            Some(device) if own && polled => device.polled_event(),
+            Some(device) if polled => device.polled(own),
             Some(device) if own => device.event(),
             Some(device) => device.process(),
             None => Progress::Done,

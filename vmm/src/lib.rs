@@ -21,6 +21,7 @@ pub mod memory;
 pub mod metrics;
 pub mod notice;
 pub mod platform;
+mod polling;
 pub mod port;
 pub mod sandbox;
 pub mod serial;

@@ -24,6 +24,7 @@ use crate::event::{Events, Token};
 use crate::gate::Gate;
 use crate::memory::GuestRam;
 use crate::platform::{self, Action, PLATFORM_BASE, PLATFORM_SIZE};
+use crate::polling::{Offers, Polling};
 use crate::stats::Stats;
 use crate::virtio::Progress;
 use cpuid::CPUS_MAX;
@@ -32,6 +33,9 @@ use cpuid::CPUS_MAX;
 const KILLED_STATUS: i32 = 128 + libc::SIGKILL;
 /// KVM_EXIT_INTERNAL_ERROR data is not needed; the registers say where it happened.
 const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+
+/// Looks at the gate for each look at the clock.
+const GLANCES: usize = 32;
 
 /// Most exits for one access of the guest: the longest string there is in a page, by bytes.
 const PIECES_MAX: usize = 4096;
@@ -104,6 +108,14 @@ pub struct Context {
     pub console: Console,
     /// Counters.
     pub stats: Arc<Stats>,
+    /// Processors of the host this process may use.
+    pub processors: usize,
+}
+
+/// How a vCPU thread waits at a park before it sleeps.
+struct Patience {
+    polling: Polling,
+    offers: Offers,
 }
 
 impl Context {
@@ -114,15 +126,16 @@ impl Context {
     }
 
     /// Waits until a device has something for the guest, a kick, or the deadline; serves the devices meanwhile.
-    fn park(&self, ns: u64) {
+    fn park(&self, ns: u64, patience: &mut Patience) {
         let stats = &self.stats.vcpu;
         stats.parks.inc();
         if self.devices().park() == Progress::More {
             self.gate.signal();
         }
-        if !self.gate.is_open() {
+        let deadline = (ns != PARK_FOREVER).then(|| Instant::now() + Duration::from_nanos(ns).min(DEADLINE_MAX));
+        if !self.gate.is_open() && !self.opens_soon(deadline, patience) {
             stats.slept.inc();
-            let deadline = (ns != PARK_FOREVER).then(|| Instant::now() + Duration::from_nanos(ns).min(DEADLINE_MAX));
+            let begin = Instant::now();
             loop {
                 let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
                 if left == Some(Duration::ZERO) {
@@ -137,11 +150,41 @@ impl Context {
                     break;
                 }
             }
+            patience.polling.slept(begin.elapsed());
         }
         if self.gate.kicked() {
             self.collect();
         }
         self.gate.pass();
+    }
+
+    /// Looks at the gate for as long as that has paid lately; the I/O thread serves the devices meanwhile. True if it has opened,
+    /// or the deadline has come.
+    fn opens_soon(&self, deadline: Option<Instant>, patience: &mut Patience) -> bool {
+        let budget = patience.polling.budget();
+        if budget.is_zero() {
+            return false;
+        }
+        let begin = Instant::now();
+        patience.offers.came();
+        loop {
+            for _ in 0..GLANCES {
+                if self.gate.is_open() {
+                    return true;
+                }
+                std::hint::spin_loop();
+            }
+            let now = Instant::now();
+            if deadline.is_some_and(|d| now >= d) {
+                return true;
+            }
+            if now.duration_since(begin) >= budget {
+                return false;
+            }
+            if patience.offers.is_due() {
+                patience.offers.offer();
+            }
+        }
     }
 
     /// Serves what this thread alone was told of, without waiting: see [`crate::event`].
@@ -201,13 +244,14 @@ impl Vcpu {
     pub fn run(&mut self, context: &Context) -> Outcome {
         let _kickable = Kickable::new(&mut self.fd);
         let mut parked = false;
+        let mut patience = Patience { polling: Polling::new(context.processors), offers: Offers::new() };
         loop {
             let leaving = context.gate.kicked();
             if leaving {
                 // KVM completes an access the guest is in the middle of only when it is entered again.
                 self.fd.set_kvm_immediate_exit(1);
             }
-            match self.step(context) {
+            match self.step(context, &mut patience) {
                 Step::On => parked = false,
                 Step::Parked => parked = true,
                 Step::Interrupted => {
@@ -231,7 +275,7 @@ impl Vcpu {
         }
     }
 
-    fn step(&mut self, context: &Context) -> Step {
+    fn step(&mut self, context: &Context, patience: &mut Patience) -> Step {
         let stats = &context.stats.exits[self.index % CPUS_MAX as usize];
         match self.fd.run() {
             Ok(VcpuExit::MmioWrite(address, data)) => match address.checked_sub(PLATFORM_BASE) {
@@ -241,7 +285,7 @@ impl Vcpu {
                     match platform::store(offset, data, &context.ram, &mut console, &context.stats) {
                         Action::None => Step::On,
                         Action::Park(ns) => {
-                            context.park(ns);
+                            context.park(ns, patience);
                             Step::Parked
                         }
                         Action::Exit(status) => Step::End(End::Exit(status)),

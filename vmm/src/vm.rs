@@ -8,7 +8,6 @@ pub mod clocks;
 mod copy;
 mod io;
 mod life;
-mod polling;
 mod power;
 mod reset;
 pub mod state;

@@ -80,6 +80,10 @@ pub struct VirtQueue {
     polled: bool,
     /// The driver was told so (without event indices, VIRTQ_USED_F_NO_NOTIFY; with them, it was not asked to ring).
     muted: bool,
+    /// The driver was told, in the same way, that the device has enough for now: see [`VirtQueue::rest`].
+    resting: bool,
+    /// Whether the driver knows that it need not ring; nobody knows where somebody else has worked the ring before.
+    told: Option<bool>,
     /// Chains taken from and given back so far.
     moves: u64,
     /// Where the used ring stood when a driver that had asked for no interrupts was last found waiting.
@@ -97,6 +101,8 @@ impl VirtQueue {
             wanted: false,
             polled: false,
             muted: false,
+            resting: false,
+            told: None,
             moves: 0,
             waited_at: None,
         })
@@ -137,6 +143,8 @@ impl VirtQueue {
         self.wanted = false;
         self.polled = false;
         self.muted = false;
+        self.resting = false;
+        self.told = None;
         self.waited_at = None;
     }
 
@@ -157,19 +165,29 @@ impl VirtQueue {
 
     /// Has the driver ring again, without looking at what it did meanwhile.
     pub fn unmute(&mut self, memory: &Memory) {
-        if std::mem::take(&mut self.muted) && self.queue.ready() {
+        if std::mem::take(&mut self.muted) && !self.resting && self.queue.ready() {
             self.armed_at = None;
+            self.told = Some(false);
             if let Err(e) = self.queue.enable_notification(memory.ram().as_ref()) {
                 log::error!("virtqueue: {e}");
             }
         }
     }
 
-    fn mute(&mut self, memory: &Memory) -> std::result::Result<(), QueueError> {
-        if !std::mem::replace(&mut self.muted, true) {
+    /// Tells the driver that it need not ring.
+    fn hush(&mut self, memory: &Memory) -> std::result::Result<(), QueueError> {
+        if self.told != Some(true) && self.queue.ready() {
+            self.told = Some(true);
             self.queue.disable_notification(memory.ram().as_ref())?;
         }
         Ok(())
+    }
+
+    /// What the driver adds is not urgent: it need not ring until [`VirtQueue::arm`] asks it to, when the device has run out. For
+    /// queues of buffers the device fills when it has something.
+    pub fn rest(&mut self, memory: &Memory) -> std::result::Result<(), QueueError> {
+        self.resting = true;
+        self.hush(memory)
     }
 
     /// Another process or the kernel has used something and wants the driver interrupted.
@@ -218,6 +236,8 @@ impl VirtQueue {
         self.queue.set_next_avail(next_avail);
         self.queue.set_next_used(next_used.0);
         self.armed_at = None;
+        self.resting = false;
+        self.told = None;
         Ok(())
     }
 
@@ -284,11 +304,14 @@ impl VirtQueue {
         if !self.queue.ready() {
             return Ok(false);
         }
+        self.resting = false;
+        self.muted = self.polled;
         if self.polled {
-            self.mute(memory)?;
+            self.hush(memory)?;
             return Ok(false);
         }
-        if std::mem::take(&mut self.muted) {
+        if self.told != Some(false) {
+            self.told = Some(false);
             self.armed_at = self.queue.event_idx_enabled().then_some(self.queue.next_avail());
             return Ok(self.queue.enable_notification(memory.ram().as_ref())?);
         }
@@ -359,6 +382,8 @@ impl VirtQueue {
             wanted: false,
             polled: false,
             muted: false,
+            resting: false,
+            told: None,
             moves: 0,
             waited_at: None,
         };

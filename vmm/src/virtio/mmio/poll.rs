@@ -20,13 +20,16 @@ impl Transport {
         self.moves() != before
     }
 
-    /// [`Transport::event`] for who goes on polling.
-    pub fn polled_event(&mut self) -> Progress {
-        if !self.is_active() || self.quiesced || !self.device.is_pollable() {
-            return self.event();
+    /// [`Transport::event`], or [`Transport::process`] for a doorbell, for who goes on polling: a driver that rings because it could
+    /// not know yet is not asked to go on doing so.
+    pub fn polled(&mut self, own: bool) -> Progress {
+        if own {
+            self.device.event();
         }
-        self.device.event();
-        self.look(true)
+        match self.is_active() && !self.quiesced && self.device.is_pollable() {
+            true => self.look(true),
+            false => self.process(),
+        }
     }
 
     /// See [`crate::devices::Devices::end_poll`].

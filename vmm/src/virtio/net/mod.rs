@@ -49,6 +49,9 @@ const QUEUE_SIZE: u16 = 256;
 const CONTROL_SIZE: u16 = 64;
 /// Frames handled in one call in each direction of a queue pair, so that nobody holds the lock for long.
 const BUDGET: usize = 256;
+/// Bytes handled likewise: long frames are turned over to the other side while the next are copied, and what answers them is not
+/// kept waiting by all the rest.
+const BUDGET_BYTES: u64 = 128 << 10;
 /// Bits of the status field.
 const LINK_UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
@@ -326,6 +329,10 @@ impl Device for Net {
             };
             gone |= sent == Sent::Gone;
             more |= sent != Sent::Until(Progress::Done);
+            if pair.sender.has_sent() {
+                // An answer may be there already.
+                pair.receiver.tap_may_have_frames();
+            }
         }
         let mut injected = false;
         for (i, (pair, queues)) in self.pairs.iter_mut().zip(work.queues.chunks_exact_mut(2)).enumerate() {

@@ -7,7 +7,7 @@
 use std::collections::VecDeque;
 
 use super::tap::Tap;
-use super::{BUDGET, FRAME_MAX, Frame, HEADER_SIZE, NetStats, feature};
+use super::{BUDGET, BUDGET_BYTES, FRAME_MAX, Frame, HEADER_SIZE, NetStats, feature};
 use crate::limit::Throttle;
 use crate::memory::{GuestRange, IoVec, Memory};
 use crate::virtio::Progress;
@@ -106,7 +106,11 @@ impl Receiver {
             return Ok(Progress::Done);
         }
         self.starved = false;
+        let mut bytes = BUDGET_BYTES;
         for _ in 0..BUDGET {
+            if bytes == 0 {
+                break;
+            }
             if !self.pending.is_empty() {
                 if !self.deliver_pending(queue, memory, stats)? {
                     self.starved = true;
@@ -136,6 +140,7 @@ impl Receiver {
                 return Ok(Progress::Done);
             };
             limit.charge(len as u64);
+            bytes = bytes.saturating_sub(len as u64);
         }
         Ok(Progress::More)
     }
@@ -155,7 +160,7 @@ impl Receiver {
                 if queue.arm(memory)? {
                     continue;
                 }
-                break;
+                return Ok(());
             };
             let mut pieces = chain.writable.into_iter().filter(|r| !r.is_empty());
             let Some(first) = pieces.next() else {
@@ -171,7 +176,8 @@ impl Receiver {
             self.pieces += 1 + rest.len();
             self.buffers.push_back(Buffer { head: chain.head, len, first, rest });
         }
-        Ok(())
+        // A doorbell costs the guest more than all the rest of a small frame.
+        queue.rest(memory)
     }
 
     /// Reads one frame into the collected buffers; its length, if there is one.

@@ -4,7 +4,7 @@
 //! fill in and cut. Always true: every chain taken is given back, whether its frame was sent or not.
 
 use super::tap::Tap;
-use super::{BUDGET, FRAME_MAX, HEADER_SIZE, NetStats};
+use super::{BUDGET, BUDGET_BYTES, FRAME_MAX, HEADER_SIZE, NetStats};
 use crate::limit::Throttle;
 use crate::memory::{IoVec, Memory};
 use crate::virtio::Progress;
@@ -15,6 +15,7 @@ use crate::virtio::queue::{QueueError, VirtQueue, total};
 pub(super) struct Sender {
     /// For the pieces of one frame.
     scratch: Vec<IoVec>,
+    sent: bool,
 }
 
 /// How far sending came.
@@ -27,6 +28,11 @@ pub(super) enum Sent {
 }
 
 impl Sender {
+    /// Whether the last call of [`Sender::send`] has sent a frame.
+    pub fn has_sent(&self) -> bool {
+        self.sent
+    }
+
     /// Sends what there is.
     pub fn send(
         &mut self,
@@ -36,8 +42,9 @@ impl Sender {
         limit: &mut Throttle,
         stats: &NetStats,
     ) -> Result<Sent, QueueError> {
-        let mut budget = BUDGET;
+        let (mut frames, mut bytes) = (BUDGET, BUDGET_BYTES);
         let mut gone = false;
+        self.sent = false;
         loop {
             while let Some(chain) = queue.pop(memory)? {
                 let len = total(&chain.readable);
@@ -55,6 +62,7 @@ impl Sender {
                 };
                 match result {
                     Ok(()) => {
+                        self.sent = true;
                         stats.tx_frames.inc();
                         stats.tx_bytes.add(len - HEADER_SIZE as u64);
                     }
@@ -65,8 +73,9 @@ impl Sender {
                     }
                 }
                 queue.push(memory, chain.head, 0)?;
-                budget -= 1;
-                if budget == 0 {
+                frames -= 1;
+                bytes = bytes.saturating_sub(len);
+                if frames == 0 || bytes == 0 {
                     return Ok(if gone { Sent::Gone } else { Sent::Until(Progress::More) });
                 }
             }

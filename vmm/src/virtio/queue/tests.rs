@@ -270,6 +270,52 @@ fn a_driver_need_not_ring_while_it_is_polled() {
 }
 
 #[test]
+fn a_queue_that_rests_is_not_rung_until_the_device_has_run_out() {
+    let m = memory();
+    let mut q = queue(&m);
+    q.rest(&m).unwrap();
+    assert_eq!((half(&m, USED), q.is_muted()), (1, false));
+    assert!(!q.arm(&m).unwrap());
+    assert_eq!(half(&m, USED), 0);
+    // The end of polling does not end the rest, and its beginning does.
+    q.rest(&m).unwrap();
+    q.unmute(&m);
+    assert_eq!(half(&m, USED), 1);
+    q.set_polled(true);
+    assert!(!q.arm(&m).unwrap());
+    assert_eq!((half(&m, USED), q.is_muted()), (1, true));
+    q.unmute(&m);
+    assert_eq!(half(&m, USED), 0);
+    // A rest that begins while the queue is polled lasts when that ends.
+    assert!(!q.arm(&m).unwrap());
+    q.rest(&m).unwrap();
+    q.unmute(&m);
+    assert_eq!(half(&m, USED), 1);
+    // What came meanwhile is told of.
+    desc(&m, DESC, 0, 0x8000, 16, 0, 0);
+    offer(&m, &[0]);
+    q.set_polled(false);
+    assert!(q.arm(&m).unwrap());
+    assert_eq!(half(&m, USED), 0);
+}
+
+#[test]
+fn what_the_driver_was_told_before_a_port_does_not_hold_after_it() {
+    let m = memory();
+    let mut q = queue(&m);
+    q.rest(&m).unwrap();
+    let mut q = VirtQueue::restore(&q.save(), SIZE, &m).unwrap();
+    assert_eq!(half(&m, USED), 1);
+    assert!(!q.arm(&m).unwrap());
+    assert_eq!(half(&m, USED), 0);
+    // Nor what the kernel or another process has told it.
+    q.rest(&m).unwrap();
+    q.moved_elsewhere(&m, 0).unwrap();
+    assert!(!q.arm(&m).unwrap());
+    assert_eq!(half(&m, USED), 0);
+}
+
+#[test]
 fn with_event_indices_a_polled_driver_is_not_asked_to_ring() {
     const AVAIL_EVENT: u64 = USED + 4 + 8 * SIZE as u64;
     let m = memory();
