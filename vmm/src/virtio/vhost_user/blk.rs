@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::BackEnd;
+use super::{BackEnd, Needs};
 use crate::config::DiskConfig;
 use crate::error::{Error, Result};
 use crate::metrics::Exposition;
@@ -19,6 +19,7 @@ use crate::virtio::{Device, DeviceState, F_EVENT_IDX, F_INDIRECT_DESC, Progress,
 
 const KIND: u32 = 2;
 const QUEUE_SIZE: u16 = 128;
+const NEEDS: Needs = Needs { protocol: VhostUserProtocolFeatures::CONFIG, completes: true };
 /// `struct virtio_blk_config` up to and with the fields of write-zeroes.
 const CONFIG_SIZE: usize = 60;
 /// Where `num_queues` and `writeback` stand in it.
@@ -61,7 +62,7 @@ impl VhostUserBlk {
     pub fn open(config: &DiskConfig) -> Result<VhostUserBlk> {
         let path = config.vhost_user.as_deref().unwrap_or(&config.path);
         let queues = usize::from(config.queues);
-        let mut back_end = BackEnd::connect(path, queues, VhostUserProtocolFeatures::CONFIG)?;
+        let mut back_end = BackEnd::connect(path, queues, NEEDS)?;
         let space = back_end.read_config(CONFIG_SIZE)?;
         log::info!("{}: {}", config.id, back_end.description());
         let mut device = VhostUserBlk {
@@ -160,7 +161,11 @@ impl Device for VhostUserBlk {
 
     fn reset(&mut self) {
         self.active = None;
-        self.back_end.abandon();
+        self.event = false;
+        if let Err(e) = self.back_end.take_back() {
+            crate::notice::trouble(&self.id, e.to_string());
+            self.ended.inc();
+        }
     }
 
     fn event(&mut self) {

@@ -1,10 +1,11 @@
 //! Devices whose queues another process works: the front end of the vhost-user protocol.
 //!
 //! Owns the connection to the back end, what it was told, and a thread that watches the connection. Always true: the back end
-//! works queues only between [`BackEnd::start`] and [`BackEnd::stop`]; a back end that dies, or does not answer within
-//! [`ANSWER_TIME`], costs the guest this device (it is told to reset it) and nobody else anything; a driver that resets
-//! the device makes the monitor connect again. The back end is trusted with guest memory, not with the monitor's.
-//! Pages it writes are in no dirty log: a VM with such a device cannot be ported or checkpointed while it runs.
+//! works queues only between [`BackEnd::start`] and [`BackEnd::take_back`], which returns when nothing it has begun is
+//! under way any more; a back end that dies, or does not answer within [`ANSWER_TIME`], costs the guest this device (it is told
+//! to reset it) and nobody else anything; a driver that resets the device makes the monitor connect again. The back end is
+//! trusted with guest memory, not with the monitor's: one that does not let go is cut off, and could still write to
+//! guest memory. Pages it writes are in no dirty log: a VM with such a device cannot be ported or checkpointed while it runs.
 
 pub mod blk;
 pub mod net;
@@ -13,14 +14,15 @@ mod watch;
 use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use vhost::vhost_user::message::{
     VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
 };
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
 use super::Work;
@@ -29,11 +31,22 @@ use crate::error::{Error, Result, host};
 use crate::memory::Memory;
 use watch::Watch;
 
-/// A back end has this long for an answer.
+/// A back end has this long for an answer, and to complete what it has begun when its queues are taken back.
 pub const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// Time between looks at whether it has.
+const SETTLE_PAUSE: Duration = Duration::from_micros(500);
 
 /// VHOST_USER_F_PROTOCOL_FEATURES.
 const F_PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
+
+/// What a kind of device needs of its back end.
+#[derive(Debug, Clone, Copy)]
+pub struct Needs {
+    /// Protocol features without which the device cannot be; MQ and REPLY_ACK are used where offered.
+    pub protocol: VhostUserProtocolFeatures,
+    /// Whether it uses every buffer sooner or later, whatever happens outside: then that is waited for.
+    pub completes: bool,
+}
 
 /// A connection that lives, or did until a moment ago.
 struct Link {
@@ -44,10 +57,47 @@ struct Link {
     queues: usize,
 }
 
+/// Queues that the back end works.
+struct Running {
+    memory: Memory,
+    rings: Vec<Ring>,
+}
+
+struct Ring {
+    queue: usize,
+    size: u16,
+    /// Where the driver counts the buffers it has made available, and the back end those it has used.
+    available: GuestAddress,
+    used: GuestAddress,
+}
+
+impl Ring {
+    fn of(queue: usize, state: &QueueState) -> Ring {
+        // Both stand behind the ring's flags.
+        let [available, used] = [state.avail_ring, state.used_ring].map(|ring| GuestAddress(ring + 2));
+        Ring { queue, size: state.size, available, used }
+    }
+
+    fn index(memory: &Memory, at: GuestAddress) -> Option<u16> {
+        memory.ram().load::<u16>(at, Ordering::Acquire).ok().map(u16::from_le)
+    }
+
+    /// Whether each buffer it had taken when it stopped, `base` of them, has been used.
+    fn is_settled(&self, base: u16, memory: &Memory) -> bool {
+        Ring::index(memory, self.used) == Some(base)
+    }
+
+    /// Whether buffers are to be used yet; what makes no sense as an index is not waited for.
+    fn has_work(&self, memory: &Memory) -> bool {
+        let indices = Ring::index(memory, self.available).zip(Ring::index(memory, self.used));
+        indices.is_some_and(|(available, used)| (1..=self.size).contains(&available.wrapping_sub(used)))
+    }
+}
+
 /// The process that works a device's queues.
 pub struct BackEnd {
     path: PathBuf,
-    wanted: VhostUserProtocolFeatures,
+    needs: Needs,
     link: Option<Link>,
     /// Readable when the connection has ended.
     ended: EventFd,
@@ -57,23 +107,22 @@ pub struct BackEnd {
     calls: Vec<EventFd>,
     /// Where the driver stood when the back end was last rung by the monitor.
     seen: Vec<Option<u16>>,
-    started: bool,
+    running: Option<Running>,
 }
 
 impl BackEnd {
-    /// Connects, for a device of `queues` queues. `wanted` are protocol features without which the device cannot be; MQ and
-    /// REPLY_ACK are used where offered.
-    pub fn connect(path: &Path, queues: usize, wanted: VhostUserProtocolFeatures) -> Result<BackEnd> {
+    /// Connects, for a device of `queues` queues.
+    pub fn connect(path: &Path, queues: usize, needs: Needs) -> Result<BackEnd> {
         let eventfd = || EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"));
         let mut back_end = BackEnd {
             path: path.to_owned(),
-            wanted,
+            needs,
             link: None,
             ended: eventfd()?,
             doorbells: Vec::new(),
             calls: (0..queues).map(|_| eventfd()).collect::<Result<_>>()?,
             seen: vec![None; queues],
-            started: false,
+            running: None,
         };
         back_end.reconnect()?;
         Ok(back_end)
@@ -89,9 +138,10 @@ impl BackEnd {
 
     /// Connects if there is no connection.
     pub fn reconnect(&mut self) -> Result<()> {
-        if self.link.is_some() {
+        if self.is_connected() {
             return Ok(());
         }
+        self.link = None;
         let what = self.what();
         let stream = UnixStream::connect(&self.path).map_err(host(&what))?;
         let watch =
@@ -105,7 +155,7 @@ impl BackEnd {
             let mut most = queues;
             if features & F_PROTOCOL != 0 {
                 let use_if_there = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
-                protocol = frontend.get_protocol_features()? & (self.wanted | use_if_there);
+                protocol = frontend.get_protocol_features()? & (self.needs.protocol | use_if_there);
                 frontend.set_protocol_features(protocol)?;
                 if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
                     frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
@@ -117,8 +167,9 @@ impl BackEnd {
             Ok::<_, vhost::Error>((features, protocol, most))
         });
         let (features, protocol, most) = asked.map_err(|e| self.failed("set-up", e))?;
-        if !protocol.contains(self.wanted) {
-            return Err(self.failed("set-up", format!("it lacks {:?}", self.wanted - protocol)));
+        let wanted = self.needs.protocol;
+        if !protocol.contains(wanted) {
+            return Err(self.failed("set-up", format!("it lacks {:?}", wanted - protocol)));
         }
         if most < queues {
             return Err(self.failed("set-up", format!("it has {most} queues, {queues} are configured")));
@@ -134,12 +185,12 @@ impl BackEnd {
 
     /// Whether there is a connection.
     pub fn is_connected(&self) -> bool {
-        self.link.is_some()
+        self.link.as_ref().is_some_and(|l| !l.watch.has_ended())
     }
 
     /// Whether it works the queues.
     pub fn is_started(&self) -> bool {
-        self.started
+        self.running.is_some()
     }
 
     fn ask<T>(&mut self, call: &str, f: impl FnOnce(&mut Frontend) -> vhost::Result<T>) -> Result<T> {
@@ -180,6 +231,7 @@ impl BackEnd {
         let vrings = work.queues.iter().enumerate().filter(|(_, q)| q.ready());
         let vrings =
             vrings.map(|(n, q)| Ok((n, q.save(), vring(work.memory, &q.save())?))).collect::<Result<Vec<_>>>()?;
+        let rings = vrings.iter().map(|(n, q, _)| Ring::of(*n, q)).collect();
         let Some(link) = &self.link else { return Err(Error::Conflict(format!("{}: it is gone", self.what()))) };
         let with_protocol = link.features & F_PROTOCOL;
         let (calls, doorbells) = (std::mem::take(&mut self.calls), std::mem::take(&mut self.doorbells));
@@ -202,41 +254,65 @@ impl BackEnd {
         });
         (self.calls, self.doorbells) = (calls, doorbells);
         result?;
-        self.started = true;
+        self.running = Some(Running { memory: work.memory.clone(), rings });
         self.seen.fill(None);
         self.ring(work);
         Ok(())
     }
 
-    /// Takes the queues back, where they then stand as the back end left them: nothing is in flight.
-    pub fn stop(&mut self, queues: &mut [VirtQueue], memory: &Memory) -> Result<()> {
-        if !std::mem::take(&mut self.started) {
-            return Ok(());
+    /// Takes the queues back: it works none any more, has completed all it had begun, and has forgotten doorbells and
+    /// interrupts. Gives how many buffers of which queue it has taken. One that does not let go is cut off.
+    pub fn take_back(&mut self) -> Result<Vec<(usize, u16)>> {
+        let Some(running) = self.running.take() else { return Ok(Vec::new()) };
+        let result = self.let_go(&running);
+        if result.is_err() {
+            self.link = None;
         }
-        for (n, queue) in queues.iter_mut().enumerate().filter(|(_, q)| q.ready()) {
-            let base = self.ask("stop", |f| f.get_vring_base(n))?;
-            queue.moved_elsewhere(memory, base as u16).map_err(|e| self.failed("stop", e))?;
+        result
+    }
+
+    fn let_go(&mut self, running: &Running) -> Result<Vec<(usize, u16)>> {
+        let Running { memory, rings } = running;
+        if self.needs.completes {
+            // QEMU's back end answers at once while requests are in flight, and breaks down when the first of them is
+            // complete and its interrupt gone (seen with 7.2). So it is not asked before there are none.
+            rings.iter().for_each(|ring| drop(self.doorbells[ring.queue].write(1)));
+            self.wait(|| !rings.iter().any(|ring| ring.has_work(memory)))?;
+        }
+        let mut bases = Vec::new();
+        for ring in rings {
+            // An index of 16 bits in this kind of ring.
+            let base = self.ask("stop", |f| f.get_vring_base(ring.queue))? as u16;
+            bases.push((ring.queue, base));
+        }
+        // Now it takes nothing more, but may still write to what it had taken.
+        self.wait(|| rings.iter().zip(&bases).all(|(ring, (_, base))| ring.is_settled(*base, memory)))?;
+        Ok(bases)
+    }
+
+    /// Waits for the back end to complete what it has begun.
+    fn wait(&self, is_complete: impl Fn() -> bool) -> Result<()> {
+        let deadline = Instant::now() + ANSWER_TIME;
+        while !is_complete() {
+            if !self.is_connected() || Instant::now() >= deadline {
+                return Err(self.failed("stop", "it does not complete what it has begun"));
+            }
+            std::thread::sleep(SETTLE_PAUSE);
         }
         Ok(())
     }
 
-    /// Takes the queues back when nobody wants to know how they stand. A back end that does not let go is cut off.
-    pub fn abandon(&mut self) {
-        if !std::mem::take(&mut self.started) {
-            return;
+    /// [`BackEnd::take_back`]; the queues then stand as the back end left them.
+    pub fn stop(&mut self, queues: &mut [VirtQueue], memory: &Memory) -> Result<()> {
+        for (n, base) in self.take_back()? {
+            queues[n].moved_elsewhere(memory, base).map_err(|e| self.failed("stop", e))?;
         }
-        for n in 0..self.calls.len() {
-            // A queue that was never set up may be refused; an answer to that is an answer.
-            if self.ask("stop", |f| f.get_vring_base(n)).is_err() {
-                self.link = None;
-                return;
-            }
-        }
+        Ok(())
     }
 
     /// Rings for what the driver has added without ringing itself (before it parked).
     pub fn ring(&mut self, work: &Work<'_>) {
-        if !self.started {
+        if !self.is_started() {
             return;
         }
         for ((queue, seen), doorbell) in work.queues.iter().zip(&mut self.seen).zip(&self.doorbells) {
@@ -251,13 +327,14 @@ impl BackEnd {
     /// The guest has parked: the back end is to ring for the next thing it uses, whatever the driver has asked for. The
     /// driver has looked at its ring before, but the back end may have used something since and have told nobody.
     pub fn awaited(&self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
-        if self.started {
+        if self.is_started() {
             work.queues.iter_mut().try_for_each(|q| q.awaited_elsewhere(work.memory))?;
         }
         Ok(())
     }
 
-    /// Looks at the descriptors: marks queues in which something was used. An error is the end of the connection.
+    /// Looks at the descriptors: marks queues in which something was used. An error is the end of the connection, if queues
+    /// were worked over it.
     pub fn look(&mut self, queues: &mut [VirtQueue]) -> Result<()> {
         for (call, queue) in self.calls.iter().zip(queues) {
             if call.read().is_ok() {
@@ -266,8 +343,9 @@ impl BackEnd {
         }
         if self.ended.read().is_ok() && self.link.as_ref().is_some_and(|l| l.watch.has_ended()) {
             self.link = None;
-            self.started = false;
-            return Err(self.failed("connection", "it was closed by the other side, or an answer took too long"));
+            if self.running.take().is_some() {
+                return Err(self.failed("connection", "it was closed by the other side, or an answer took too long"));
+            }
         }
         Ok(())
     }
@@ -311,3 +389,6 @@ fn vring(memory: &Memory, queue: &QueueState) -> Result<VringConfigData> {
         log_addr: None,
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -9,7 +9,7 @@ use std::os::fd::RawFd;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vmm_sys_util::eventfd::EventFd;
 
-use super::BackEnd;
+use super::{BackEnd, Needs};
 use crate::boot::info::random;
 use crate::config::{MacAddress, NetConfig};
 use crate::error::{Error, Result};
@@ -22,6 +22,8 @@ use crate::virtio::{Device, DeviceState, F_EVENT_IDX, F_INDIRECT_DESC, Progress,
 
 const KIND: u32 = 1;
 const QUEUE_SIZE: u16 = 256;
+/// Receive buffers wait for frames.
+const NEEDS: Needs = Needs { protocol: VhostUserProtocolFeatures::empty(), completes: false };
 const LINK_UP: u16 = 1;
 /// Needs a control queue, which is not there.
 const CONTROL: u64 = CTRL_VQ | CTRL_RX | CTRL_MAC_ADDR | CTRL_GUEST_OFFLOADS | GUEST_ANNOUNCE;
@@ -52,7 +54,7 @@ impl VhostUserNet {
         let Some(path) = &config.vhost_user else {
             return Err(Error::Conflict(format!("{}: no back end given", config.id)));
         };
-        let back_end = BackEnd::connect(path, 2, VhostUserProtocolFeatures::empty())?;
+        let back_end = BackEnd::connect(path, 2, NEEDS)?;
         log::info!("{}: {}", config.id, back_end.description());
         Ok(VhostUserNet {
             id: config.id.clone(),
@@ -137,7 +139,11 @@ impl Device for VhostUserNet {
 
     fn reset(&mut self) {
         self.active = None;
-        self.back_end.abandon();
+        self.event = false;
+        if let Err(e) = self.back_end.take_back() {
+            crate::notice::trouble(&self.id, e.to_string());
+            self.ended.inc();
+        }
     }
 
     fn event(&mut self) {
