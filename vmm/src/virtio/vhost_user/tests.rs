@@ -1,13 +1,20 @@
 //! The front end against Debian's `qemu-storage-daemon`, whose disk is slow, so that there is always something in flight.
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+#[path = "../../../tests/guest/storage_daemon.rs"]
+mod storage_daemon;
 
+use std::path::Path;
+
+use vm_memory::{Bytes, GuestAddress};
+
+use self::storage_daemon::StorageDaemon;
 use super::blk::VhostUserBlk;
+use super::rings::Ring;
 use crate::config::DiskConfig;
 use crate::memory::{HUGE_PAGE, Memory};
 use crate::metrics::Exposition;
-use crate::virtio::testing::{Bench, DATA, WRITE};
+use crate::virtio::queue::{QueueState, VirtQueue};
+use crate::virtio::testing::{Bench, DATA, WRITE, rings};
 
 const HEADERS: u64 = DATA;
 const STATUSES: u64 = DATA + 0x1000;
@@ -20,62 +27,30 @@ const SLOW: u64 = 40;
 const POISON: u8 = 0x5a;
 const STATUS: u64 = 0x70;
 
-/// A back end that ends with the test.
-struct Daemon {
-    child: Child,
-    socket: PathBuf,
+fn daemon(dir: &Path) -> StorageDaemon {
+    let image = dir.join("image");
+    let content: Vec<u8> = (0..(REQUESTS + 1) * BLOCK).map(|i| (i / BLOCK) as u8 | 0x80).collect();
+    std::fs::write(&image, content).unwrap();
+    StorageDaemon::slow(&dir.join("socket"), image.to_str().unwrap(), SLOW)
 }
 
-impl Daemon {
-    fn start(dir: &Path) -> Daemon {
-        let (image, socket) = (dir.join("image"), dir.join("socket"));
-        let _ = std::fs::remove_file(&socket);
-        let content: Vec<u8> = (0..(REQUESTS + 1) * BLOCK).map(|i| (i / BLOCK) as u8 | 0x80).collect();
-        std::fs::write(&image, content).unwrap();
-        let mut child = Command::new("qemu-storage-daemon")
-            .args(["--object", &format!("throttle-group,id=slow,limits.iops-total={SLOW}")])
-            .args(["--blockdev", &format!("file,node-name=file,filename={}", image.display())])
-            .args(["--blockdev", "throttle,node-name=disk,file=file,throttle-group=slow"])
-            .arg("--export")
-            .arg(format!(
-                "vhost-user-blk,id=e,node-name=disk,writable=on,addr.type=unix,addr.path={}",
-                socket.display()
-            ))
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("qemu-storage-daemon (Debian: qemu-system-common)");
-        while !socket.exists() {
-            assert!(child.try_wait().unwrap().is_none(), "the storage daemon has ended");
-            std::thread::yield_now();
-        }
-        Daemon { child, socket }
-    }
-
-    /// Doorbells and interrupts it has, and whatever else it uses event descriptors for.
-    fn event_descriptors(&self) -> usize {
-        let fds = std::fs::read_dir(format!("/proc/{}/fd", self.child.id())).unwrap();
-        fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
-            .filter(|target| target.to_string_lossy().contains("[eventfd]"))
-            .count()
-    }
-
-    fn signal(&self, signal: i32) {
-        // SAFETY: no memory is involved; the process is our child and has not been waited for.
-        unsafe { libc::kill(self.child.id() as i32, signal) };
-    }
+/// Doorbells and interrupts it has, and whatever else it uses event descriptors for.
+fn event_descriptors(daemon: &StorageDaemon) -> usize {
+    let fds = std::fs::read_dir(format!("/proc/{}/fd", daemon.pid())).unwrap();
+    fds.filter_map(|fd| std::fs::read_link(fd.unwrap().path()).ok())
+        .filter(|target| target.to_string_lossy().contains("[eventfd]"))
+        .count()
 }
 
-impl Drop for Daemon {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+fn signal(daemon: &StorageDaemon, signal: i32) {
+    // SAFETY: no memory is involved; the process is our child and has not been waited for.
+    unsafe { libc::kill(daemon.pid() as i32, signal) };
 }
 
 struct Disk(Bench);
 
 impl Disk {
-    fn new(daemon: &Daemon) -> Disk {
+    fn new(daemon: &StorageDaemon) -> Disk {
         let config = DiskConfig { id: "far".into(), vhost_user: Some(daemon.socket.clone()), ..Default::default() };
         let memory = Memory::with_sharing(2 * HUGE_PAGE, true).unwrap();
         Disk(Bench::with_memory(Box::new(VhostUserBlk::open(&config).unwrap()), memory))
@@ -130,8 +105,8 @@ const RESETS: [fn(&mut Bench); 2] = [|bench| bench.set(STATUS, 0), |bench| bench
 fn after_a_reset_the_back_end_writes_nothing_any_more_and_serves_the_next_driver() {
     for reset in RESETS {
         let dir = tempfile::tempdir().unwrap();
-        let daemon = Daemon::start(dir.path());
-        let mut disk = Disk::new(&daemon);
+        let far = daemon(dir.path());
+        let mut disk = Disk::new(&far);
         disk.0.start(0, 1);
         disk.begin_many();
         reset(&mut disk.0);
@@ -154,15 +129,15 @@ fn after_a_reset_the_back_end_writes_nothing_any_more_and_serves_the_next_driver
 #[test]
 fn a_back_end_keeps_no_descriptors_of_a_driver_that_has_gone() {
     let dir = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(dir.path());
-    let mut disk = Disk::new(&daemon);
-    let idle = daemon.event_descriptors();
+    let far = daemon(dir.path());
+    let mut disk = Disk::new(&far);
+    let idle = event_descriptors(&far);
     disk.0.start(0, 1);
     disk.read_last();
-    assert!(daemon.event_descriptors() > idle, "it has a doorbell and an interrupt");
+    assert!(event_descriptors(&far) > idle, "it has a doorbell and an interrupt");
     for reset in RESETS.iter().cycle().take(10) {
         reset(&mut disk.0);
-        assert_eq!(daemon.event_descriptors(), idle);
+        assert_eq!(event_descriptors(&far), idle);
         disk.0.restart(0, 1);
         disk.read_last();
     }
@@ -171,17 +146,17 @@ fn a_back_end_keeps_no_descriptors_of_a_driver_that_has_gone() {
 #[test]
 fn a_back_end_that_went_and_came_again_while_no_driver_used_it_is_found() {
     let dir = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(dir.path());
-    let mut disk = Disk::new(&daemon);
+    let far = daemon(dir.path());
+    let mut disk = Disk::new(&far);
     disk.0.start(0, 1);
     disk.read_last();
     disk.0.set(STATUS, 0);
-    drop(daemon);
+    drop(far);
     while disk.connected() {
         std::thread::yield_now();
     }
     disk.0.transport.event();
-    let _daemon = Daemon::start(dir.path());
+    let _far = daemon(dir.path());
     disk.0.restart(0, 1);
     disk.read_last();
     assert!(disk.connected() && disk.lost(0), "no driver has lost anything");
@@ -190,16 +165,42 @@ fn a_back_end_that_went_and_came_again_while_no_driver_used_it_is_found() {
 #[test]
 fn a_back_end_that_does_not_let_go_is_cut_off() {
     let dir = tempfile::tempdir().unwrap();
-    let daemon = Daemon::start(dir.path());
-    let mut disk = Disk::new(&daemon);
+    let far = daemon(dir.path());
+    let mut disk = Disk::new(&far);
     disk.0.start(0, 1);
     disk.read_last();
-    daemon.signal(libc::SIGSTOP);
+    signal(&far, libc::SIGSTOP);
     disk.0.set(STATUS, 0);
     assert_eq!(disk.0.status(), 0);
     assert!(!disk.connected() && disk.lost(1));
-    daemon.signal(libc::SIGCONT);
+    signal(&far, libc::SIGCONT);
     disk.0.restart(0, 1);
     disk.read_last();
     assert!(disk.connected());
+}
+
+#[test]
+fn only_indices_that_make_sense_are_waited_for() {
+    let memory = Memory::new(2 * HUGE_PAGE).unwrap();
+    let state = QueueState {
+        size: 128,
+        avail_ring: rings(0) + 0x1000,
+        used_ring: rings(0) + 0x2000,
+        ..VirtQueue::new(128).unwrap().save()
+    };
+    let ring = Ring::of(0, &state);
+    for (available, used, waits) in [
+        (0u16, 0u16, false),
+        (1, 0, true),
+        (128, 0, true),
+        (129, 0, false),
+        (0, 1, false),
+        (3, u16::MAX - 2, true),
+        (0xffff, 0x1234, false),
+    ] {
+        memory.ram().write_obj(available.to_le(), GuestAddress(state.avail_ring + 2)).unwrap();
+        memory.ram().write_obj(used.to_le(), GuestAddress(state.used_ring + 2)).unwrap();
+        assert_eq!(ring.has_work(&memory), waits, "{available} available, {used} used");
+        assert!(ring.is_settled(used, &memory) && !ring.is_settled(used.wrapping_add(1), &memory));
+    }
 }
