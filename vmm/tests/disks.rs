@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "guest/storage_daemon.rs"]
+mod storage_daemon;
 #[path = "guest/testguest.rs"]
 mod testguest;
 
@@ -10,6 +12,8 @@ use std::io::{Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+
+use storage_daemon::StorageDaemon;
 
 const MIB: u64 = 1 << 20;
 
@@ -96,25 +100,10 @@ fn sparse(path: &Path, size: u64) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// QEMU's storage daemon with a raw image, and the socket it listens on.
-fn storage_daemon(dir: &Path, image: &str, queues: u16) -> (Process, String) {
-    let socket = dir.join("vhost-user.sock").to_str().unwrap().to_owned();
-    let _ = std::fs::remove_file(&socket);
-    let mut child = Command::new("qemu-storage-daemon")
-        .arg("--blockdev")
-        .arg(format!("file,node-name=disk,filename={image}"))
-        .arg("--export")
-        .arg(format!(
-            "vhost-user-blk,id=e,node-name=disk,writable=on,num-queues={queues},addr.type=unix,addr.path={socket}"
-        ))
-        .stdin(Stdio::null())
-        .spawn()
-        .expect("qemu-storage-daemon (Debian: qemu-system-common)");
-    while !Path::new(&socket).exists() {
-        assert!(child.try_wait().unwrap().is_none(), "the storage daemon has ended");
-        std::thread::yield_now();
-    }
-    (Process(child), socket)
+fn storage_daemon(dir: &Path, image: &str, queues: u16) -> (StorageDaemon, String) {
+    let daemon = StorageDaemon::start(&dir.join("vhost-user.sock"), image, queues);
+    let socket = daemon.socket.to_str().unwrap().to_owned();
+    (daemon, socket)
 }
 
 /// What the test guest writes first.

@@ -4,15 +4,20 @@
 
 mod control;
 mod guest;
+mod net_support;
 mod port_support;
+#[path = "guest/storage_daemon.rs"]
+mod storage_daemon;
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use control::Process;
+use port_support::disks::{MIB, rounds, run as run_program, sparse};
 use port_support::puppet::{Puppet, Until};
-use port_support::{Echo, Lab, eventually, image};
+use port_support::{Echo, GUEST, Lab, MAC, eventually, image};
+use storage_daemon::StorageDaemon;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::config::{Config, MemorySize, OnReset, SerialOutput, TlsConfig};
 use vmm::control::{Control, MigrationRequest};
@@ -259,6 +264,59 @@ fn a_guest_on_the_network_begins_again_here_and_where_it_was_ported_to() {
     assert_eq!(status, 409);
     assert!(problem["detail"].as_str().unwrap().contains("--image"), "{problem}");
     echo.turn();
+}
+
+/// The guest that verifies its disk is reset while 32 requests are under way, over and over: one that wrote to memory of the
+/// guest that came after it would be found out.
+#[test]
+fn a_guest_at_work_on_its_disk_begins_again() {
+    let lab = Lab::new(1);
+    let path = |name: &str| lab.dir.path().join(name);
+    let raw = sparse(path("raw"), 16 * MIB);
+    let qcow2 = path("qcow2").to_str().unwrap().to_owned();
+    run_program("qemu-img", &["create", "-q", "-f", "qcow2", &qcow2, "16M"]);
+    let daemon = StorageDaemon::start(&path("daemon.sock"), &sparse(path("far"), 16 * MIB), 1);
+    for disk in [
+        format!("path={raw}"),
+        format!("path={raw},bytes=8M:64K"),
+        format!("path={qcow2},format=qcow2"),
+        format!("vhost_user={}", daemon.socket.display()),
+    ] {
+        let mut vmm = lab.boot("disk", &["--disk", &disk]);
+        for _ in 0..12 {
+            let before = rounds(&vmm);
+            eventually("the disk job goes on", || {
+                assert!(vmm.is_alive(), "{disk}: {}", lab.console("boot"));
+                (rounds(&vmm) > before).then_some(())
+            });
+            assert_eq!(vmm.api("PUT", "/v1/vm/reset", None)["state"], "running", "{disk}");
+        }
+        Echo::new(&lab).turns(10);
+        assert_eq!(vmm.api("GET", "/v1/vm", None)["resets"], 12);
+        if disk.starts_with("vhost_user") {
+            assert!(vmm.api_text("/v1/metrics").contains("vmm_vhost_user_lost_total{device=\"disk0\"} 0"));
+        }
+    }
+}
+
+#[test]
+fn a_guest_whose_network_another_process_serves_begins_again() {
+    let lab = Lab::new(1);
+    let socket = lab.dir.path().join("wire.sock");
+    let connected = net_support::serve(&socket, "tap0");
+    let cmdline = format!("test=echo ip={GUEST}/24 log=warn");
+    let net = format!("vhost_user={},mac={MAC},id=lan", socket.display());
+    let args = ["--image", image().to_str().unwrap(), "--memory", "64M", "--cmdline", &cmdline, "--net", &net];
+    let mut vmm = lab.spawn("boot", &args);
+    let _connection = connected.recv().unwrap();
+    for n in 1..=10 {
+        Echo::new(&lab).turns(20);
+        assert_eq!(vmm.api("PUT", "/v1/vm/reset", None)["resets"], n);
+    }
+    Echo::new(&lab).turns(20);
+    let metrics = vmm.api_text("/v1/metrics");
+    assert!(metrics.contains("vmm_vhost_user_lost_total{device=\"lan\"} 0"), "over one connection: {metrics}");
+    assert!(vmm.is_alive());
 }
 
 #[test]

@@ -3,7 +3,7 @@
 //! Asserted: no answer says that the VMM is at fault; what is refused is so by a problem document.
 
 use std::cell::OnceCell;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use axum::body::{Body, to_bytes};
 use axum::http::{Method, Request, header};
@@ -23,6 +23,9 @@ pub const TARGET: Target = Target { name: "api", run, seeds, memory: 8 << 20, ro
 
 /// Largest answer that is read.
 const ANSWER_MAX: usize = 1 << 20;
+
+/// Of all routes, made once.
+static PATHS: LazyLock<Vec<&'static str>> = LazyLock::new(|| routes::all().iter().map(|r| r.path).collect());
 
 thread_local! {
     static RUNTIME: OnceCell<Runtime> = const { OnceCell::new() };
@@ -47,16 +50,17 @@ async fn request(mut input: Input<'_>) {
         control.await_configuration();
     }
     let method = input.one_of(&methods().each_ref()).clone();
-    let all = routes::all();
     let route = usize::from(input.u8());
     let rest = input.rest();
     let at = rest.iter().position(|b| *b == b'\n').unwrap_or(rest.len());
     let (varies, body) = (&rest[..at], rest.get(at + 1..).unwrap_or_default());
     let varies = String::from_utf8_lossy(varies);
-    let path = match all.get(route) {
-        Some(route) => route.path.replace("{id}", &varies),
+    let path = match PATHS.get(route) {
+        Some(path) => path.replace("{id}", &varies),
         None => varies.into_owned(),
     };
+    // Made once for all requests of an input, as a process makes it once.
+    let router = router(control);
     let mut bodies = vec![(method, path, body)];
     if configurable {
         // What was configured is shown, and can be changed.
@@ -71,7 +75,7 @@ async fn request(mut input: Input<'_>) {
         let Ok(request) = Request::builder().method(method).uri(path.as_str()).body(Body::from(body.to_vec())) else {
             continue;
         };
-        let Ok(answer) = router(control.clone()).oneshot(request).await;
+        let Ok(answer) = router.clone().oneshot(request).await;
         let status = answer.status();
         assert!(!status.is_server_error(), "{status} on {path}");
         let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok()).unwrap_or_default();

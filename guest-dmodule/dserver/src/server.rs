@@ -9,13 +9,15 @@
 //!
 //! Bounds: requests by the sessions'; bytes of requests and of replies held by
 //! `held_bytes` of the options each (then nothing more is read
-//! from connections, or reads wait); one job of deferred work, [`READ_AHEADS_MAX`] of read-ahead.
-use crate::jobs::{Held, JobId, Jobs, Kind};
+//! from connections, or reads wait); one job of deferred work, [`admission::READ_AHEADS_MAX`] of read-ahead.
+mod admission;
+
+use crate::jobs::{JobId, Jobs, Kind};
 use crate::readahead::ReadAhead;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use fabric::fs::{FileHandle, Status, Time};
-use fabric::op::{Op, Outcome, Request};
+use fabric::op::{Outcome, Request};
 use fabric::server::{Action, ConnectionId, KeepKey, Sessions, Token};
 use fabric::wire::{Encoded, Frame, WireError};
 use layout::{
@@ -35,8 +37,6 @@ const PORT_EXPECTED_NS: u64 = 5_000_000_000;
 const PORT_DIRTY_BLOCKS: u64 = 1024;
 /// Steps of deferred work at a time.
 const WORK_STEPS: usize = 4;
-/// Pieces being read ahead at a time.
-const READ_AHEADS_MAX: usize = 4;
 /// Times a piece of read-ahead asks for blocks.
 const READ_AHEAD_RESTARTS: u32 = 8;
 /// Times an operation that finds no room tries again after a consistency point that made none.
@@ -155,11 +155,6 @@ impl Server {
         self.statistics
     }
 
-    /// Whether more bytes should be read from connections now: else too much is held already.
-    pub fn takes_requests(&self) -> bool {
-        self.held < self.held_max
-    }
-
     /// Whether a compare-and-swap is expected soon: what is written should be in small pieces, one after the other.
     pub fn expects_port(&self, now: Now) -> bool {
         now.mono_ns < self.port_until
@@ -185,16 +180,6 @@ impl Server {
         self.unsent.remove(&connection);
         self.sessions.closed(connection);
         self.run(now);
-    }
-
-    /// A frame of so many bytes has left.
-    pub fn sent(&mut self, connection: ConnectionId, bytes: usize, now: Now) {
-        if let Some(unsent) = self.unsent.get_mut(&connection) {
-            *unsent = unsent.saturating_sub(bytes);
-        }
-        if !self.waiting_reads.is_empty() {
-            self.run(now);
-        }
     }
 
     /// Blocks have been read, from `first` on; or cannot be.
@@ -293,59 +278,6 @@ impl Server {
                     self.owner_write = Some(write);
                 }
                 Action::Execute { token, request, keep } => self.admit(token, request, keep),
-            }
-        }
-    }
-
-    fn admit(&mut self, token: Token, request: Request, keep: Option<KeepKey>) {
-        let held = match &request.op {
-            Op::Read { .. } => return self.waiting_reads.push_back((token, request)),
-            Op::Write { data, .. } => {
-                self.held += data.len();
-                Held::Request(data.len())
-            }
-            _ => Held::Nothing,
-        };
-        self.jobs.add(Kind::Request { token, request, keep, held });
-    }
-
-    /// Reads begin while not too many bytes wait to be sent. A connection whose peer does not take its replies must not
-    /// keep the others': it has half at most, and each may have one reply whatever the others have.
-    fn admit_reads(&mut self) {
-        let mut total = self.unsent.values().sum::<usize>();
-        for _ in 0..self.waiting_reads.len() {
-            let Some((token, request)) = self.waiting_reads.pop_front() else { break };
-            let Op::Read { handle, offset, length } = request.op else { continue };
-            let connection = self.sessions.connection(token);
-            let bytes = length as usize;
-            if let Some(connection) = connection {
-                let own = self.unsent.entry(connection).or_default();
-                if *own > 0 && (*own + bytes > self.held_max / 2 || total + bytes > self.held_max) {
-                    self.waiting_reads.push_back((token, request));
-                    continue;
-                }
-                *own += bytes;
-                total += bytes;
-            }
-            let held = Held::Reply(connection, bytes);
-            self.jobs.add(Kind::Request { token, request, keep: None, held });
-            if let Some((offset, length)) = self.readahead.read(handle, offset, length)
-                && self.jobs.read_aheads < READ_AHEADS_MAX
-            {
-                self.jobs.add(Kind::ReadAhead { handle, offset, length });
-            }
-        }
-    }
-
-    /// A request is done with what it held.
-    fn release(&mut self, held: Held) {
-        match held {
-            Held::Nothing => {}
-            Held::Request(bytes) => self.held -= bytes,
-            Held::Reply(connection, bytes) => {
-                if let Some(own) = connection.and_then(|c| self.unsent.get_mut(&c)) {
-                    *own = own.saturating_sub(bytes);
-                }
             }
         }
     }

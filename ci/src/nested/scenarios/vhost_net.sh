@@ -21,3 +21,12 @@ MIB=4 traffic tap0
 guest "ip link set eth0 promisc on; ip link set eth0 promisc off" || fail "the guest's commands fail"
 wait_for 5 metrics_say 1 || fail "vhost-net does not serve the queues after a command"
 ping -c 2 -W 5 $GUEST_IP >ping.log || fail "no answer after a command"
+# A guest that begins again takes nothing of the old rings along, and is served by the kernel as well.
+order "reboot -f"
+guest_up inner 60 2
+wait_for 5 metrics_say 1 || fail "vhost-net does not serve the queues after a reboot"
+MIB=4 traffic tap0
+api inner PUT /v1/vm/reset >/dev/null || fail "no reset"
+guest_up inner 60 3
+wait_for 5 metrics_say 1 || fail "vhost-net does not serve the queues after a reset"
+MIB=4 traffic tap0

@@ -10,3 +10,12 @@ guest_up inner 60
 guest "sh /jobs/fill /dev/vda 3 && sh /jobs/check /dev/vda" || fail "the file system is not as it was made"
 # What the guest was told is on the disk is in the daemon's file.
 dd if=/tmp/disk bs=1 skip=1080 count=2 2>/dev/null | hexdump | grep -q ef53 || fail "the daemon's file has no ext4"
+# A guest that begins again, by itself or from outside while it reads, finds the disk there, by the same connection.
+order "reboot -f"
+guest_up inner 60 2
+guest "sh /jobs/check /dev/vda" || fail "the file system is not as it was after a reboot"
+order "dd if=/dev/vda of=/dev/null bs=64k iflag=direct &"
+api inner PUT /v1/vm/reset >/dev/null || fail "no reset"
+guest_up inner 60 3
+guest "sh /jobs/check /dev/vda" || fail "the file system is not as it was after a reset"
+api inner GET /v1/metrics | grep -q '^vmm_vhost_user_lost_total{device="data"} 0$' || fail "the back end was lost"

@@ -1,3 +1,4 @@
+use super::transmit::{GSO_NONE, GSO_TCPV4, header_of};
 use super::*;
 use crate::virtio::fake::{Chain, FakeDevice};
 use proptest::prelude::*;

@@ -6,16 +6,17 @@
 //! Survives: a full disk, I/O errors, images that shrink, any request a guest can make up.
 
 mod bounce;
+mod engine;
 mod format;
 mod handover;
 pub mod identity;
 mod image;
 mod request;
+mod statistics;
 mod store;
 mod uring;
 mod workers;
 
-use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -29,12 +30,13 @@ use crate::error::{Error, Result, host};
 use crate::limit::{LimiterState, Limits, Throttle};
 use crate::memory::{GuestRange, Memory};
 use crate::metrics::Exposition;
-use crate::stats::{Counter, Histogram};
+use engine::Engine;
 use format::FormatImage;
 pub use handover::Flusher;
 use handover::Held;
 use image::Image;
 use request::{DISCARD_MAX, Operation, Parsed, Request, Status, WRITE_ZEROES_MAX};
+use statistics::BlkStats;
 use store::Store;
 use uring::Uring;
 use workers::Workers;
@@ -74,44 +76,6 @@ pub struct BlkState {
     pub capacity: u64,
     /// Limits as they were last set, and what is left of them.
     pub limiter: LimiterState,
-}
-
-/// Who does the I/O.
-trait Engine: Send {
-    /// Whether it takes one more request.
-    fn room(&self) -> bool;
-    /// How many it has.
-    fn in_flight(&self) -> usize;
-    /// Takes a request on. There must be room.
-    fn submit(&mut self, request: Request);
-    /// Sees to it that all it has taken on is being done.
-    fn push(&mut self);
-    /// One that is done, with its error if it failed.
-    fn completed(&mut self) -> Option<Request>;
-    /// Whether [`Engine::completed`] has something.
-    fn has_completed(&mut self) -> bool;
-    /// Waits until something is done.
-    fn wait(&mut self) -> io::Result<()>;
-    /// Its descriptor was ready.
-    fn event(&mut self);
-    /// Ready when something is done.
-    fn descriptor(&self) -> RawFd;
-}
-
-#[derive(Debug, Default)]
-struct BlkStats {
-    reads: Counter,
-    writes: Counter,
-    flushes: Counter,
-    discards: Counter,
-    zeroed: Counter,
-    read_bytes: Counter,
-    written_bytes: Counter,
-    errors: Counter,
-    bounced: Counter,
-    read_time: Histogram,
-    write_time: Histogram,
-    flush_time: Histogram,
 }
 
 /// A disk.
@@ -248,27 +212,11 @@ impl Blk {
         };
         let mut written = 1;
         if status == Status::Ok {
-            let s = &self.stats;
-            match request.operation {
-                Operation::Read => {
-                    s.reads.inc();
-                    s.read_bytes.add(request.len.into());
-                    request.deliver(memory);
-                    written += request.len;
-                    s.read_time.record(request.since.elapsed());
-                }
-                Operation::Write => {
-                    s.writes.inc();
-                    s.written_bytes.add(request.len.into());
-                    s.write_time.record(request.since.elapsed());
-                }
-                Operation::Flush => {
-                    s.flushes.inc();
-                    s.flush_time.record(request.since.elapsed());
-                }
-                Operation::Discard => s.discards.inc(),
-                Operation::WriteZeroes { .. } => s.zeroed.inc(),
+            if request.operation == Operation::Read {
+                request.deliver(memory);
+                written += request.len;
             }
+            self.stats.count(&request);
         }
         let Some(queue) = queues.get_mut(usize::from(request.queue)) else { return Ok(()) };
         answer(request.head, request.status_at, status, written, queue, memory)
@@ -514,25 +462,10 @@ impl Device for Blk {
     }
 
     fn metrics(&self, out: &mut Exposition) {
-        let (s, labels) = (&self.stats, &[("device", self.id.as_str())]);
-        for (name, help, counter) in [
-            ("vmm_blk_reads_total", "Reads completed.", &s.reads),
-            ("vmm_blk_read_bytes_total", "Bytes read.", &s.read_bytes),
-            ("vmm_blk_writes_total", "Writes completed.", &s.writes),
-            ("vmm_blk_written_bytes_total", "Bytes written.", &s.written_bytes),
-            ("vmm_blk_flushes_total", "Flushes completed.", &s.flushes),
-            ("vmm_blk_discards_total", "Discards completed.", &s.discards),
-            ("vmm_blk_write_zeroes_total", "Ranges filled with zeroes.", &s.zeroed),
-            ("vmm_blk_errors_total", "Requests answered with an error.", &s.errors),
-            ("vmm_blk_bounced_total", "Requests that were copied, as the image needs other alignment.", &s.bounced),
-        ] {
-            out.counter(name, help, labels, counter);
-        }
+        let labels = &[("device", self.id.as_str())];
+        self.stats.write(out, labels);
         out.count("vmm_blk_throttled_total", "Times a limit made it wait.", labels, self.throttle.waits());
         out.gauge("vmm_blk_in_flight", "Requests the host works on.", labels, self.engine.in_flight() as f64);
-        out.histogram("vmm_blk_read_seconds", "Time reads took on the host.", labels, &s.read_time);
-        out.histogram("vmm_blk_write_seconds", "Time writes took on the host.", labels, &s.write_time);
-        out.histogram("vmm_blk_flush_seconds", "Time flushes took on the host.", labels, &s.flush_time);
     }
 
     fn as_blk(&mut self) -> Option<&mut Blk> {

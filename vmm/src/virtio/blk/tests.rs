@@ -1,3 +1,10 @@
+//! A disk against files and devices of the host, by a driver that may be a bad one.
+
+mod formats;
+mod handover;
+mod reset;
+mod space;
+
 use super::*;
 use crate::virtio::testing::{Bench, DATA, Random, STATUS_NEEDS_RESET, WRITE};
 use std::os::fd::FromRawFd;
@@ -69,6 +76,27 @@ impl Disk {
         assert_eq!(used.len(), 1);
         assert_eq!(used[0].0, u32::from(head));
         (self.0.read(STATUS, 1)[0], used[0].1)
+    }
+}
+
+struct Tmpfs(tempfile::TempDir);
+
+impl Tmpfs {
+    fn new(size: &str) -> Tmpfs {
+        let dir = tempfile::tempdir().unwrap();
+        let status = std::process::Command::new("mount")
+            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
+            .arg(dir.path())
+            .status()
+            .unwrap();
+        assert!(status.success());
+        Tmpfs(dir)
+    }
+}
+
+impl Drop for Tmpfs {
+    fn drop(&mut self) {
+        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
     }
 }
 
@@ -279,133 +307,6 @@ fn random_requests_never_panic() {
     }
 }
 
-fn blocks(path: &Path) -> u64 {
-    std::os::unix::fs::MetadataExt::blocks(&std::fs::metadata(path).unwrap())
-}
-
-/// What discards and zeroes must do wherever the image is. `frees`: that space comes back can be seen.
-fn discard_and_zero(path: &Path, frees: bool) {
-    let before = std::fs::read(path).unwrap();
-    let mut d = Disk::with(&disk(path, false), ALL, 1);
-    assert_ne!(d.0.reg(0x100 + 36), 0, "max_discard_sectors");
-    let full = blocks(path);
-    assert_eq!(d.range(13, 8, 16, 0), 0);
-    assert_eq!(d.range(13, 100, 3, 1), 0);
-    assert_eq!(d.range(11, 1024, 512, 0), 0);
-    assert_eq!(d.request(4, 0, &[]).0, 0);
-    if frees {
-        assert!(blocks(path) + 500 <= full, "{} of {full} blocks", blocks(path));
-    }
-    for (kind, sector, sectors, flags, status) in [
-        (11, 0, 8, 1, 2),    // unmap is for write-zeroes
-        (13, 0, 8, 2, 2),    // a flag there is not
-        (11, 4090, 8, 0, 1), // across the end
-        (11, u64::MAX, 8, 0, 1),
-        (13, 0, WRITE_ZEROES_MAX + 1, 0, 1), // more than announced
-        (13, 4088, 8, 0, 0),
-        (11, 0, 0, 0, 0),
-    ] {
-        assert_eq!(d.range(kind, sector, sectors, flags), status, "{kind} {sector} {sectors} {flags}");
-    }
-    // what the guest reads, past any cache of this process
-    for (sector, zero) in
-        [(7, false), (8, true), (23, true), (24, false), (99, false), (100, true), (102, true), (4088, true)]
-    {
-        assert_eq!(d.request(0, sector, &[(BUFFER, 512)]).0, 0);
-        let at = sector as usize * 512;
-        let expected = if zero { vec![0; 512] } else { before[at..at + 512].to_vec() };
-        assert_eq!(d.0.read(BUFFER, 512), expected, "sector {sector}");
-    }
-    assert_eq!(d.range(13, 0, 4096, 0), 0);
-    drop(d);
-    assert!(std::fs::read(path).unwrap().iter().all(|b| *b == 0));
-}
-
-#[test]
-fn discards_and_zeroes_in_a_file() {
-    let dir = tempfile::tempdir().unwrap();
-    discard_and_zero(&image(&dir, 2 << 20), true);
-}
-
-/// tmpfs has neither O_DIRECT here nor ZERO_RANGE: zeroes are written.
-#[test]
-fn discards_and_zeroes_on_tmpfs() {
-    let mount = Tmpfs::new("4m");
-    let path = mount.0.path().join("image");
-    std::fs::write(&path, (0..2usize << 20).map(|i| i as u8 | 1).collect::<Vec<_>>()).unwrap();
-    discard_and_zero(&path, true);
-    let config = DiskConfig { direct: Some(true), ..disk(&path, false) };
-    let e = Blk::open(&config).err().unwrap().to_string();
-    assert!(e.contains("direct") && e.contains("page cache"), "{e}");
-}
-
-/// A file as a block device.
-struct Loop(String);
-
-impl Loop {
-    fn new(path: &Path) -> Loop {
-        let out = std::process::Command::new("losetup").args(["--find", "--show"]).arg(path).output().unwrap();
-        assert!(out.status.success(), "losetup: {}", String::from_utf8_lossy(&out.stderr));
-        Loop(String::from_utf8(out.stdout).unwrap().trim().into())
-    }
-}
-
-impl Drop for Loop {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("losetup").args(["--detach", &self.0]).status();
-    }
-}
-
-#[test]
-fn discards_and_zeroes_on_a_block_device() {
-    let dir = tempfile::tempdir().unwrap();
-    let device = Loop::new(&image(&dir, 2 << 20));
-    discard_and_zero(Path::new(&device.0), false);
-    // one writer a device, too
-    let _first = Blk::open(&disk(Path::new(&device.0), false)).unwrap();
-    assert!(Blk::open(&disk(Path::new(&device.0), false)).is_err());
-}
-
-struct Tmpfs(tempfile::TempDir);
-
-impl Tmpfs {
-    fn new(size: &str) -> Tmpfs {
-        let dir = tempfile::tempdir().unwrap();
-        let status = std::process::Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &format!("size={size}"), "none"])
-            .arg(dir.path())
-            .status()
-            .unwrap();
-        assert!(status.success());
-        Tmpfs(dir)
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("-l").arg(self.0.path()).status();
-    }
-}
-
-#[test]
-fn a_full_disk_is_an_error_and_gets_over_it() {
-    let mount = Tmpfs::new("1m");
-    let path = mount.0.path().join("image");
-    // larger than the file system, as sparse images are
-    std::fs::File::create(&path).unwrap().set_len(8 << 20).unwrap();
-    let mut d = Disk::with(&disk(&path, false), ALL, 1);
-    d.0.write(BUFFER, &[0x77; 64 << 10]);
-    let statuses: Vec<u8> = (0..32).map(|i| d.request(1, i * 128, &[(BUFFER, 64 << 10)]).0).collect();
-    let written = statuses.iter().filter(|s| **s == 0).count();
-    assert!(statuses.contains(&1) && (10..=16).contains(&written), "{statuses:?}");
-    assert!(d.metrics().contains(&format!("vmm_blk_errors_total{{device=\"disk7\"}} {}", 32 - written)));
-    // what was written is there; room makes writes work again
-    assert_eq!(d.request(0, 0, &[(BUFFER, 512)]).0, 0);
-    assert_eq!(d.0.read(BUFFER, 512), [0x77; 512]);
-    assert_eq!(d.range(11, 0, 512, 0), 0);
-    assert_eq!(d.request(1, 8000, &[(BUFFER, 4096)]).0, 0);
-}
-
 #[test]
 fn a_disk_grows_and_the_driver_is_told() {
     let dir = tempfile::tempdir().unwrap();
@@ -500,164 +401,5 @@ fn limits_hold_and_change_while_running() {
         for _ in there.events.io.wait(None).iter() {
             there.transport.event();
         }
-    }
-}
-
-fn qemu_img(args: &[&str]) -> String {
-    let out = std::process::Command::new("qemu-img").args(args).output().expect("qemu-img (Debian: qemu-utils)");
-    assert!(out.status.success(), "qemu-img {args:?}: {}", String::from_utf8_lossy(&out.stderr));
-    String::from_utf8(out.stdout).unwrap()
-}
-
-/// A qcow2 image over a backing file: what QEMU makes we read, what we write QEMU reads.
-#[test]
-fn qcow2_goes_to_qemu_and_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let raw = image(&dir, 2 << 20);
-    let base_bytes = std::fs::read(&raw).unwrap();
-    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    qemu_img(&["convert", "-f", "raw", "-O", "qcow2", raw.to_str().unwrap(), &at("base")]);
-    qemu_img(&["create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", &at("top")]);
-    let base_before = std::fs::read(at("base")).unwrap();
-    let config = DiskConfig { format: DiskFormat::Qcow2, ..disk(Path::new(&at("top")), false) };
-    let mut d = Disk::with(&config, ALL, 1);
-    assert_eq!(d.0.reg(0x100), 4096);
-    assert_eq!(d.request(0, 8, &[(BUFFER, 4096), (BUFFER + 0x4000, 512)]), (0, 4609));
-    assert_eq!(d.0.read(BUFFER, 4096), base_bytes[4096..8192]);
-    d.0.write(BUFFER, &[0xab; 1024]);
-    assert_eq!(d.request(1, 101, &[(BUFFER, 1024)]), (0, 1));
-    assert_eq!(d.range(13, 2048, 256, 1), 0);
-    assert_eq!(d.range(13, 200, 3, 0), 0);
-    assert_eq!(d.range(11, 3072, 128, 0), 0);
-    assert_eq!(d.request(4, 0, &[]), (0, 1));
-    // one writer, and the backing file stays as it is, whoever asks
-    assert!(Blk::open(&config).is_err());
-    assert!(Blk::open(&disk(Path::new(&at("base")), false)).is_err());
-    assert_eq!(d.blk().resize(Some(3 << 20)).unwrap(), 3 << 20);
-    d.0.transport.process();
-    assert_eq!(d.request(1, 6143, &[(BUFFER, 512)]).0, 0);
-    for (kind, sector, status) in [(0, 6144, 1), (1, u64::MAX, 1)] {
-        assert_eq!(d.request(kind, sector, &[(BUFFER, 512)]).0, status);
-    }
-    drop(d);
-    assert!(std::fs::read(at("base")).unwrap() == base_before);
-    qemu_img(&["check", "-q", "-f", "qcow2", &at("top")]);
-    qemu_img(&["convert", "-f", "qcow2", "-O", "raw", &at("top"), &at("back")]);
-    let mut expected = base_bytes;
-    expected.resize(3 << 20, 0);
-    expected[101 * 512..103 * 512].fill(0xab);
-    expected[200 * 512..203 * 512].fill(0);
-    expected[2048 * 512..2304 * 512].fill(0);
-    expected[6143 * 512..].fill(0xab);
-    let mut back = std::fs::read(at("back")).unwrap();
-    // what was discarded may read as anything
-    let discarded = 3072 * 512..3200 * 512;
-    back[discarded.clone()].fill(0);
-    expected[discarded].fill(0);
-    assert!(back == expected);
-}
-
-#[test]
-fn formats_are_never_guessed() {
-    let dir = tempfile::tempdir().unwrap();
-    let raw = image(&dir, 1 << 20);
-    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
-    let open = |name: &str, format| {
-        let config = DiskConfig { format, readonly: true, ..disk(Path::new(&at(name)), true) };
-        Blk::open(&config).map(|b| b.size()).map_err(|e| e.to_string())
-    };
-    // raw is raw, even if it looks like something else
-    qemu_img(&["create", "-q", "-f", "qcow2", &at("image.qcow2"), "1M"]);
-    let len = std::fs::metadata(at("image.qcow2")).unwrap().len();
-    assert_eq!(open("image.qcow2", DiskFormat::Raw).unwrap(), len / 512 * 512);
-    assert_eq!(open("image.qcow2", DiskFormat::Qcow2).unwrap(), 1 << 20);
-    // what is no qcow2 image is refused
-    assert!(open("image", DiskFormat::Qcow2).is_err());
-    // nor is the format of a backing file guessed: version 2 header without the extension that says it
-    qemu_img(&["create", "-q", "-f", "qcow2", "-b", raw.to_str().unwrap(), "-F", "raw", &at("top")]);
-    assert_eq!(open("top", DiskFormat::Qcow2).unwrap(), 1 << 20);
-    let mut bytes = std::fs::read(at("top")).unwrap();
-    let extension = bytes.windows(4).position(|w| w == 0xe279_2acau32.to_be_bytes()).unwrap();
-    bytes[extension..extension + 4].copy_from_slice(&0x1234_5678u32.to_be_bytes());
-    std::fs::write(at("top"), bytes).unwrap();
-    let e = open("top", DiskFormat::Qcow2).unwrap_err();
-    assert!(e.contains("does not say which format"), "{e}");
-    // damaged in any way: an error or an image, never a panic
-    let good = std::fs::read(at("image.qcow2")).unwrap();
-    let mut random = Random(11);
-    for _ in 0..100 {
-        let mut bytes = good.clone();
-        for _ in 0..3 {
-            let i = (random.next() % 120) as usize;
-            bytes[i] = random.next() as u8;
-        }
-        std::fs::write(at("bad"), bytes).unwrap();
-        let _ = open("bad", DiskFormat::Qcow2);
-    }
-}
-
-#[test]
-fn a_full_disk_below_qcow2_is_an_error() {
-    let mount = Tmpfs::new("1m");
-    let path = mount.0.path().join("image");
-    qemu_img(&["create", "-q", "-f", "qcow2", path.to_str().unwrap(), "8M"]);
-    let config = DiskConfig { format: DiskFormat::Qcow2, ..disk(&path, false) };
-    let mut d = Disk::with(&config, ALL, 1);
-    d.0.write(BUFFER, &[0x77; 64 << 10]);
-    let statuses: Vec<u8> = (0..32).map(|i| d.request(1, i * 128, &[(BUFFER, 64 << 10)]).0).collect();
-    assert!(statuses.contains(&1) && statuses[0] == 0, "{statuses:?}");
-    assert_eq!(d.request(0, 0, &[(BUFFER, 512)]).0, 0);
-    assert_eq!(d.0.read(BUFFER, 512), [0x77; 512]);
-}
-
-/// Two processes' disks on one image: whoever has not the lock neither reads nor writes, and what the other wrote is found.
-#[test]
-fn an_image_is_handed_over_and_back() {
-    let dir = tempfile::tempdir().unwrap();
-    let qcow2 = dir.path().join("qcow2");
-    let mut create = std::process::Command::new("qemu-img");
-    create.args(["create", "-q", "-f", "qcow2"]).arg(&qcow2).arg("1M");
-    assert!(create.status().unwrap().success());
-    let raw = DiskConfig { direct: Some(false), ..disk(&image(&dir, 1 << 20), false) };
-    let qcow2 = DiskConfig { format: DiskFormat::Qcow2, path: qcow2, ..raw.clone() };
-    for config in [raw, qcow2] {
-        let mut here = Disk::with(&config, ALL, 1);
-        here.0.write(BUFFER, &[0x5a; 512]);
-        assert_eq!(here.request(1, 3, &[(BUFFER, 512)]).0, 0);
-        let identity = here.blk().identity().unwrap();
-        let mut there = Blk::open_for_port(&config, &identity).unwrap();
-        assert!(there.take_image().unwrap_err().to_string().contains("in use by another process"));
-        assert!(there.resize(None).is_err(), "it is not its own");
-        here.0.transport.quiesce();
-        if let Some(flusher) = here.blk().flusher().unwrap() {
-            flusher.flush().unwrap();
-        }
-        here.blk().give_image().unwrap();
-        assert!(here.blk().resize(None).is_err());
-        there.take_image().unwrap();
-        there.take_image().unwrap();
-        assert_eq!(there.size(), 1 << 20);
-        assert!(here.blk().take_image().unwrap_err().to_string().contains("in use by another process"));
-        let mut bench = Bench::new(Box::new(there));
-        bench.start(ALL, 1);
-        let mut there = Disk(bench);
-        assert_eq!(there.request(0, 3, &[(BUFFER, 512)]).0, 0);
-        assert_eq!(there.0.read(BUFFER, 512), [0x5a; 512]);
-        there.0.write(BUFFER, &[0xa5; 1024]);
-        assert_eq!(there.request(1, 4, &[(BUFFER, 1024)]).0, 0);
-        there.0.transport.quiesce();
-        there.blk().give_image().unwrap();
-        drop(there);
-        // what it knew of the image before is forgotten
-        here.blk().take_image().unwrap();
-        here.0.transport.resume();
-        assert_eq!(here.request(0, 5, &[(BUFFER + 4096, 512)]).0, 0);
-        assert_eq!(here.0.read(BUFFER + 4096, 512), [0xa5; 512]);
-        // and another file is not it
-        let other = dir.path().join("other");
-        std::fs::copy(&config.path, &other).unwrap();
-        let other = DiskConfig { path: other, ..config.clone() };
-        let error = Blk::open_for_port(&other, &identity).err().unwrap().to_string();
-        assert!(error.contains("another image"), "{error}");
     }
 }

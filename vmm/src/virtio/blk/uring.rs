@@ -168,7 +168,7 @@ impl Engine for Uring {
         while self.unsubmitted > 0 {
             match self.ring.submit() {
                 Ok(n) => self.unsubmitted -= n.min(self.unsubmitted),
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY)) => {}
+                Err(e) if is_passing(&e) => {}
                 Err(e) => {
                     log::error!("io_uring: {e}");
                     break;
@@ -201,7 +201,7 @@ impl Engine for Uring {
     fn wait(&mut self) -> io::Result<()> {
         self.push();
         match self.ring.submit_and_wait(1) {
-            Err(e) if e.raw_os_error() != Some(libc::EINTR) => Err(e),
+            Err(e) if !is_passing(&e) => Err(e),
             _ => Ok(()),
         }
     }
@@ -225,6 +225,11 @@ impl Drop for Uring {
             while self.completed().is_some() {}
         }
     }
+}
+
+/// Whether the kernel only wants to be asked again: requests that are under way stay so.
+fn is_passing(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EINTR | libc::EAGAIN | libc::EBUSY))
 }
 
 fn zeroes(len: usize) -> Vec<IoVec> {

@@ -1,6 +1,8 @@
 use super::*;
 use crate::config::DiskConfig;
+use crate::virtio::DeviceState;
 use crate::virtio::blk::Blk;
+use crate::virtio::queue::QueueState;
 use crate::virtio::testing::{Bench, DATA, Random, WRITE, rings};
 
 fn bench() -> (Bench, tempfile::NamedTempFile) {

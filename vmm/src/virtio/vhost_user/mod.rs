@@ -1,313 +1,229 @@
 //! Devices whose queues another process works: the front end of the vhost-user protocol.
 //!
-//! Owns the connection to the back end, what it was told, and a thread that watches the connection. Always true: the back end
-//! works queues only between [`BackEnd::start`] and [`BackEnd::stop`]; a back end that dies, or does not answer within
-//! [`ANSWER_TIME`], costs the guest this device (it is told to reset it) and nobody else anything; a driver that resets
-//! the device makes the monitor connect again. The back end is trusted with guest memory, not with the monitor's.
-//! Pages it writes are in no dirty log: a VM with such a device cannot be ported or checkpointed while it runs.
+//! Owns the way of such a device through its life, the same for each kind ([`VhostUser`]); a kind has registers
+//! ([`Registers`]) and nothing else. Always true: a back end that dies, or does not answer within
+//! [`ANSWER_TIME`], costs the guest this device (it is told to reset it) and nobody else anything; a driver that
+//! resets the device makes the monitor connect again. After a reset the back end works nothing any more and has completed
+//! all it had begun. It is trusted with guest memory, not with the monitor's: one that does not let go is cut off, and could
+//! still write to guest memory. Pages it writes are in no dirty log: a VM with such a device cannot be ported or
+//! checkpointed while it runs.
 
+mod back_end;
 pub mod blk;
 pub mod net;
+mod rings;
 mod watch;
 
-use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::os::fd::RawFd;
+use std::path::Path;
 
-use vhost::vhost_user::message::{
-    VhostUserConfigFlags, VhostUserHeaderFlag, VhostUserProtocolFeatures, VhostUserVirtioFeatures,
-};
-use vhost::vhost_user::{Frontend, VhostUserFrontend};
-use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
-use vm_memory::{GuestAddress, GuestMemoryBackend};
-use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
+use vmm_sys_util::eventfd::EventFd;
 
-use super::Work;
-use super::queue::{QueueError, QueueState, VirtQueue};
-use crate::error::{Error, Result, host};
-use crate::memory::Memory;
-use watch::Watch;
+use super::queue::QueueError;
+use super::{Device, DeviceState, F_EVENT_IDX, F_INDIRECT_DESC, Progress, Work};
+use crate::error::{Error, Result};
+use crate::metrics::Exposition;
+use crate::stats::Counter;
+pub use back_end::{ANSWER_TIME, BackEnd, Needs};
 
-/// A back end has this long for an answer.
-pub const ANSWER_TIME: Duration = Duration::from_secs(5);
+/// What one kind of device has besides its queues.
+pub trait Registers: Send {
+    /// Device type.
+    const KIND: u32;
+    /// What it needs of a back end.
+    const NEEDS: Needs;
 
-/// VHOST_USER_F_PROTOCOL_FEATURES.
-const F_PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-
-/// A connection that lives, or did until a moment ago.
-struct Link {
-    frontend: Frontend,
-    watch: Watch,
-    features: u64,
-    protocol: VhostUserProtocolFeatures,
-    queues: usize,
+    /// Features to be offered to the driver, of those the back end offers.
+    fn features(&self, offered: u64) -> u64;
+    /// Features the back end is told of, of those the driver has accepted.
+    fn accepted(&self, accepted: u64) -> u64 {
+        accepted
+    }
+    /// Reads the configuration space.
+    fn read_config(&self, offset: u64, data: &mut [u8]);
+    /// The driver writes to the configuration space.
+    fn write_config(&mut self, _back_end: &mut BackEnd, _offset: u64, _data: &[u8]) -> Result<()> {
+        Ok(())
+    }
+    /// Another back end is there, perhaps with another configuration.
+    fn connected(&mut self, _back_end: &mut BackEnd) -> Result<()> {
+        Ok(())
+    }
+    /// The back end works the queues, or is gone while it did.
+    fn serves(&mut self, _serves: bool) {}
+    /// Whether the configuration space has changed since the last call.
+    fn take_config_change(&mut self) -> bool;
+    /// State that moves with the guest, besides the queues: those are the monitor's while the device is quiesced.
+    fn save(&self) -> DeviceState;
+    /// Compares a state with what is here; the reason if the guest cannot go on with this.
+    fn restore(&mut self, state: &DeviceState) -> std::result::Result<(), String>;
 }
 
-/// The process that works a device's queues.
-pub struct BackEnd {
-    path: PathBuf,
-    wanted: VhostUserProtocolFeatures,
-    link: Option<Link>,
-    /// Readable when the connection has ended.
-    ended: EventFd,
-    /// Rung by the guest, heard by the back end.
-    doorbells: Vec<EventFd>,
-    /// Rung by the back end when the driver is to be interrupted.
-    calls: Vec<EventFd>,
-    /// Where the driver stood when the back end was last rung by the monitor.
-    seen: Vec<Option<u16>>,
-    started: bool,
+/// A device of another process.
+pub struct VhostUser<R> {
+    id: String,
+    registers: R,
+    back_end: BackEnd,
+    sizes: Vec<u16>,
+    /// Offered by the back end when it was first connected to: a driver may have accepted them.
+    offered: u64,
+    /// What the driver has accepted, while it uses the device.
+    active: Option<u64>,
+    /// An event is to be looked at.
+    event: bool,
+    lost: Counter,
 }
 
-impl BackEnd {
-    /// Connects, for a device of `queues` queues. `wanted` are protocol features without which the device cannot be; MQ and
-    /// REPLY_ACK are used where offered.
-    pub fn connect(path: &Path, queues: usize, wanted: VhostUserProtocolFeatures) -> Result<BackEnd> {
-        let eventfd = || EventFd::new(EFD_NONBLOCK).map_err(host("eventfd"));
-        let mut back_end = BackEnd {
-            path: path.to_owned(),
-            wanted,
-            link: None,
-            ended: eventfd()?,
-            doorbells: Vec::new(),
-            calls: (0..queues).map(|_| eventfd()).collect::<Result<_>>()?,
-            seen: vec![None; queues],
-            started: false,
-        };
-        back_end.reconnect()?;
-        Ok(back_end)
+impl<R: Registers> VhostUser<R> {
+    /// Connects to the back end at `path`; `registers` may ask it.
+    fn connect(
+        id: &str,
+        path: &Path,
+        sizes: Vec<u16>,
+        registers: impl FnOnce(&mut BackEnd) -> Result<R>,
+    ) -> Result<VhostUser<R>> {
+        let mut back_end = BackEnd::connect(path, sizes.len(), R::NEEDS)?;
+        let registers = registers(&mut back_end)?;
+        log::info!("{id}: {}", back_end.description());
+        Ok(VhostUser {
+            id: id.to_owned(),
+            registers,
+            offered: back_end.features(),
+            back_end,
+            sizes,
+            active: None,
+            event: false,
+            lost: Counter::default(),
+        })
     }
 
-    fn what(&self) -> String {
-        format!("vhost-user back end {}", self.path.display())
-    }
-
-    fn failed(&self, call: &str, e: impl std::fmt::Display) -> Error {
-        Error::Conflict(format!("{}: {call}: {e}", self.what()))
-    }
-
-    /// Connects if there is no connection.
-    pub fn reconnect(&mut self) -> Result<()> {
-        if self.link.is_some() {
-            return Ok(());
+    fn start(&mut self, features: u64, work: &mut Work<'_>) -> Result<()> {
+        if !self.back_end.is_connected() {
+            self.back_end.reconnect()?;
+            self.registers.connected(&mut self.back_end)?;
+            log::info!("{}: connected again: {}", self.id, self.back_end.description());
         }
-        let what = self.what();
-        let stream = UnixStream::connect(&self.path).map_err(host(&what))?;
-        let watch =
-            Watch::start(stream.try_clone().map_err(host(&what))?, self.ended.try_clone().map_err(host(&what))?)?;
-        let queues = self.calls.len();
-        let mut frontend = Frontend::from_stream(stream, queues as u64);
-        let asked = watch.during(|| {
-            frontend.set_owner()?;
-            let features = frontend.get_features()?;
-            let mut protocol = VhostUserProtocolFeatures::empty();
-            let mut most = queues;
-            if features & F_PROTOCOL != 0 {
-                let use_if_there = VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::REPLY_ACK;
-                protocol = frontend.get_protocol_features()? & (self.wanted | use_if_there);
-                frontend.set_protocol_features(protocol)?;
-                if protocol.contains(VhostUserProtocolFeatures::REPLY_ACK) {
-                    frontend.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
-                }
-                if protocol.contains(VhostUserProtocolFeatures::MQ) {
-                    most = frontend.get_queue_num()? as usize;
-                }
-            }
-            Ok::<_, vhost::Error>((features, protocol, most))
-        });
-        let (features, protocol, most) = asked.map_err(|e| self.failed("set-up", e))?;
-        if !protocol.contains(self.wanted) {
-            return Err(self.failed("set-up", format!("it lacks {:?}", self.wanted - protocol)));
-        }
-        if most < queues {
-            return Err(self.failed("set-up", format!("it has {most} queues, {queues} are configured")));
-        }
-        self.link = Some(Link { frontend, watch, features, protocol, queues });
+        self.back_end.start(self.registers.accepted(features), work)?;
+        self.registers.serves(true);
         Ok(())
     }
 
-    /// The virtio features it offers; none without a connection.
-    pub fn features(&self) -> u64 {
-        self.link.as_ref().map_or(0, |l| l.features & !F_PROTOCOL)
-    }
-
-    /// Whether there is a connection.
-    pub fn is_connected(&self) -> bool {
-        self.link.is_some()
-    }
-
-    /// Whether it works the queues.
-    pub fn is_started(&self) -> bool {
-        self.started
-    }
-
-    fn ask<T>(&mut self, call: &str, f: impl FnOnce(&mut Frontend) -> vhost::Result<T>) -> Result<T> {
-        let Some(link) = &mut self.link else {
-            return Err(Error::Conflict(format!("{}: it is gone", self.what())));
-        };
-        let frontend = &mut link.frontend;
-        link.watch.during(|| f(frontend)).map_err(|e| self.failed(call, e))
-    }
-
-    /// The device's configuration space.
-    pub fn read_config(&mut self, len: usize) -> Result<Vec<u8>> {
-        let zeros = vec![0; len];
-        let flags = VhostUserConfigFlags::empty();
-        self.ask("get configuration", |f| f.get_config(0, len as u32, flags, &zeros)).map(|(_, bytes)| bytes)
-    }
-
-    /// Writes to the device's configuration space.
-    pub fn write_config(&mut self, offset: u32, bytes: &[u8]) -> Result<()> {
-        self.ask("set configuration", |f| f.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes))
-    }
-
-    /// Keeps the doorbells: what [`super::Device::take_doorbells`] gets.
-    pub fn take_doorbells(&mut self, doorbells: &[EventFd]) -> Result<()> {
-        self.doorbells =
-            doorbells.iter().map(EventFd::try_clone).collect::<std::io::Result<_>>().map_err(host("eventfd"))?;
-        Ok(())
-    }
-
-    /// What the device must wait for.
-    pub fn descriptors(&self) -> Vec<RawFd> {
-        self.calls.iter().chain([&self.ended]).map(AsRawFd::as_raw_fd).collect()
-    }
-
-    /// Gives it memory and queues; it works them from now on. Guest memory must be shared.
-    pub fn start(&mut self, features: u64, work: &mut Work<'_>) -> Result<()> {
-        let regions = regions(work.memory)?;
-        let vrings = work.queues.iter().enumerate().filter(|(_, q)| q.ready());
-        let vrings =
-            vrings.map(|(n, q)| Ok((n, q.save(), vring(work.memory, &q.save())?))).collect::<Result<Vec<_>>>()?;
-        let Some(link) = &self.link else { return Err(Error::Conflict(format!("{}: it is gone", self.what()))) };
-        let with_protocol = link.features & F_PROTOCOL;
-        let (calls, doorbells) = (std::mem::take(&mut self.calls), std::mem::take(&mut self.doorbells));
-        let result = self.ask("start", |f| {
-            f.set_features(features | with_protocol)?;
-            f.set_mem_table(&regions)?;
-            for (n, queue, vring) in &vrings {
-                f.set_vring_num(*n, queue.size)?;
-                f.set_vring_addr(*n, vring)?;
-                f.set_vring_base(*n, queue.next_avail)?;
-                f.set_vring_call(*n, &calls[*n])?;
-                f.set_vring_kick(*n, &doorbells[*n])?;
-            }
-            if with_protocol != 0 {
-                for (n, ..) in &vrings {
-                    f.set_vring_enable(*n, true)?;
-                }
-            }
-            Ok(())
-        });
-        (self.calls, self.doorbells) = (calls, doorbells);
-        result?;
-        self.started = true;
-        self.seen.fill(None);
-        self.ring(work);
-        Ok(())
-    }
-
-    /// Takes the queues back, where they then stand as the back end left them: nothing is in flight.
-    pub fn stop(&mut self, queues: &mut [VirtQueue], memory: &Memory) -> Result<()> {
-        if !std::mem::take(&mut self.started) {
-            return Ok(());
-        }
-        for (n, queue) in queues.iter_mut().enumerate().filter(|(_, q)| q.ready()) {
-            let base = self.ask("stop", |f| f.get_vring_base(n))?;
-            queue.moved_elsewhere(memory, base as u16).map_err(|e| self.failed("stop", e))?;
-        }
-        Ok(())
-    }
-
-    /// Takes the queues back when nobody wants to know how they stand. A back end that does not let go is cut off.
-    pub fn abandon(&mut self) {
-        if !std::mem::take(&mut self.started) {
-            return;
-        }
-        for n in 0..self.calls.len() {
-            // A queue that was never set up may be refused; an answer to that is an answer.
-            if self.ask("stop", |f| f.get_vring_base(n)).is_err() {
-                self.link = None;
-                return;
-            }
-        }
-    }
-
-    /// Rings for what the driver has added without ringing itself (before it parked).
-    pub fn ring(&mut self, work: &Work<'_>) {
-        if !self.started {
-            return;
-        }
-        for ((queue, seen), doorbell) in work.queues.iter().zip(&mut self.seen).zip(&self.doorbells) {
-            let at = queue.avail_index(work.memory);
-            if at.is_some() && at != *seen {
-                *seen = at;
-                let _ = doorbell.write(1);
-            }
-        }
-    }
-
-    /// The guest has parked: the back end is to ring for the next thing it uses, whatever the driver has asked for. The
-    /// driver has looked at its ring before, but the back end may have used something since and have told nobody.
-    pub fn awaited(&self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
-        if self.started {
-            work.queues.iter_mut().try_for_each(|q| q.awaited_elsewhere(work.memory))?;
-        }
-        Ok(())
-    }
-
-    /// Looks at the descriptors: marks queues in which something was used. An error is the end of the connection.
-    pub fn look(&mut self, queues: &mut [VirtQueue]) -> Result<()> {
-        for (call, queue) in self.calls.iter().zip(queues) {
-            if call.read().is_ok() {
-                queue.used_elsewhere();
-            }
-        }
-        if self.ended.read().is_ok() && self.link.as_ref().is_some_and(|l| l.watch.has_ended()) {
-            self.link = None;
-            self.started = false;
-            return Err(self.failed("connection", "it was closed by the other side, or an answer took too long"));
-        }
-        Ok(())
-    }
-
-    /// For messages: features of the protocol, number of queues.
-    pub fn description(&self) -> String {
-        self.link.as_ref().map_or_else(
-            || "not connected".to_owned(),
-            |l| format!("features {:#x}, protocol {:?}, {} queues", l.features, l.protocol, l.queues),
-        )
+    /// The back end is gone.
+    fn lose(&mut self, e: &Error) -> QueueError {
+        crate::notice::trouble(&self.id, e.to_string());
+        self.lost.inc();
+        self.registers.serves(false);
+        QueueError("its back end is gone".into())
     }
 }
 
-fn regions(memory: &Memory) -> Result<Vec<VhostUserMemoryRegionInfo>> {
-    let regions = memory.shared_regions();
-    if regions.is_empty() {
-        return Err(Error::Memory("is not shared: set memory_shared for a vhost-user device".into()));
+impl<R: Registers> Device for VhostUser<R> {
+    fn id(&self) -> &str {
+        &self.id
     }
-    let region = |r: &crate::memory::SharedRegion| VhostUserMemoryRegionInfo {
-        guest_phys_addr: r.guest,
-        memory_size: r.size,
-        userspace_addr: r.here,
-        mmap_offset: 0,
-        mmap_handle: r.fd,
-    };
-    Ok(regions.iter().map(region).collect())
+
+    fn kind(&self) -> u32 {
+        R::KIND
+    }
+
+    fn features(&self) -> u64 {
+        self.registers.features(self.offered)
+    }
+
+    fn ring_features(&self) -> u64 {
+        self.offered & (F_EVENT_IDX | F_INDIRECT_DESC)
+    }
+
+    fn queue_sizes(&self) -> &[u16] {
+        &self.sizes
+    }
+
+    fn read_config(&self, offset: u64, data: &mut [u8]) {
+        self.registers.read_config(offset, data);
+    }
+
+    fn write_config(&mut self, offset: u64, data: &[u8]) {
+        if let Err(e) = self.registers.write_config(&mut self.back_end, offset, data) {
+            log::warn!("{}: {e}", self.id);
+        }
+    }
+
+    fn take_config_change(&mut self) -> bool {
+        self.registers.take_config_change()
+    }
+
+    fn take_doorbells(&mut self, doorbells: &[EventFd]) -> Result<bool> {
+        self.back_end.take_doorbells(doorbells).map(|()| true)
+    }
+
+    fn activate(&mut self, features: u64) -> Result<()> {
+        self.active = Some(features);
+        Ok(())
+    }
+
+    fn reset(&mut self) {
+        self.active = None;
+        self.event = false;
+        if let Err(e) = self.back_end.take_back() {
+            let _ = self.lose(&e);
+        }
+    }
+
+    fn event(&mut self) {
+        self.event = true;
+    }
+
+    fn process(&mut self, work: &mut Work<'_>) -> std::result::Result<Progress, QueueError> {
+        let Some(features) = self.active else { return Ok(Progress::Done) };
+        if std::mem::take(&mut self.event) {
+            self.back_end.look(work.queues).map_err(|e| self.lose(&e))?;
+            // Who is parked rings by parking, who is not by the doorbell.
+            if self.back_end.is_started() {
+                return Ok(Progress::Done);
+            }
+        }
+        match self.back_end.is_started() {
+            true => self.back_end.ring(work),
+            false => self.start(features, work).map_err(|e| self.lose(&e))?,
+        }
+        Ok(Progress::Done)
+    }
+
+    fn parked(&mut self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
+        self.back_end.awaited(work)
+    }
+
+    fn descriptors(&self) -> Vec<RawFd> {
+        self.back_end.descriptors()
+    }
+
+    fn stop_input(&mut self) {}
+
+    fn quiesce(&mut self, work: &mut Work<'_>) -> std::result::Result<(), QueueError> {
+        self.back_end.stop(work.queues, work.memory).map_err(|e| self.lose(&e))?;
+        // What the last answers have rung.
+        self.back_end.look(work.queues).map_err(|e| self.lose(&e))
+    }
+
+    fn resume(&mut self) {}
+
+    fn save(&self) -> DeviceState {
+        self.registers.save()
+    }
+
+    fn restore(&mut self, state: &DeviceState, features: u64) -> Result<()> {
+        self.registers.restore(state).map_err(|why| Error::State(format!("{}: {why}", self.id)))?;
+        self.active = Some(features);
+        Ok(())
+    }
+
+    fn metrics(&self, out: &mut Exposition) {
+        let labels = &[("device", self.id.as_str())];
+        let connected = f64::from(u8::from(self.back_end.is_connected()));
+        out.gauge("vmm_vhost_user_connected", "Whether the back end is there.", labels, connected);
+        out.counter("vmm_vhost_user_lost_total", "Times the back end was lost.", labels, &self.lost);
+    }
 }
 
-fn vring(memory: &Memory, queue: &QueueState) -> Result<VringConfigData> {
-    let here = |at: u64| {
-        let address = memory.ram().get_host_address(GuestAddress(at));
-        address.map(|p| p as u64).map_err(|e| Error::Memory(format!("queue at {at:#x}: {e}")))
-    };
-    Ok(VringConfigData {
-        queue_max_size: queue.max_size,
-        queue_size: queue.size,
-        flags: 0,
-        desc_table_addr: here(queue.desc_table)?,
-        used_ring_addr: here(queue.used_ring)?,
-        avail_ring_addr: here(queue.avail_ring)?,
-        log_addr: None,
-    })
-}
+#[cfg(test)]
+mod tests;

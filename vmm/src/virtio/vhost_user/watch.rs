@@ -14,7 +14,7 @@ use std::time::Instant;
 
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::ANSWER_TIME;
+use super::back_end::ANSWER_TIME;
 use crate::error::{Result, host};
 use crate::sandbox::{self, Kind};
 
