@@ -1,4 +1,5 @@
 //! A disk of another process: QEMU's storage daemon.
+#![allow(dead_code)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +19,6 @@ impl StorageDaemon {
     }
 
     /// The same, with at most so many requests a second.
-    #[allow(dead_code)]
     pub fn slow(socket: &Path, image: &str, requests: u64) -> StorageDaemon {
         let group = format!("throttle-group,id=slow,limits.iops-total={requests}");
         let file = format!("file,node-name=file,filename={image}");
@@ -46,7 +46,6 @@ impl StorageDaemon {
     }
 
     /// Its process.
-    #[allow(dead_code)]
     pub fn pid(&self) -> u32 {
         self.child.id()
     }

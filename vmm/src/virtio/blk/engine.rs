@@ -1,4 +1,6 @@
 //! Who does the I/O of a disk: io_uring ([`super::uring`]) or threads ([`super::workers`]).
+//!
+//! Always true: a request that was taken on comes back once, and counts as in flight until it has; at most [`super::DEPTH`] are.
 
 use std::io;
 use std::os::fd::RawFd;

@@ -1,9 +1,12 @@
 //! What a disk counts.
+//!
+//! Always true: a request counts once, when it is done, as done or as failed.
 
 use super::request::{Operation, Request};
 use crate::metrics::Exposition;
 use crate::stats::{Counter, Histogram};
 
+/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct BlkStats {
     reads: Counter,

@@ -168,7 +168,7 @@ impl BackEnd {
         self.ask("set configuration", |f| f.set_config(offset, VhostUserConfigFlags::WRITABLE, bytes))
     }
 
-    /// Keeps the doorbells: what [`super::Device::take_doorbells`] gets.
+    /// Keeps the doorbells: what [`crate::virtio::Device::take_doorbells`] gets.
     pub fn take_doorbells(&mut self, doorbells: &[EventFd]) -> Result<()> {
         self.doorbells =
             doorbells.iter().map(EventFd::try_clone).collect::<std::io::Result<_>>().map_err(host("eventfd"))?;
