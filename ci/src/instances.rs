@@ -142,13 +142,13 @@ impl Instance {
     }
 }
 
-/// Writes a file through the first of many instances and reads it through each, by an NFS client each: every one of them needs a
+/// Writes a new file through the first of many instances and reads it through each, by an NFS client each: every one of them needs a
 /// session of its own with the D-module. Fails unless each gives what was written.
-pub fn all_read(lab: &Lab, many: u8) -> Result<()> {
-    let written = lab.data_dir().join("many");
+pub fn all_read(lab: &Lab, many: u8, file: &str) -> Result<()> {
+    let written = lab.data_dir().join(file);
     copy::random_file(&written, READ_BYTES)?;
     let cp = |from: &str, to: &str| lab.client1.output(Command::new("nfs-cp").args([from, to]));
-    cp(&written.display().to_string(), &Instance(0).url("many"))?;
+    cp(&written.display().to_string(), &Instance(0).url(file))?;
     let wanted = copy::sha256(&written)?;
     let next = AtomicU8::new(0);
     let work = || -> Result<()> {
@@ -157,8 +157,8 @@ pub fn all_read(lab: &Lab, many: u8) -> Result<()> {
             if i >= many {
                 return Ok(());
             }
-            let read = lab.data_dir().join(format!("many{i}"));
-            cp(&Instance(i).url("many"), &read.display().to_string()).with_context(|| format!("instance {i}"))?;
+            let read = lab.data_dir().join(format!("{file}{i}"));
+            cp(&Instance(i).url(file), &read.display().to_string()).with_context(|| format!("instance {i}"))?;
             if copy::sha256(&read)? != wanted {
                 bail!("instance {i} reads other bytes than were written");
             }

@@ -75,7 +75,7 @@ fn at_once(cluster: &Cluster, template: &std::path::Path, many: u8) -> Result<Ve
     }
     let all = begin.elapsed();
     let read = Instant::now();
-    all_read(&cluster.lab, many)?;
+    all_read(&cluster.lab, many, "many")?;
     let read = read.elapsed();
     let used = before.saturating_sub(available()?);
     let sum = |field: &str| modules.iter().map(|m| rollup(m, field)).sum::<Result<u64>>();

@@ -161,19 +161,13 @@ impl World {
     fn outputs(&mut self) {
         while let Some(output) = self.server.poll_output() {
             match self.io.begin(output) {
-                Some(Output::Send(id, frame)) => {
-                    if self.connection == Some(id) {
-                        let bytes = frame.into_vec();
-                        let (now, n) = (self.now(), bytes.len());
-                        self.down.extend(bytes);
-                        self.server.sent(id, n, now);
-                    }
+                Some(Output::Send(id, frame)) if self.connection == Some(id) => {
+                    let bytes = frame.into_vec();
+                    let (now, n) = (self.now(), bytes.len());
+                    self.down.extend(bytes);
+                    self.server.sent(id, n, now);
                 }
-                Some(Output::Close(id)) => {
-                    if self.connection == Some(id) {
-                        self.cut();
-                    }
-                }
+                Some(Output::Close(id)) if self.connection == Some(id) => self.cut(),
                 _ => {}
             }
         }
