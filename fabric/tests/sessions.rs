@@ -11,7 +11,7 @@ use fabric::fs::*;
 use fabric::id::*;
 use fabric::op::*;
 use fabric::owner::{OwnerChange, OwnerRecord, OwnerTable};
-use fabric::server::{Action, ConnectionId, KeepKey, Sessions, Token};
+use fabric::server::{Action, ConnectionId, KeepKey, KeptRead, Sessions, Token};
 use fabric::wire::{CasStatus, Encoded, Frame, FrameReader, Hello, owner_cas};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
@@ -130,10 +130,10 @@ impl DModule {
         self.inboxes.clear();
     }
 
-    fn read_kept(&mut self, vm_id: VmId) {
-        let of_vm = self.volume.kept.iter().filter(|((vm, _), _)| *vm == vm_id);
+    fn read_kept(&mut self, read: KeptRead) {
+        let of_vm = self.volume.kept.iter().filter(|((vm, _), _)| *vm == read.vm_id);
         let kept = of_vm.map(|((_, slot), bytes)| (*slot, bytes.clone())).collect();
-        self.sessions.kept_read(vm_id, Some(kept));
+        self.sessions.kept_read(read, Some(kept));
     }
 
     /// Executes one of the pending requests; whatever the sessions asked for is in effect at once or not at all.
@@ -378,7 +378,7 @@ impl World {
                 Action::WriteOwners(change) => {
                     assert!(self.server.writing.replace(change).is_none(), "one change at a time");
                 }
-                Action::ReadKept(vm_id) => self.server.read_kept(vm_id),
+                Action::ReadKept(read) => self.server.read_kept(read),
                 Action::Close(id) => {
                     self.server.inboxes.remove(&id);
                     if self.connection == Some(id) {

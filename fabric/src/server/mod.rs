@@ -74,6 +74,14 @@ impl KeepKey {
     }
 }
 
+/// A reading of a VM's kept replies: only the answer to the one asked for last counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptRead {
+    /// The VM.
+    pub vm_id: VmId,
+    number: u64,
+}
+
 /// What the caller is to do.
 #[derive(Debug)]
 pub enum Action {
@@ -91,7 +99,7 @@ pub enum Action {
     /// Make the change of the ownership table durable, at once, then [`Sessions::owners_written`]. None other comes before that.
     WriteOwners(OwnerChange),
     /// Read all kept replies of the VM, then [`Sessions::kept_read`].
-    ReadKept(VmId),
+    ReadKept(KeptRead),
     /// End the connection once what was sent has left. [`Sessions::closed`] need not be called.
     Close(ConnectionId),
 }
@@ -105,6 +113,8 @@ pub struct Sessions {
     sessions_max: usize,
     /// VMs whose kept replies are being read, before their session is open.
     opening: BTreeMap<VmId, Opening>,
+    /// Readings of kept replies so far.
+    reads: u64,
     /// Connections that have had a HELLO accepted and were not superseded.
     greeted: BTreeMap<ConnectionId, VmId>,
     actions: VecDeque<Action>,
@@ -119,6 +129,7 @@ impl Sessions {
             sessions: BTreeMap::new(),
             sessions_max: sessions_max.max(1),
             opening: BTreeMap::new(),
+            reads: 0,
             greeted: BTreeMap::new(),
             actions: VecDeque::new(),
         }

@@ -4,7 +4,7 @@
 //! Always true: a VM has a session, or is being opened, or neither, never both; what is opened is the session of the
 //! ownership record that holds then; no more sessions and openings than the bound.
 use super::session::Session;
-use super::{Action, ConnectionId, Sessions};
+use super::{Action, ConnectionId, KeptRead, Sessions};
 use crate::id::{Epoch, SLOTS, Slot, VmId};
 use crate::owner::OwnerRecord;
 use crate::wire::{Farewell, Frame, Hello, HelloAck, Refusal, VERSION, decode_kept};
@@ -15,6 +15,8 @@ use alloc::vec::Vec;
 pub(super) struct Opening {
     /// Epoch of the fresh start it began with.
     session: Epoch,
+    /// Which reading: what an earlier one gives may be older than what has happened since.
+    read: KeptRead,
     /// Who waits for it, and the epoch it said.
     waits: Option<(ConnectionId, Hello, Epoch)>,
 }
@@ -64,14 +66,20 @@ impl Sessions {
             self.sessions.insert(vm_id, Session::fresh(session));
             self.open(connection, &hello, vm_id, epoch);
         } else {
-            self.opening.insert(vm_id, Opening { session, waits: Some((connection, hello, epoch)) });
-            self.actions.push_back(Action::ReadKept(vm_id));
+            self.reads += 1;
+            let read = KeptRead { vm_id, number: self.reads };
+            self.opening.insert(vm_id, Opening { session, read, waits: Some((connection, hello, epoch)) });
+            self.actions.push_back(Action::ReadKept(read));
         }
     }
 
     /// The kept replies of [`Action::ReadKept`]; `None` if they cannot be read. What is not a reply is logged and left out.
-    pub fn kept_read(&mut self, vm_id: VmId, kept: Option<Vec<(Slot, Vec<u8>)>>) {
-        let Some(Opening { session: id, waits }) = self.opening.remove(&vm_id) else { return };
+    pub fn kept_read(&mut self, read: KeptRead, kept: Option<Vec<(Slot, Vec<u8>)>>) {
+        let vm_id = read.vm_id;
+        if self.opening.get(&vm_id).is_none_or(|o| o.read != read) {
+            return;
+        }
+        let Some(Opening { session: id, waits, .. }) = self.opening.remove(&vm_id) else { return };
         // Nobody waits any more: it is read again when somebody does.
         let Some((connection, hello, epoch)) = waits else { return };
         let current = self.ownership.epoch(vm_id);

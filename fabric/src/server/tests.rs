@@ -69,8 +69,8 @@ fn did(sessions: &mut Sessions) -> Vec<Did> {
             Action::Execute { token, request, keep } => Did::Execute(token, request.op, keep.is_some()),
             Action::WriteOwners(OwnerChange::Set(record, _)) => Did::Write(Some(record)),
             Action::WriteOwners(OwnerChange::Release(_)) => Did::Write(None),
-            Action::ReadKept(vm_id) => {
-                sessions.kept_read(vm_id, Some(Vec::new()));
+            Action::ReadKept(read) => {
+                sessions.kept_read(read, Some(Vec::new()));
                 continue;
             }
             Action::Close(c) => Did::Close(c),
@@ -270,9 +270,9 @@ fn kept_replies_outlive_the_d_module_and_not_the_session() {
     let broken = (Slot(2), vec![1, 2, 3]);
     let mut s = Sessions::new(BootId(9), owners, 4);
     s.frame(A, hello(7));
-    assert!(matches!(s.poll_action(), Some(Action::ReadKept(VM))));
+    let Some(Action::ReadKept(read)) = s.poll_action() else { panic!() };
     assert!(s.poll_action().is_none(), "open before it is known what was executed");
-    s.kept_read(VM, Some(kept.into_iter().chain([broken]).collect()));
+    s.kept_read(read, Some(kept.into_iter().chain([broken]).collect()));
     s.frame(A, request(7, 0, 10, remove()));
     s.frame(A, request(7, 0, 9, remove()));
     s.frame(A, request(7, 0, 55, remove()));
@@ -329,9 +329,9 @@ fn sessions_are_bounded_and_an_idle_one_makes_room() {
     s.closed(ConnectionId(12));
     let (connection, hello) = hello_from(17, 1, 1);
     s.frame(connection, hello);
-    assert!(matches!(s.poll_action(), Some(Action::ReadKept(VmId(1)))));
+    let Some(Action::ReadKept(read)) = s.poll_action() else { panic!() };
     let key = KeepKey { vm_id: VmId(1), slot: Slot(0), session: Epoch(1), sequence: Sequence(1) };
-    s.kept_read(VmId(1), Some(vec![(Slot(0), key.encode(&done()))]));
+    s.kept_read(read, Some(vec![(Slot(0), key.encode(&done()))]));
     s.frame(connection, request(1, 0, 1, remove()));
     assert_eq!(did(&mut s), [ack(17), Did::Sent(connection, response(0, 1, done()))]);
 }
@@ -342,50 +342,63 @@ fn a_hello_waits_for_the_kept_replies_of_the_session_that_holds() {
     owners.apply(&OwnerChange::Set(record(7, 4, ME), None));
     let restarted = || Sessions::new(BootId(9), owners.clone(), 4);
     let reads = |s: &mut Sessions| {
-        let mut reads = 0;
+        let mut reads = Vec::new();
         while let Some(action) = s.poll_action() {
             match action {
-                Action::ReadKept(VM) => reads += 1,
+                Action::ReadKept(read) => reads.push(read),
                 Action::WriteOwners(_) => s.owners_written(true),
                 _ => {}
             }
         }
-        reads
+        assert_eq!(reads.len(), 1, "they are read once");
+        reads[0]
     };
-    // A second connection takes the first one's place; they are read once.
+    // A second connection takes the first one's place.
     let mut s = restarted();
     s.frame(A, hello(7));
-    assert_eq!(reads(&mut s), 1);
+    let read = reads(&mut s);
     s.frame(B, hello(7));
     assert_eq!(did(&mut s), [Did::Sent(A, Frame::Goodbye { reason: Farewell::Superseded }), Did::Close(A)]);
-    s.kept_read(VM, Some(Vec::new()));
+    s.kept_read(read, Some(Vec::new()));
     assert_eq!(did(&mut s), [Did::Sent(B, ack(7))]);
     // The epoch has gone on meanwhile.
     let mut s = restarted();
     s.frame(A, hello(7));
     s.frame(VMM, Frame::OwnerCas { vm_id: VM, expect: Epoch(7), owner: OTHER });
-    assert_eq!(reads(&mut s), 1);
-    s.kept_read(VM, Some(Vec::new()));
+    let read = reads(&mut s);
+    s.kept_read(read, Some(Vec::new()));
     let stale = Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(8) });
     assert_eq!(did(&mut s), [Did::Sent(A, stale)]);
     // The VM is started afresh meanwhile.
     let mut s = restarted();
     s.frame(A, hello(7));
     s.frame(B, hello(0));
-    assert_eq!(reads(&mut s), 1);
-    s.kept_read(VM, Some(vec![(Slot(0), vec![0; 16])]));
+    let read = reads(&mut s);
+    s.kept_read(read, Some(vec![(Slot(0), vec![0; 16])]));
     s.frame(B, request(8, 0, 1, remove()));
     assert_eq!(did(&mut s), [Did::Execute(token(8, 0, 1), remove(), true)]);
+    // It has gone, and been forgotten, and comes back: what was read before it did something is not what is kept.
+    s.complete(token(8, 0, 1), done());
+    s.closed(B);
+    s.sessions.clear();
+    s.frame(A, hello(8));
+    let again = reads(&mut s);
+    s.kept_read(read, Some(Vec::new()));
+    assert_eq!(did(&mut s), []);
+    let key = KeepKey { vm_id: VM, slot: Slot(0), session: Epoch(8), sequence: Sequence(1) };
+    s.kept_read(again, Some(vec![(Slot(0), key.encode(&done()))]));
+    s.frame(A, request(8, 0, 1, remove()));
+    assert_eq!(did(&mut s), [Did::Sent(A, ack(8)), Did::Sent(A, response(0, 1, done()))]);
     // It cannot be read; and nobody waits any more.
     let mut s = restarted();
     s.frame(A, hello(7));
-    assert_eq!(reads(&mut s), 1);
-    s.kept_read(VM, None);
+    let read = reads(&mut s);
+    s.kept_read(read, None);
     assert_eq!(did(&mut s), [Did::Sent(A, Frame::HelloRefused(Refusal::Storage))]);
     s.frame(A, hello(7));
     s.closed(A);
-    assert_eq!(reads(&mut s), 1);
-    s.kept_read(VM, Some(Vec::new()));
+    let read = reads(&mut s);
+    s.kept_read(read, Some(Vec::new()));
     assert_eq!(did(&mut s), []);
     assert!(s.sessions.is_empty());
 }
@@ -450,7 +463,7 @@ mod hostile {
                     match action {
                         Action::Execute { token, .. } => executing.push(token),
                         Action::WriteOwners(_) => prop_assert!(!std::mem::replace(&mut writing, true)),
-                        Action::ReadKept(vm_id) => reading.push(vm_id),
+                        Action::ReadKept(read) => reading.push(read),
                         Action::Send(..) | Action::Close(_) => {}
                     }
                 }
@@ -468,7 +481,7 @@ mod hostile {
                 while let Some(action) = s.poll_action() {
                     match action {
                         Action::WriteOwners(_) => writing = true,
-                        Action::ReadKept(vm_id) => reading.push(vm_id),
+                        Action::ReadKept(read) => reading.push(read),
                         _ => {}
                     }
                 }

@@ -6,9 +6,9 @@ use crate::runs::RUN_MAX;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use fabric::fs::FileHandle;
-use fabric::id::{Slot, VmId};
+use fabric::id::Slot;
 use fabric::op::Request;
-use fabric::server::{ConnectionId, KeepKey, Token};
+use fabric::server::{ConnectionId, KeepKey, KeptRead, Token};
 use layout::{BlockNumber, PlacedRecord};
 
 /// Number of a job; not used again.
@@ -34,7 +34,7 @@ pub(crate) enum Kind {
     },
     /// A VM's kept replies are read: from this slot on, those found so far.
     Kept {
-        vm_id: VmId,
+        read: KeptRead,
         next: u16,
         found: Vec<(Slot, Vec<u8>)>,
     },

@@ -111,10 +111,10 @@ impl Server {
 
     pub(crate) fn attempt_kept(&mut self, id: JobId, restarts: u32) {
         let Some(job) = self.jobs.get(id) else { return };
-        let Kind::Kept { vm_id, next, found } = &mut job.kind else { return };
-        let vm_id = *vm_id;
+        let Kind::Kept { read, next, found } = &mut job.kind else { return };
+        let read = *read;
         while usize::from(*next) < SLOTS && restarts <= RESTARTS_MAX {
-            match self.fs.kept(vm_id, Slot(*next)) {
+            match self.fs.kept(read.vm_id, Slot(*next)) {
                 Attempt::Need(blocks) => return self.need(id, blocks),
                 Attempt::Done(Ok(reply)) => found.extend(reply.map(|bytes| (Slot(*next), bytes))),
                 Attempt::Busy | Attempt::Done(Err(_)) => break,
@@ -125,8 +125,8 @@ impl Server {
         let found = core::mem::take(found);
         self.jobs.remove(id);
         if !all {
-            log::error!("the kept replies of VM {:#x} cannot be read", vm_id.0);
+            log::error!("the kept replies of VM {:#x} cannot be read", read.vm_id.0);
         }
-        self.sessions.kept_read(vm_id, all.then_some(found));
+        self.sessions.kept_read(read, all.then_some(found));
     }
 }

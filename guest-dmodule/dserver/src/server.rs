@@ -268,8 +268,8 @@ impl Server {
                     self.outputs.push_back(Output::Close(connection));
                 }
                 Action::WriteOwners(change) => self.write_owners(change),
-                Action::ReadKept(vm_id) => {
-                    self.jobs.add(Kind::Kept { vm_id, next: 0, found: Vec::new() });
+                Action::ReadKept(read) => {
+                    self.jobs.add(Kind::Kept { read, next: 0, found: Vec::new() });
                 }
                 Action::Execute { token, request, keep } => self.admit(token, request, keep),
             }

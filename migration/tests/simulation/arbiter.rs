@@ -86,9 +86,9 @@ impl Dmodule {
                     self.sessions.complete(token, outcome);
                 }
                 Action::WriteOwners(change) => self.writing = Some(change),
-                Action::ReadKept(vm_id) => {
+                Action::ReadKept(read) => {
                     let kept = self.kept.iter().map(|(slot, bytes)| (*slot, bytes.clone())).collect();
-                    self.sessions.kept_read(vm_id, Some(kept));
+                    self.sessions.kept_read(read, Some(kept));
                 }
                 Action::Close(_) => {}
             }

@@ -9,7 +9,7 @@ use super::guest;
 use crate::vm::Vm;
 use migration::ownership::{Epoch, OwnerId};
 
-/// To be called once, after the VM's threads have ended. Waits for the answer, a second at most.
+/// To be called once, after the VM's threads have ended. Waits for the connection and the answer, not long.
 pub fn release(vm: &Vm) {
     let (vm_id, epoch) = (vm.config().vm_id, guest::epoch(vm));
     let Some(address) = vm.config().arbiter else { return };
