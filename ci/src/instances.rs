@@ -3,6 +3,7 @@
 //! Always true: every instance has a tap, a MAC, an address and a vm_id of its own, made from its number.
 use crate::api::Api;
 use crate::artifacts::Artifacts;
+use crate::copy;
 use crate::lab::{Host, Lab, PREFIX};
 use crate::modules::{self, Module, NMODULE_MEMORY, VOLUME};
 use crate::probe;
@@ -11,12 +12,16 @@ use serde_json::{Value, json};
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 /// A template that is not prepared by then, or an instance that does not serve, never will.
 const LIMIT: Duration = Duration::from_secs(60);
 /// vm_id of instance 0.
 const FIRST_VM_ID: u64 = 1000;
+/// Bytes of the file that every instance reads, and how many are read from at a time.
+const READ_BYTES: u64 = 256 << 10;
+const READERS: usize = 4;
 /// Most instances: their addresses are 10.77.0.100 and those that follow.
 pub const COUNT_MAX: u8 = 150;
 
@@ -135,6 +140,35 @@ impl Instance {
         command.arg("--api-sock").arg(api.socket());
         (command, api, name)
     }
+}
+
+/// Writes a new file through the first of many instances and reads it through each, by an NFS client each: every one of them needs a
+/// session of its own with the D-module. Fails unless each gives what was written.
+pub fn all_read(lab: &Lab, many: u8, file: &str) -> Result<()> {
+    let written = lab.data_dir().join(file);
+    copy::random_file(&written, READ_BYTES)?;
+    let cp = |from: &str, to: &str| lab.client1.output(Command::new("nfs-cp").args([from, to]));
+    cp(&written.display().to_string(), &Instance(0).url(file))?;
+    let wanted = copy::sha256(&written)?;
+    let next = AtomicU8::new(0);
+    let work = || -> Result<()> {
+        loop {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            if i >= many {
+                return Ok(());
+            }
+            let read = lab.data_dir().join(format!("{file}{i}"));
+            cp(&Instance(i).url(file), &read.display().to_string()).with_context(|| format!("instance {i}"))?;
+            if copy::sha256(&read)? != wanted {
+                bail!("instance {i} reads other bytes than were written");
+            }
+            std::fs::remove_file(&read)?;
+        }
+    };
+    std::thread::scope(|scope| {
+        let readers: Vec<_> = (0..READERS).map(|_| scope.spawn(work)).collect();
+        readers.into_iter().try_for_each(|reader| reader.join().unwrap_or_else(|_| bail!("a reader panicked")))
+    })
 }
 
 /// Milliseconds from the request for an instance to its first instruction, as its `vmm` says.

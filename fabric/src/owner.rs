@@ -4,7 +4,8 @@
 //! change durable before it says so to anybody.
 //!
 //! Always true: an epoch never goes back; a change raises it by one; `session` is the epoch of the last
-//! fresh start and at most `epoch`.
+//! fresh start and at most `epoch`. No epoch is given twice to a VM, not even when its record was released in between: the
+//! table has a **floor**, the highest epoch of all records released, and a VM without a record begins above it.
 //!
 //! An **heir** is the process that the owner has said it may hand the VM over to. With a durable heir, its compare-and-swap can
 //! be answered before the new record is durable: should that answer be given and forgotten in a crash of the D-module, the
@@ -13,8 +14,10 @@
 use crate::id::{Epoch, Owner, VmId};
 use alloc::collections::BTreeMap;
 
-/// Most VMs a D-module keeps a record of: they must fit in one 4 KiB block.
-pub const VMS_MAX: usize = 64;
+/// Most VMs a D-module keeps a record of.
+pub const VMS_MAX: usize = 1024;
+/// Most records that have an heir at a time: those are kept where they can be changed at once.
+pub const HEIRS_MAX: usize = 32;
 
 /// The ownership record of a VM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,8 +38,10 @@ pub enum OwnerError {
     /// The epoch is another one: somebody else was first.
     #[error("the epoch is {}, owned by {:x?}", .0.epoch.0, .0.owner.0)]
     Lost(OwnerRecord),
-    /// No room for another VM.
-    #[error("no room for another VM's ownership record")]
+    /// No room for another VM, or for another heir.
+    #[error(
+        "{VMS_MAX} VMs have ownership records already, or {HEIRS_MAX} an heir: release those of VMs that have ended for good"
+    )]
     Full,
     /// An heir was named before a restart of the D-module and may have it already; only the owner or the heir can tell.
     #[error("the VM may have been handed over")]
@@ -46,37 +51,61 @@ pub enum OwnerError {
     Invalid,
 }
 
-/// Compare-and-swap from `expect` to the next epoch. `current` is `None` for a VM without a record, whose epoch is 0.
+/// Compare-and-swap from `expect` to the next epoch. `current` is `None` for a VM without a record, whose epoch is 0; its first
+/// one is above `floor` ([`OwnerTable::floor`]).
 ///
 /// Asking again for what one has already won is won (the first answer may have been lost).
 /// Returns the record to make durable; it equals `current` in that case.
 pub fn compare_and_swap(
     current: Option<OwnerRecord>,
+    floor: Epoch,
     vm_id: VmId,
     expect: Epoch,
     owner: Owner,
 ) -> Result<OwnerRecord, OwnerError> {
-    let held = current.unwrap_or(OwnerRecord { vm_id, ..OwnerRecord::default() });
-    let next = expect.next().ok_or(OwnerError::Invalid)?;
     if vm_id.0 == 0 {
-        Err(OwnerError::Invalid)
-    } else if held.epoch == expect {
-        let session = if held.session.0 == 0 { next } else { held.session };
-        Ok(OwnerRecord { vm_id, epoch: next, session, owner })
-    } else if held.epoch == next && held.owner == owner {
-        Ok(held)
-    } else {
-        Err(OwnerError::Lost(held))
+        return Err(OwnerError::Invalid);
+    }
+    let next = expect.next().ok_or(OwnerError::Invalid)?;
+    match current {
+        None if expect == Epoch::UNCLAIMED => {
+            let first = floor.next().ok_or(OwnerError::Invalid)?;
+            Ok(OwnerRecord { vm_id, epoch: first, session: first, owner })
+        }
+        None => Err(OwnerError::Lost(OwnerRecord { vm_id, ..OwnerRecord::default() })),
+        Some(held) if held.epoch == expect => Ok(OwnerRecord { epoch: next, owner, ..held }),
+        Some(held) => {
+            let first = expect == Epoch::UNCLAIMED && held.epoch == held.session;
+            let again = held.owner == owner && (held.epoch == next || first);
+            if again { Ok(held) } else { Err(OwnerError::Lost(held)) }
+        }
     }
 }
 
 /// A fresh start of the VM: whatever the epoch, the next one, and a new session. Returns the record to make durable.
-pub fn claim(current: Option<OwnerRecord>, vm_id: VmId, owner: Owner) -> Result<OwnerRecord, OwnerError> {
+pub fn claim(current: Option<OwnerRecord>, floor: Epoch, vm_id: VmId, owner: Owner) -> Result<OwnerRecord, OwnerError> {
     if vm_id.0 == 0 {
         return Err(OwnerError::Invalid);
     }
-    let epoch = current.map_or(Epoch(0), |r| r.epoch).next().ok_or(OwnerError::Invalid)?;
+    let epoch = current.map_or(floor, |r| r.epoch).next().ok_or(OwnerError::Invalid)?;
     Ok(OwnerRecord { vm_id, epoch, session: epoch, owner })
+}
+
+/// The VM has ended for good: its owner, at its present epoch, has its record released. `None`: there is none, and this epoch may
+/// have been released (the first answer may have been lost).
+pub fn release(
+    current: Option<OwnerRecord>,
+    floor: Epoch,
+    vm_id: VmId,
+    epoch: Epoch,
+    asker: Owner,
+) -> Result<Option<OwnerRecord>, OwnerError> {
+    match current {
+        Some(held) if held.epoch == epoch && held.owner == asker => Ok(Some(held)),
+        Some(held) => Err(OwnerError::Lost(held)),
+        None if epoch <= floor => Ok(None),
+        None => Err(OwnerError::Lost(OwnerRecord { vm_id, ..OwnerRecord::default() })),
+    }
 }
 
 /// Names the heir of a VM in place of `former` (`None`: nobody). Only its owner may, and only at the present epoch; the heir itself
@@ -94,9 +123,32 @@ pub fn reserve(
     if held.epoch == epoch && may { Ok(held) } else { Err(OwnerError::Lost(held)) }
 }
 
-/// All ownership records of a D-module, at most [`VMS_MAX`], and the heirs.
+/// What becomes of one VM's record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OwnerChange {
+    /// It is this, with this heir.
+    Set(OwnerRecord, Option<Owner>),
+    /// It is released.
+    Release(VmId),
+}
+
+impl OwnerChange {
+    /// Whose.
+    pub fn vm_id(&self) -> VmId {
+        match self {
+            OwnerChange::Set(record, _) => record.vm_id,
+            OwnerChange::Release(vm_id) => *vm_id,
+        }
+    }
+}
+
+/// All ownership records of a D-module, at most [`VMS_MAX`], the heirs, at most [`HEIRS_MAX`] named, and the floor.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct OwnerTable(BTreeMap<VmId, Entry>);
+pub struct OwnerTable {
+    entries: BTreeMap<VmId, Entry>,
+    heirs: usize,
+    floor: Epoch,
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Entry {
@@ -105,43 +157,74 @@ struct Entry {
 }
 
 impl OwnerTable {
+    /// No records, and no epoch up to `floor` was not given.
+    pub fn above(floor: Epoch) -> Self {
+        OwnerTable { floor, ..OwnerTable::default() }
+    }
+
+    /// No VM without a record may get this epoch, nor one below it.
+    pub fn floor(&self) -> Epoch {
+        self.floor
+    }
+
     /// The record of a VM.
     pub fn get(&self, vm_id: VmId) -> Option<OwnerRecord> {
-        self.0.get(&vm_id).map(|e| e.record)
+        self.entries.get(&vm_id).map(|e| e.record)
     }
 
     /// The heir of a VM.
     pub fn heir(&self, vm_id: VmId) -> Option<Owner> {
-        self.0.get(&vm_id)?.heir
+        self.entries.get(&vm_id)?.heir
     }
 
-    /// Puts a record in, in place of the VM's former one; it has no heir.
-    pub fn set(&mut self, record: OwnerRecord) -> Result<(), OwnerError> {
-        if record.vm_id.0 == 0 {
-            return Err(OwnerError::Invalid);
-        }
-        if !self.0.contains_key(&record.vm_id) && self.0.len() >= VMS_MAX {
-            return Err(OwnerError::Full);
-        }
-        self.0.insert(record.vm_id, Entry { record, heir: None });
-        Ok(())
+    /// Records that have an heir.
+    pub fn heirs(&self) -> usize {
+        self.heirs
     }
 
-    /// Names the heir of a VM that has a record; without one it does nothing.
-    pub fn set_heir(&mut self, vm_id: VmId, heir: Option<Owner>) {
-        if let Some(entry) = self.0.get_mut(&vm_id) {
-            entry.heir = heir;
+    /// Records there are.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Whether a change may be made: it is of a VM that can be owned, and there is room for it.
+    pub fn admits(&self, change: &OwnerChange) -> Result<(), OwnerError> {
+        match change {
+            OwnerChange::Set(record, _) if record.vm_id.0 == 0 => Err(OwnerError::Invalid),
+            OwnerChange::Set(record, heir) => {
+                let held = self.entries.get(&record.vm_id);
+                let another = heir.is_some() && held.is_none_or(|e| e.heir.is_none());
+                let full = held.is_none() && self.entries.len() >= VMS_MAX || another && self.heirs >= HEIRS_MAX;
+                if full { Err(OwnerError::Full) } else { Ok(()) }
+            }
+            OwnerChange::Release(_) => Ok(()),
         }
+    }
+
+    /// Makes a change that is admitted, or was when it was first made.
+    pub fn apply(&mut self, change: &OwnerChange) {
+        let former = match *change {
+            OwnerChange::Set(record, heir) => {
+                self.heirs += usize::from(heir.is_some());
+                self.entries.insert(record.vm_id, Entry { record, heir })
+            }
+            OwnerChange::Release(vm_id) => {
+                let former = self.entries.remove(&vm_id);
+                self.floor = self.floor.max(former.map_or(Epoch::UNCLAIMED, |e| e.record.epoch));
+                former
+            }
+        };
+        self.heirs -= usize::from(former.is_some_and(|e| e.heir.is_some()));
     }
 
     /// All records with their heirs, by VM id.
     pub fn entries(&self) -> impl Iterator<Item = (&OwnerRecord, Option<Owner>)> {
-        self.0.values().map(|e| (&e.record, e.heir))
-    }
-
-    /// All records, by VM id.
-    pub fn records(&self) -> impl Iterator<Item = &OwnerRecord> {
-        self.0.values().map(|e| &e.record)
+        self.entries.values().map(|e| (&e.record, e.heir))
     }
 }
 
@@ -155,36 +238,36 @@ mod tests {
 
     #[test]
     fn one_of_two_wins() {
-        let start = claim(None, VM, A).unwrap();
+        let start = claim(None, Epoch(0), VM, A).unwrap();
         assert_eq!((start.epoch, start.session), (Epoch(1), Epoch(1)));
-        let won = compare_and_swap(Some(start), VM, Epoch(1), B).unwrap();
+        let won = compare_and_swap(Some(start), Epoch(0), VM, Epoch(1), B).unwrap();
         assert_eq!((won.epoch, won.session, won.owner), (Epoch(2), Epoch(1), B));
-        assert_eq!(compare_and_swap(Some(won), VM, Epoch(1), A), Err(OwnerError::Lost(won)));
+        assert_eq!(compare_and_swap(Some(won), Epoch(0), VM, Epoch(1), A), Err(OwnerError::Lost(won)));
     }
 
     #[test]
     fn asking_again_is_won_and_changes_nothing() {
-        let won = compare_and_swap(None, VM, Epoch(0), A).unwrap();
+        let won = compare_and_swap(None, Epoch(0), VM, Epoch(0), A).unwrap();
         assert_eq!((won.epoch, won.session), (Epoch(1), Epoch(1)));
-        assert_eq!(compare_and_swap(Some(won), VM, Epoch(0), A), Ok(won));
-        let next = compare_and_swap(Some(won), VM, Epoch(1), A).unwrap();
-        assert_eq!(compare_and_swap(Some(next), VM, Epoch(0), A), Err(OwnerError::Lost(next)));
+        assert_eq!(compare_and_swap(Some(won), Epoch(0), VM, Epoch(0), A), Ok(won));
+        let next = compare_and_swap(Some(won), Epoch(0), VM, Epoch(1), A).unwrap();
+        assert_eq!(compare_and_swap(Some(next), Epoch(0), VM, Epoch(0), A), Err(OwnerError::Lost(next)));
     }
 
     #[test]
     fn a_fresh_start_begins_a_session() {
         let held = OwnerRecord { vm_id: VM, epoch: Epoch(9), session: Epoch(4), owner: A };
-        let fresh = claim(Some(held), VM, B).unwrap();
+        let fresh = claim(Some(held), Epoch(0), VM, B).unwrap();
         assert_eq!(fresh, OwnerRecord { vm_id: VM, epoch: Epoch(10), session: Epoch(10), owner: B });
         let last = OwnerRecord { epoch: Epoch(u64::MAX), ..held };
-        assert_eq!(claim(Some(last), VM, B), Err(OwnerError::Invalid));
-        assert_eq!(claim(None, VmId(0), B), Err(OwnerError::Invalid));
-        assert_eq!(compare_and_swap(Some(last), VM, Epoch(u64::MAX), B), Err(OwnerError::Invalid));
+        assert_eq!(claim(Some(last), Epoch(0), VM, B), Err(OwnerError::Invalid));
+        assert_eq!(claim(None, Epoch(0), VmId(0), B), Err(OwnerError::Invalid));
+        assert_eq!(compare_and_swap(Some(last), Epoch(0), VM, Epoch(u64::MAX), B), Err(OwnerError::Invalid));
     }
 
     #[test]
     fn only_the_owner_names_an_heir_and_a_change_forgets_it() {
-        let held = claim(None, VM, A).unwrap();
+        let held = claim(None, Epoch(0), VM, A).unwrap();
         let lost = Err(OwnerError::Lost(held));
         assert_eq!(reserve(Some(held), None, VM, Epoch(1), A, Some(B)), Ok(held));
         assert_eq!(reserve(Some(held), None, VM, Epoch(1), B, Some(B)), lost);
@@ -194,25 +277,60 @@ mod tests {
         assert_eq!(reserve(Some(held), Some(B), VM, Epoch(1), B, None), Ok(held));
         assert_eq!(reserve(Some(held), Some(B), VM, Epoch(1), B, Some(B)), lost);
         let mut table = OwnerTable::default();
-        table.set_heir(VM, Some(B));
-        assert_eq!(table, OwnerTable::default());
-        table.set(held).unwrap();
-        table.set_heir(VM, Some(B));
+        table.apply(&OwnerChange::Set(held, Some(B)));
         assert_eq!(table.heir(VM), Some(B));
-        table.set(compare_and_swap(Some(held), VM, Epoch(1), B).unwrap()).unwrap();
-        assert_eq!(table.heir(VM), None);
+        let next = compare_and_swap(Some(held), Epoch(0), VM, Epoch(1), B).unwrap();
+        table.apply(&OwnerChange::Set(next, None));
+        assert_eq!((table.heir(VM), table.heirs), (None, 0));
     }
 
     #[test]
     fn the_table_is_bounded() {
         let mut table = OwnerTable::default();
+        let of = |vm: u64| claim(None, Epoch(0), VmId(vm), A).unwrap();
         for vm in 1..=VMS_MAX as u64 {
-            table.set(claim(None, VmId(vm), A).unwrap()).unwrap();
+            let change = OwnerChange::Set(of(vm), None);
+            assert_eq!(table.admits(&change), Ok(()));
+            table.apply(&change);
         }
-        assert_eq!(table.set(claim(None, VmId(1000), A).unwrap()), Err(OwnerError::Full));
-        let next = compare_and_swap(table.get(VM), VM, Epoch(1), B).unwrap();
-        table.set(next).unwrap();
-        assert_eq!(table.get(VM), Some(next));
-        assert_eq!(table.records().count(), VMS_MAX);
+        assert_eq!(table.admits(&OwnerChange::Set(of(5000), None)), Err(OwnerError::Full));
+        for vm in 1..=HEIRS_MAX as u64 {
+            let change = OwnerChange::Set(of(vm), Some(B));
+            assert_eq!(table.admits(&change), Ok(()));
+            table.apply(&change);
+        }
+        let last = HEIRS_MAX as u64;
+        assert_eq!(table.admits(&OwnerChange::Set(of(last + 1), Some(B))), Err(OwnerError::Full));
+        assert_eq!(table.admits(&OwnerChange::Set(of(last), Some(A))), Ok(()));
+        let next = compare_and_swap(table.get(VM), Epoch(0), VM, Epoch(1), B).unwrap();
+        table.apply(&OwnerChange::Set(next, None));
+        assert_eq!((table.get(VM), table.len(), table.heirs), (Some(next), VMS_MAX, HEIRS_MAX - 1));
+        assert_eq!(table.admits(&OwnerChange::Set(of(last + 1), Some(B))), Ok(()));
+        table.apply(&OwnerChange::Release(VmId(9)));
+        assert_eq!(table.admits(&OwnerChange::Set(of(5000), None)), Ok(()));
+    }
+
+    #[test]
+    fn no_epoch_comes_again_after_a_release() {
+        let mut table = OwnerTable::default();
+        let held = OwnerRecord { vm_id: VM, epoch: Epoch(7), session: Epoch(2), owner: A };
+        table.apply(&OwnerChange::Set(held, None));
+        let asked = |table: &OwnerTable, epoch, who| release(table.get(VM), table.floor(), VM, Epoch(epoch), who);
+        assert_eq!(asked(&table, 6, A), Err(OwnerError::Lost(held)), "not at another epoch");
+        assert_eq!(asked(&table, 7, B), Err(OwnerError::Lost(held)), "not by another than the owner");
+        assert_eq!(asked(&table, 7, A), Ok(Some(held)));
+        table.apply(&OwnerChange::Release(VM));
+        assert_eq!(asked(&table, 7, A), Ok(None), "asked again");
+        assert!(asked(&table, 8, A).is_err());
+        // Neither this VM nor another one that has no record gets an epoch that was in use.
+        for vm in [VM, VmId(8)] {
+            let fresh = claim(table.get(vm), table.floor(), vm, B).unwrap();
+            assert_eq!((fresh.epoch, fresh.session), (Epoch(8), Epoch(8)));
+            assert_eq!(compare_and_swap(None, table.floor(), vm, Epoch(0), B), Ok(fresh));
+            assert_eq!(compare_and_swap(Some(fresh), table.floor(), vm, Epoch(0), B), Ok(fresh), "asked again");
+            assert_eq!(compare_and_swap(Some(fresh), table.floor(), vm, Epoch(0), A), Err(OwnerError::Lost(fresh)));
+        }
+        let none = OwnerRecord { vm_id: VM, ..OwnerRecord::default() };
+        assert_eq!(compare_and_swap(None, table.floor(), VM, Epoch(7), A), Err(OwnerError::Lost(none)));
     }
 }

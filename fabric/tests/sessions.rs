@@ -10,9 +10,9 @@ use fabric::client::{ClientSession, Event, Ticket};
 use fabric::fs::*;
 use fabric::id::*;
 use fabric::op::*;
-use fabric::owner::OwnerTable;
-use fabric::server::{Action, ConnectionId, KeepKey, Sessions, Token};
-use fabric::wire::{CasStatus, Encoded, Frame, FrameReader, owner_cas};
+use fabric::owner::{OwnerChange, OwnerRecord, OwnerTable};
+use fabric::server::{Action, ConnectionId, KeepKey, KeptRead, Sessions, Token};
+use fabric::wire::{CasStatus, Encoded, Frame, FrameReader, Hello, owner_cas};
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 
 const VM: VmId = VmId(0x51);
@@ -66,7 +66,7 @@ struct DModule {
     pending: Vec<Pending>,
     /// Executed, and answered after the next consistency point.
     waiting: Vec<(Token, Outcome)>,
-    writing: Option<OwnerTable>,
+    writing: Option<OwnerChange>,
     inboxes: BTreeMap<ConnectionId, Inbox>,
     boots: u64,
 }
@@ -92,13 +92,23 @@ fn root() -> FileHandle {
     attr(1).handle
 }
 
+/// A VM that comes and goes, and takes the only room there is for a session.
+const STRANGER: VmId = VmId(0x99);
+
+fn owners() -> OwnerTable {
+    let record = OwnerRecord { vm_id: STRANGER, epoch: Epoch(1), session: Epoch(1), owner: Owner([9, 9]) };
+    let mut owners = OwnerTable::default();
+    owners.apply(&OwnerChange::Set(record, None));
+    owners
+}
+
 impl DModule {
     fn new() -> Self {
         DModule {
-            sessions: Sessions::restore(BootId(1), OwnerTable::default(), []),
+            sessions: Sessions::new(BootId(1), owners(), 1),
             volume: Volume::default(),
             durable: Volume::default(),
-            owners: OwnerTable::default(),
+            owners: owners(),
             pending: Vec::new(),
             waiting: Vec::new(),
             writing: None,
@@ -108,17 +118,22 @@ impl DModule {
     }
 
     fn restart(&mut self, random: &mut Random) {
-        if let Some(table) = self.writing.take_if(|_| random.one_in(2)) {
-            self.owners = table; // it had reached the disk
+        if let Some(change) = self.writing.take_if(|_| random.one_in(2)) {
+            self.owners.apply(&change); // it had reached the disk
         }
         self.boots += 1;
         self.volume = self.durable.clone();
-        let kept = self.durable.kept.iter().map(|((vm, slot), bytes)| (*vm, *slot, bytes.clone()));
-        self.sessions = Sessions::restore(BootId(self.boots), self.owners.clone(), kept);
+        self.sessions = Sessions::new(BootId(self.boots), self.owners.clone(), 1);
         self.pending.clear();
         self.waiting.clear();
         self.writing = None;
         self.inboxes.clear();
+    }
+
+    fn read_kept(&mut self, read: KeptRead) {
+        let of_vm = self.volume.kept.iter().filter(|((vm, _), _)| *vm == read.vm_id);
+        let kept = of_vm.map(|((_, slot), bytes)| (*slot, bytes.clone())).collect();
+        self.sessions.kept_read(read, Some(kept));
     }
 
     /// Executes one of the pending requests; whatever the sessions asked for is in effect at once or not at all.
@@ -223,6 +238,9 @@ struct World {
     port: Option<(ConnectionId, Owner)>,
     fenced: bool,
     counts: [usize; 6],
+    strangers: u64,
+    /// Sessions given to them.
+    forgotten: usize,
 }
 
 impl World {
@@ -243,6 +261,8 @@ impl World {
             port: None,
             fenced: false,
             counts: [0; 6],
+            strangers: 0,
+            forgotten: 0,
         }
     }
 
@@ -355,9 +375,10 @@ impl World {
             match action {
                 Action::Send(id, encoded) => self.sent(id, encoded),
                 Action::Execute { token, request, keep } => self.server.pending.push(Pending { token, request, keep }),
-                Action::WriteOwners(table) => {
-                    assert!(self.server.writing.replace(table).is_none(), "one change at a time");
+                Action::WriteOwners(change) => {
+                    assert!(self.server.writing.replace(change).is_none(), "one change at a time");
                 }
+                Action::ReadKept(read) => self.server.read_kept(read),
                 Action::Close(id) => {
                     self.server.inboxes.remove(&id);
                     if self.connection == Some(id) {
@@ -389,6 +410,9 @@ impl World {
                 Some(Frame::OwnerCasResult { status: CasStatus::Unknown, .. }) => self.ask(id, owner),
                 other => panic!("nobody else asks: {other:?}"),
             }
+        } else if id.0 >> 40 == 1 {
+            let frame = FrameReader::new().push(&mut &encoded.into_vec()[..]).unwrap();
+            self.forgotten += usize::from(matches!(frame, Some(Frame::HelloAck(_))));
         }
     }
 
@@ -435,6 +459,24 @@ impl World {
     }
 
     /// The VM starts afresh: what it had asked for is done or not, but nothing is done twice.
+    /// Another VM's HELLO: if this one's session is idle then, it is forgotten.
+    fn stranger(&mut self) {
+        self.strangers += 1;
+        let connection = ConnectionId(1 << 40 | self.strangers);
+        let hello = Hello {
+            vm_id: STRANGER,
+            epoch: Epoch(1),
+            owner: Owner([9, 9]),
+            nonce: 1,
+            version_min: 1,
+            version_max: 1,
+            capabilities: 0,
+        };
+        self.server.sessions.frame(connection, Frame::Hello(hello));
+        self.actions();
+        self.server.sessions.closed(connection);
+    }
+
     fn restart_vm(&mut self) {
         if self.port.is_some() {
             return;
@@ -460,10 +502,10 @@ impl World {
     }
 
     fn owners_written(&mut self) {
-        let Some(table) = self.server.writing.take() else { return };
+        let Some(change) = self.server.writing.take() else { return };
         let failed = self.random.one_in(8);
         if !failed || self.random.one_in(2) {
-            self.server.owners = table;
+            self.server.owners.apply(&change);
         }
         self.server.sessions.owners_written(!failed);
     }
@@ -493,6 +535,7 @@ impl World {
             94..96 if self.random.one_in(8) => self.restart_server(),
             96..98 if self.random.one_in(2) => self.start_port(),
             98..99 if self.random.one_in(10) => self.restart_vm(),
+            99 => self.stranger(),
             _ => {}
         }
         self.actions();
@@ -519,7 +562,7 @@ impl World {
 
 #[test]
 fn once_whatever_happens() {
-    let mut counts = [0; 6];
+    let (mut counts, mut forgotten) = ([0; 6], 0);
     for seed in 1..=400 {
         let mut world = World::new(seed);
         for _ in 0..4000 {
@@ -535,6 +578,7 @@ fn once_whatever_happens() {
         world.check(seed);
         world.counts[4] = world.ledger.told.len();
         world.counts[5] = world.ledger.completed;
+        forgotten += world.forgotten;
         for (sum, n) in counts.iter_mut().zip(world.counts) {
             *sum += n;
         }
@@ -543,5 +587,6 @@ fn once_whatever_happens() {
     println!(
         "{cuts} cuts, {restarts} restarts, {vm_restarts} of the VM, {ports} ports: {made} made, {completed} in all"
     );
+    assert!(forgotten > 1000, "{forgotten} sessions forgotten");
     assert!(cuts > 1000 && restarts > 400 && vm_restarts > 100 && ports > 1000 && made > 10_000);
 }

@@ -15,9 +15,17 @@ const RESERVE: u64 = 20 << 20;
 /// Bytes a cached block takes with its bookkeeping.
 const BLOCK_COST: u64 = 4096 + 160;
 
+/// Smallest and largest buffers of a connection: the first ones get large ones, as long as there is room for them.
+pub const BUFFER_MIN: usize = 16 << 10;
+pub const BUFFER_MAX: usize = 1 << 20;
+/// Bytes a connection takes at least: its buffers, and a session with the replies it remembers.
+const CONNECTION_COST: u64 = 2 * BUFFER_MIN as u64 + (64 << 10);
 /// Fewest and most connections at a time, by the size of the memory.
-const CONNECTIONS_MIN: usize = 8;
-const CONNECTIONS_MAX: usize = 64;
+const CONNECTIONS_MIN: u64 = 24;
+const CONNECTIONS_MAX: u64 = fabric::owner::VMS_MAX as u64;
+/// Fewest bytes of frames that have begun and are not complete.
+const FRAME_BYTES_MIN: u64 = 4 << 20;
+const _: () = assert!(FRAME_BYTES_MIN > 2 * fabric::wire::MAX_FRAME as u64);
 
 /// A command line that cannot be followed.
 #[derive(Debug, thiserror::Error)]
@@ -53,9 +61,15 @@ pub struct Memory {
     pub cache_blocks: usize,
     pub dirty_blocks: usize,
     pub held_bytes: usize,
-    /// Of a connection.
+    /// Of the first connections.
     pub buffers: Buffers,
+    /// Buffers of all connections may have as much, beyond the smallest.
+    pub buffer_bytes: usize,
+    /// Frames that are not complete may have as much, of all connections.
+    pub frame_bytes: usize,
     pub connections: usize,
+    /// More than connections: a session outlives its connection while something executes.
+    pub sessions: usize,
 }
 
 impl Config {
@@ -97,15 +111,23 @@ impl Memory {
         let rest = size.saturating_sub(RESERVE + 2 * dirty * BLOCK_COST + 2 * held);
         // A quarter stays free for connections and for what is not counted here.
         let cache = rest / 4 * 3 / BLOCK_COST;
-        let buffer = ((size / 256) as usize).clamp(128 << 10, 1 << 20);
-        // Besides its buffers a connection may hold a frame that is not complete.
-        let connections = size as usize / 8 / (2 * buffer + fabric::wire::MAX_FRAME);
+        let buffer_bytes = (size / 32) as usize;
+        let buffer = buffer_size(buffer_bytes);
+        let connections = (size / 16 / CONNECTION_COST).clamp(CONNECTIONS_MIN, CONNECTIONS_MAX) as usize;
         Ok(Memory {
             cache_blocks: cache.max(2 * dirty) as usize,
             dirty_blocks: dirty as usize,
             held_bytes: held as usize,
             buffers: Buffers { rx: buffer, tx: buffer },
-            connections: connections.clamp(CONNECTIONS_MIN, CONNECTIONS_MAX),
+            buffer_bytes,
+            frame_bytes: (size / 32).max(FRAME_BYTES_MIN) as usize,
+            connections,
+            sessions: connections + connections / 4,
         })
     }
+}
+
+/// Size of a connection's buffers, each way, when there is so much left for all that are to come.
+pub fn buffer_size(left: usize) -> usize {
+    (left / 8).clamp(BUFFER_MIN, BUFFER_MAX)
 }

@@ -62,12 +62,13 @@ async fn main(mut env: Env) -> Result<(), DModuleError> {
         cache_blocks: config.memory.cache_blocks,
         dirty_blocks: config.memory.dirty_blocks,
         held_bytes: config.memory.held_bytes,
+        sessions: config.memory.sessions,
     };
     let start = Instant::now();
-    let Mounted { server, formatted, vms, kept } =
+    let Mounted { server, formatted, vms } =
         mount(&disk, &options).await.map_err(|e| DModuleError::Mount(config.volume.clone(), e))?;
     println!(
-        "D-module: volume {} {} in {} us; {vms} VMs known, {kept} replies kept; {} MiB of cache",
+        "D-module: volume {} {} in {} us; {vms} VMs known; {} MiB of cache",
         config.volume,
         if formatted { "made and mounted" } else { "mounted" },
         start.elapsed().as_micros(),
@@ -77,9 +78,9 @@ async fn main(mut env: Env) -> Result<(), DModuleError> {
     let listener = stack
         .listen(config.port, config.memory.buffers, connection::BACKLOG)
         .map_err(|e| DModuleError::Listen(config.port, e))?;
-    let node = Node::new(server, disk);
+    let node = Node::new(server, disk, config.memory.frame_bytes);
     println!("D-module: serving on {}:{}", config.net.address.address, config.port);
     boot_mark(BOOT_MARK_SERVING);
-    connection::accept(&node, &listener, config.memory.connections).await;
+    connection::accept(&node, &listener, &config.memory).await;
     Ok(())
 }

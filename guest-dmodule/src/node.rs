@@ -34,6 +34,9 @@ pub struct Node {
     owners_done: Notify,
     /// The server may take requests again.
     room: Notify,
+    /// Bytes that frames which are not complete may still take.
+    frame_bytes: Cell<usize>,
+    frame_room: Notify,
     /// When the ticker wakes.
     armed: Cell<Option<u64>>,
     rearm: Notify,
@@ -44,8 +47,8 @@ fn now() -> Now {
 }
 
 impl Node {
-    /// Takes a server over and starts its clock.
-    pub fn new(server: Server, disk: VirtioDisk) -> Rc<Node> {
+    /// Takes a server over and starts its clock; frames that are not complete may have so many bytes.
+    pub fn new(server: Server, disk: VirtioDisk, frame_bytes: usize) -> Rc<Node> {
         let node = Rc::new(Node {
             server: RefCell::new(server),
             disk,
@@ -53,6 +56,8 @@ impl Node {
             owners_busy: Cell::new(false),
             owners_done: Notify::new(),
             room: Notify::new(),
+            frame_bytes: Cell::new(frame_bytes),
+            frame_room: Notify::new(),
             armed: Cell::new(None),
             rearm: Notify::new(),
         });
@@ -89,6 +94,24 @@ impl Node {
     /// Waits until the server takes more requests.
     pub async fn room(&self) {
         self.room.wait_until(|| self.takes_requests()).await;
+    }
+
+    /// Takes bytes for a frame, if they are there.
+    pub fn take_frame(&self, bytes: usize) -> bool {
+        let left = self.frame_bytes.get().checked_sub(bytes);
+        self.frame_bytes.set(left.unwrap_or(self.frame_bytes.get()));
+        left.is_some()
+    }
+
+    /// Gives them back.
+    pub fn return_frame(&self, bytes: usize) {
+        self.frame_bytes.set(self.frame_bytes.get() + bytes);
+        self.frame_room.notify();
+    }
+
+    /// Waits until there is room for a frame.
+    pub async fn frame_room(&self, bytes: usize) {
+        self.frame_room.wait_until(|| self.frame_bytes.get() >= bytes).await;
     }
 
     fn carry_out(self: &Rc<Self>, output: Output) {

@@ -6,6 +6,7 @@
 
 mod ctl;
 mod keys;
+mod release;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -19,7 +20,7 @@ use vmm::api;
 use vmm::boot::info::OwnerId;
 use vmm::config::cli::{Args, Order};
 use vmm::control::Control;
-use vmm::port::{Engine, faults};
+use vmm::port::{self, Engine, faults};
 use vmm::sandbox::{self, Kind};
 use vmm::socket_file::{SocketFile, SocketName};
 use vmm::stats::{self, Stats};
@@ -71,6 +72,7 @@ enum Command {
     #[command(subcommand)]
     Keys(keys::Keys),
     Ticket(keys::TicketOrder),
+    Release(release::ReleaseOrder),
     /// Print completions for a shell.
     Completions {
         /// Which one.
@@ -97,6 +99,10 @@ impl Command {
             Command::Ticket(order) => match keys::ticket(&order) {
                 Ok(text) => text.into_bytes(),
                 Err(e) => return failed("ticket", &e),
+            },
+            Command::Release(order) => match release::run(&order) {
+                Ok(text) => text.into_bytes(),
+                Err(e) => return failed("release", &e),
             },
         };
         match std::io::stdout().write_all(&text) {
@@ -182,6 +188,7 @@ fn run(order: Order, socket: Option<SocketFile>) -> vmm::Result<u8> {
     }
     if let Some(vm) = control.vm() {
         vm.stop();
+        port::end::release(&vm);
     }
     match &end {
         End::TripleFault | End::Crash(_) => eprintln!("vmm: {end}"),

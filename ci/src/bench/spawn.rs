@@ -1,6 +1,6 @@
-//! Instances of a template of the N-module: from the request to the first answer, and many at once.
+//! Instances of a template of the N-module: from the request to the first answer, and many at once, each of which must read a file.
 use super::{Better, Row};
-use crate::instances::{COUNT_MAX, Instance, template, to_first_instruction};
+use crate::instances::{COUNT_MAX, Instance, all_read, template, to_first_instruction};
 use crate::modules::{self, Cluster, Module};
 use crate::probe;
 use crate::report::{Progress, median, percentile};
@@ -74,6 +74,9 @@ fn at_once(cluster: &Cluster, template: &std::path::Path, many: u8) -> Result<Ve
         progress.update(&format!("{} of {many} answer", i + 1));
     }
     let all = begin.elapsed();
+    let read = Instant::now();
+    all_read(&cluster.lab, many, "many")?;
+    let read = read.elapsed();
     let used = before.saturating_sub(available()?);
     let sum = |field: &str| modules.iter().map(|m| rollup(m, field)).sum::<Result<u64>>();
     let mib = |bytes: u64| bytes as f64 / f64::from(1 << 20) / f64::from(many);
@@ -81,6 +84,7 @@ fn at_once(cluster: &Cluster, template: &std::path::Path, many: u8) -> Result<Ve
     let rows = vec![
         row(format!("{many} at once: all processes started"), "ms", ms(started)),
         row(format!("{many} at once: all have answered NFS NULL"), "ms", ms(all)),
+        row(format!("{many} running: a file of 256 KiB read by NFS through each, four at a time"), "ms", ms(read)),
         row("memory of an instance among them, its share (PSS)".into(), "MiB", mib(sum("Pss:")?)),
         row("memory of an instance among them, its own (private dirty)".into(), "MiB", mib(sum("Private_Dirty:")?)),
         row("memory the host has less for each (MemAvailable)".into(), "MiB", mib(used)),

@@ -1,8 +1,11 @@
 //! Instances of one template of the N-module serve one D-module at the same time.
 use crate::{cluster, one_at_a_time};
 use std::process::Command;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 use xtask::copy;
-use xtask::instances::{Instance, template};
+use xtask::instances::{Instance, all_read, template};
+use xtask::probe;
 
 #[test]
 fn two_instances_of_a_template_serve_one_volume() {
@@ -36,4 +39,27 @@ fn two_instances_of_a_template_serve_one_volume() {
         cp(&by.url(&format!("from{}", from.0)), back.to_str().unwrap());
         assert_eq!(copy::sha256(file.as_ref()).unwrap(), copy::sha256(&back).unwrap());
     }
+}
+
+/// More than the 64 VMs that a D-module knew once: each has an ownership record and a session.
+#[test]
+fn a_hundred_instances_at_once_read_through_sessions_of_their_own() {
+    const MANY: u8 = 100;
+    let _one = one_at_a_time();
+    let cluster = cluster();
+    let lab = &cluster.lab;
+    let template = template(lab, &cluster.artifacts).unwrap();
+    for i in 0..MANY {
+        Instance(i).prepare(lab, &lab.node1).unwrap();
+    }
+    let start = |i| Instance(i).start(lab, &cluster.artifacts, &lab.node1, &template).unwrap();
+    let modules: Vec<_> = (0..MANY).map(start).collect();
+    let never = AtomicBool::new(false);
+    for (i, module) in modules.iter().enumerate() {
+        let first = probe::first_reply(&lab.client1, Instance(i as u8).nfs(), Duration::from_secs(120), &never);
+        assert!(first.is_ok(), "{first:?}: {}", module.quote());
+    }
+    all_read(lab, MANY, "first").unwrap();
+    // They all have their sessions still.
+    all_read(lab, MANY, "second").unwrap();
 }

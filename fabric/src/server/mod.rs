@@ -11,20 +11,25 @@
 //! - a change of ownership is told to anybody only after it is durable, or (to an heir) after it is durable that nobody else
 //!   can have it, and changes are made one after the other.
 //!
-//! Bounds: [`VMS_MAX`](crate::owner::VMS_MAX) sessions, [`EXECUTING_MAX`] requests of each, [`OWNERSHIP_QUEUE_MAX`] questions about ownership.
+//! A session is made when its VM says HELLO, from the kept replies if it is not a fresh start, and stays until room is needed
+//! for another: one without a connection and with nothing executing may go then, which is for its VM as if the D-module had
+//! been restarted.
+//!
+//! Bounds: the caller's number of sessions, [`EXECUTING_MAX`] requests of each, [`OWNERSHIP_QUEUE_MAX`] questions about
+//! ownership, as many HELLOs waiting for kept replies.
+mod opening;
 mod ownership;
 mod session;
 #[cfg(test)]
 mod tests;
 
-use crate::id::{BootId, Epoch, Owner, SLOTS, Sequence, Slot, VmId};
+use crate::id::{BootId, Epoch, Owner, Sequence, Slot, VmId};
 use crate::op::{Op, Outcome, Request};
-use crate::owner::OwnerTable;
-use crate::wire::{
-    self, Encoded, Farewell, Frame, Hello, HelloAck, Refusal, VERSION, WireError, decode_kept, encode, encode_kept,
-};
+use crate::owner::{OwnerChange, OwnerTable};
+use crate::wire::{self, Encoded, Farewell, Frame, Hello, Refusal, VERSION, WireError, encode, encode_kept};
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
+use opening::Opening;
 use ownership::Ownership;
 pub use session::EXECUTING_MAX;
 use session::{Session, Verdict};
@@ -69,6 +74,14 @@ impl KeepKey {
     }
 }
 
+/// A reading of a VM's kept replies: only the answer to the one asked for last counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KeptRead {
+    /// The VM.
+    pub vm_id: VmId,
+    number: u64,
+}
+
 /// What the caller is to do.
 #[derive(Debug)]
 pub enum Action {
@@ -83,8 +96,10 @@ pub enum Action {
         /// Where to keep the reply, if it is to be kept.
         keep: Option<KeepKey>,
     },
-    /// Make the table durable, at once, then [`Sessions::owners_written`]. None other comes before that.
-    WriteOwners(OwnerTable),
+    /// Make the change of the ownership table durable, at once, then [`Sessions::owners_written`]. None other comes before that.
+    WriteOwners(OwnerChange),
+    /// Read all kept replies of the VM, then [`Sessions::kept_read`].
+    ReadKept(KeptRead),
     /// End the connection once what was sent has left. [`Sessions::closed`] need not be called.
     Close(ConnectionId),
 }
@@ -95,30 +110,26 @@ pub struct Sessions {
     boot_id: BootId,
     ownership: Ownership,
     sessions: BTreeMap<VmId, Session>,
+    sessions_max: usize,
+    /// VMs whose kept replies are being read, before their session is open.
+    opening: BTreeMap<VmId, Opening>,
+    /// Readings of kept replies so far.
+    reads: u64,
     /// Connections that have had a HELLO accepted and were not superseded.
     greeted: BTreeMap<ConnectionId, VmId>,
     actions: VecDeque<Action>,
 }
 
 impl Sessions {
-    /// After a start: the ownership records and kept replies as they were found on the disk. What cannot be read of
-    /// the replies is logged and left out.
-    pub fn restore(boot_id: BootId, owners: OwnerTable, kept: impl IntoIterator<Item = (VmId, Slot, Vec<u8>)>) -> Self {
-        let mut sessions: BTreeMap<VmId, Session> =
-            owners.records().map(|r| (r.vm_id, Session::restored(r.session))).collect();
-        for (vm_id, slot, bytes) in kept {
-            match (decode_kept(&bytes), sessions.get_mut(&vm_id)) {
-                // Of a session before the last fresh start, or of a VM never heard of: void.
-                (Ok((epoch, ..)), Some(session)) if epoch != session.id() => {}
-                (Ok(_), None) => {}
-                (Ok((_, sequence, outcome)), Some(session)) => session.restore_reply(slot, sequence, outcome),
-                (Err(e), _) => log::error!("kept reply of VM {:#x}, slot {}: {e}", vm_id.0, slot.0),
-            }
-        }
+    /// After a start: with the ownership records as they were found on the disk, and at most so many sessions at a time.
+    pub fn new(boot_id: BootId, owners: OwnerTable, sessions_max: usize) -> Self {
         Sessions {
             boot_id,
             ownership: Ownership::new(owners),
-            sessions,
+            sessions: BTreeMap::new(),
+            sessions_max: sessions_max.max(1),
+            opening: BTreeMap::new(),
+            reads: 0,
             greeted: BTreeMap::new(),
             actions: VecDeque::new(),
         }
@@ -149,6 +160,9 @@ impl Sessions {
                 let heir = (heir != Owner::default()).then_some(heir);
                 self.ask(connection, ownership::Question::Reserve(vm_id, epoch, owner, heir))
             }
+            Frame::OwnerRelease { vm_id, epoch, owner } => {
+                self.ask(connection, ownership::Question::Release(vm_id, epoch, owner))
+            }
             Frame::Ping { token } => self.send(connection, Frame::Pong { token }),
             Frame::Pong { .. } => {}
             Frame::Goodbye { .. } => self.end(connection, None),
@@ -173,6 +187,9 @@ impl Sessions {
             && let Some(session) = self.sessions.get_mut(&vm_id)
         {
             session.detach(connection);
+        }
+        for opening in self.opening.values_mut() {
+            opening.forget(connection);
         }
         self.ownership.forget(connection);
     }
@@ -223,10 +240,10 @@ impl Sessions {
         while let Some(step) = self.ownership.step() {
             match step {
                 ownership::Step::Answer(answer) => self.answer(Some(answer)),
-                ownership::Step::Write(table) => self.actions.push_back(Action::WriteOwners(table)),
-                ownership::Step::Grant(answer, table) => {
+                ownership::Step::Write(change) => self.actions.push_back(Action::WriteOwners(change)),
+                ownership::Step::Grant(answer, change) => {
                     self.answer(Some(answer));
-                    self.actions.push_back(Action::WriteOwners(table));
+                    self.actions.push_back(Action::WriteOwners(change));
                 }
             }
         }
@@ -236,42 +253,14 @@ impl Sessions {
         match answer {
             None => {}
             Some(ownership::Answer::Frame(connection, frame)) => self.send(connection, frame),
-            Some(ownership::Answer::Open(connection, hello, record)) => {
-                let session = self.sessions.entry(record.vm_id).or_insert_with(|| Session::fresh(record.session));
-                if session.id() != record.session {
-                    let former = core::mem::replace(session, Session::fresh(record.session)).connection();
-                    if let Some(former) = former.filter(|c| Some(*c) != connection) {
-                        self.end(former, Some(Farewell::Superseded));
-                    }
-                }
-                if let Some(connection) = connection {
-                    self.open(connection, &hello, record.vm_id, record.epoch);
+            Some(ownership::Answer::Open(connection, hello, record)) => self.begin(connection, hello, record),
+            Some(ownership::Answer::Over(vm_id, told)) => {
+                self.forget(vm_id);
+                if let Some((connection, frame)) = told {
+                    self.send(connection, frame);
                 }
             }
         }
-    }
-
-    /// Gives the session to the connection.
-    fn open(&mut self, connection: ConnectionId, hello: &Hello, vm_id: VmId, epoch: Epoch) {
-        // The connection may have had another VM's session.
-        if self.greeted.get(&connection).is_some_and(|former| *former != vm_id) {
-            return self.end(connection, Some(Farewell::Protocol));
-        }
-        let Some(session) = self.sessions.get_mut(&vm_id) else { return };
-        let former = session.attach(connection);
-        self.greeted.insert(connection, vm_id);
-        if let Some(former) = former {
-            self.end(former, Some(Farewell::Superseded));
-        }
-        let ack = HelloAck {
-            epoch,
-            boot_id: self.boot_id,
-            nonce: hello.nonce,
-            version: VERSION,
-            slots: SLOTS as u16,
-            capabilities: 0,
-        };
-        self.send(connection, Frame::HelloAck(ack));
     }
 
     fn request(

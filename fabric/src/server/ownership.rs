@@ -6,7 +6,7 @@
 //! over, or the heir that it does not have the VM.
 use super::{ConnectionId, OWNERSHIP_QUEUE_MAX};
 use crate::id::{Epoch, Owner, VmId};
-use crate::owner::{OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, reserve};
+use crate::owner::{OwnerChange, OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, release, reserve};
 use crate::wire::{CasStatus, Frame, Hello, Refusal};
 use alloc::collections::{BTreeSet, VecDeque};
 
@@ -16,13 +16,18 @@ pub(super) enum Question {
     Cas(VmId, Epoch, Owner),
     /// At this epoch, this owner names this heir, or this heir renounces.
     Reserve(VmId, Epoch, Owner, Option<Owner>),
+    /// At this epoch, this owner says that the VM has ended for good.
+    Release(VmId, Epoch, Owner),
     Hello(Hello),
 }
 
 impl Question {
     fn vm_id(&self) -> VmId {
         match self {
-            Question::Get(vm_id) | Question::Cas(vm_id, ..) | Question::Reserve(vm_id, ..) => *vm_id,
+            Question::Get(vm_id)
+            | Question::Cas(vm_id, ..)
+            | Question::Reserve(vm_id, ..)
+            | Question::Release(vm_id, ..) => *vm_id,
             Question::Hello(hello) => hello.vm_id,
         }
     }
@@ -35,21 +40,24 @@ pub(super) enum Answer {
     Frame(ConnectionId, Frame),
     /// The VM's session is to be opened, for the connection if it is still there.
     Open(Option<ConnectionId>, Hello, OwnerRecord),
+    /// The VM's session is over; that is to be said with this frame.
+    Over(VmId, Option<(ConnectionId, Frame)>),
 }
 
 #[derive(Debug)]
 #[allow(clippy::large_enum_variant)] // moved once
 pub(super) enum Step {
     Answer(Answer),
-    Write(OwnerTable),
-    /// The answer first, then the table.
-    Grant(Answer, OwnerTable),
+    Write(OwnerChange),
+    /// The answer first, then the change.
+    Grant(Answer, OwnerChange),
 }
 
 /// A change on its way to the disk.
 #[derive(Debug)]
 struct Change {
-    table: OwnerTable,
+    change: OwnerChange,
+    /// The record then: of no epoch if it is released.
     record: OwnerRecord,
     /// `None`: has been answered.
     question: Option<Question>,
@@ -72,10 +80,10 @@ pub(super) struct Ownership {
 enum Outcome {
     /// The record as it is.
     Same(OwnerRecord),
-    /// The table is to become this.
-    Change(OwnerTable, OwnerRecord),
+    /// This is to be changed, and then the record is this.
+    Change(OwnerChange, OwnerRecord),
     /// The same, and it holds at once.
-    Grant(OwnerTable, OwnerRecord),
+    Grant(OwnerChange, OwnerRecord),
 }
 
 impl Ownership {
@@ -129,34 +137,22 @@ impl Ownership {
                 self.changed(&question);
                 Some(Step::Answer(done(question, record, Some(connection))?))
             }
-            Ok(Outcome::Change(table, record)) => {
-                let change =
-                    Change { table: table.clone(), record, question: Some(question), connection: Some(connection) };
-                self.change = Some(change);
-                Some(Step::Write(table))
+            Ok(Outcome::Change(change, record)) => {
+                self.change = Some(Change { change, record, question: Some(question), connection: Some(connection) });
+                Some(Step::Write(change))
             }
-            Ok(Outcome::Grant(table, record)) => {
-                self.table = table.clone();
+            Ok(Outcome::Grant(change, record)) => {
+                self.table.apply(&change);
                 self.changed(&question);
-                self.change = Some(Change { table: table.clone(), record, question: None, connection: None });
-                Some(Step::Grant(done(question, record, Some(connection))?, table))
+                self.change = Some(Change { change, record, question: None, connection: None });
+                Some(Step::Grant(done(question, record, Some(connection))?, change))
             }
-            Err(error) => answer(
-                connection,
-                match (question, error) {
-                    (Question::Hello(_), OwnerError::Lost(held)) => {
-                        Frame::HelloRefused(Refusal::StaleEpoch { current: held.epoch })
-                    }
-                    (Question::Hello(_), OwnerError::Full) => Frame::HelloRefused(Refusal::Full),
-                    (Question::Hello(_), OwnerError::Invalid) => Frame::HelloRefused(Refusal::Invalid),
-                    (Question::Hello(_), OwnerError::Sealed) => Frame::HelloRefused(Refusal::Storage),
-                    (_, OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },
-                    (_, OwnerError::Sealed) => Frame::OwnerCasResult { status: CasStatus::Unknown, record: held },
-                    (_, OwnerError::Full | OwnerError::Invalid) => {
-                        Frame::OwnerCasResult { status: CasStatus::Refused, record: held }
-                    }
-                },
-            ),
+            Err(error) => {
+                if error == OwnerError::Full {
+                    log::error!("VM {:#x}: {error}", vm_id.0);
+                }
+                answer(connection, refused(&question, error, held))
+            }
         }
     }
 
@@ -167,6 +163,7 @@ impl Ownership {
         held: OwnerRecord,
     ) -> Result<Outcome, OwnerError> {
         let vm_id = held.vm_id;
+        let floor = self.table.floor();
         let heir = self.table.heir(vm_id);
         let sealed = self.sealed.contains(&vm_id);
         let mut grant = false;
@@ -176,10 +173,10 @@ impl Ownership {
             // The owner knows of the next epoch from its heir alone, which gave the VM back; this D-module has forgotten it.
             Question::Cas(_, expect, owner) if *owner == held.owner && Some(*expect) == held.epoch.next() => {
                 let given = OwnerRecord { epoch: *expect, ..held };
-                compare_and_swap(Some(given), vm_id, *expect, *owner)?
+                compare_and_swap(Some(given), floor, vm_id, *expect, *owner)?
             }
             Question::Cas(_, expect, owner) => {
-                let record = compare_and_swap(current, vm_id, *expect, *owner)?;
+                let record = compare_and_swap(current, floor, vm_id, *expect, *owner)?;
                 grant = record != held && heir == Some(*owner);
                 if record != held && sealed && !grant {
                     log::warn!("VM {:#x} may have been handed over before this start of the D-module", vm_id.0);
@@ -191,7 +188,22 @@ impl Ownership {
                 named = *next;
                 reserve(current, heir, vm_id, *epoch, *asker, *next)?
             }
-            Question::Hello(hello) if hello.epoch == Epoch::UNCLAIMED => claim(current, vm_id, hello.owner)?,
+            Question::Release(_, epoch, asker) => {
+                let none = OwnerRecord { vm_id, ..OwnerRecord::default() };
+                return match release(current, floor, vm_id, *epoch, *asker)? {
+                    // The heir may have the VM.
+                    Some(_) if sealed => Err(OwnerError::Sealed),
+                    Some(_) => Ok(Outcome::Change(OwnerChange::Release(vm_id), none)),
+                    None => Ok(Outcome::Same(none)),
+                };
+            }
+            Question::Hello(hello) if hello.epoch == Epoch::UNCLAIMED => {
+                // The next epoch may be the heir's already: nobody else gets it.
+                let given = |r: OwnerRecord| {
+                    if sealed { r.epoch.next().map(|epoch| OwnerRecord { epoch, ..r }) } else { Some(r) }
+                };
+                claim(current.and_then(given), floor, vm_id, hello.owner)?
+            }
             Question::Hello(hello) if hello.epoch == held.epoch => {
                 if hello.owner != held.owner {
                     log::warn!("VM {:#x} has the right epoch, but another owner than recorded", vm_id.0);
@@ -200,7 +212,7 @@ impl Ownership {
             }
             // It was given the epoch, and this D-module has forgotten it.
             Question::Hello(hello) if sealed && Some(hello.epoch) == held.epoch.next() && heir == Some(hello.owner) => {
-                compare_and_swap(current, vm_id, held.epoch, hello.owner)?
+                compare_and_swap(current, floor, vm_id, held.epoch, hello.owner)?
             }
             Question::Hello(_) => return Err(OwnerError::Lost(held)),
         };
@@ -208,10 +220,9 @@ impl Ownership {
         if Some(record) == current && (!naming || named == heir) {
             return Ok(Outcome::Same(record));
         }
-        let mut table = self.table.clone();
-        table.set(record)?;
-        table.set_heir(vm_id, named);
-        Ok(if grant { Outcome::Grant(table, record) } else { Outcome::Change(table, record) })
+        let change = OwnerChange::Set(record, named);
+        self.table.admits(&change)?;
+        Ok(if grant { Outcome::Grant(change, record) } else { Outcome::Change(change, record) })
     }
 
     /// The question's answer holds: an heir named before this start is history.
@@ -230,7 +241,7 @@ impl Ownership {
         let change = self.change.take()?;
         let question = change.question?;
         if durable {
-            self.table = change.table;
+            self.table.apply(&change.change);
             self.changed(&question);
             return done(question, change.record, change.connection);
         }
@@ -248,9 +259,29 @@ fn answer(connection: ConnectionId, frame: Frame) -> Option<Step> {
     Some(Step::Answer(Answer::Frame(connection, frame)))
 }
 
+fn refused(question: &Question, error: OwnerError, held: OwnerRecord) -> Frame {
+    match (question, error) {
+        (Question::Hello(_), OwnerError::Lost(held)) => {
+            Frame::HelloRefused(Refusal::StaleEpoch { current: held.epoch })
+        }
+        (Question::Hello(_), OwnerError::Full) => Frame::HelloRefused(Refusal::Full),
+        (Question::Hello(_), OwnerError::Invalid) => Frame::HelloRefused(Refusal::Invalid),
+        (Question::Hello(_), OwnerError::Sealed) => Frame::HelloRefused(Refusal::Storage),
+        (_, OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },
+        (_, OwnerError::Sealed) => Frame::OwnerCasResult { status: CasStatus::Unknown, record: held },
+        (_, OwnerError::Full | OwnerError::Invalid) => {
+            Frame::OwnerCasResult { status: CasStatus::Refused, record: held }
+        }
+    }
+}
+
 fn done(question: Question, record: OwnerRecord, connection: Option<ConnectionId>) -> Option<Answer> {
     match question {
         Question::Hello(hello) => Some(Answer::Open(connection, hello, record)),
+        Question::Release(vm_id, ..) => {
+            let frame = Frame::OwnerCasResult { status: CasStatus::Won, record };
+            Some(Answer::Over(vm_id, connection.map(|c| (c, frame))))
+        }
         _ => Some(Answer::Frame(connection?, Frame::OwnerCasResult { status: CasStatus::Won, record })),
     }
 }

@@ -64,7 +64,7 @@ impl Session {
         Session::new(id, true)
     }
 
-    /// After a restart of the D-module.
+    /// After a restart of the D-module, or when it has been forgotten.
     pub(super) fn restored(id: Epoch) -> Self {
         Session::new(id, false)
     }
@@ -80,6 +80,11 @@ impl Session {
             s.last = sequence;
             s.state = State::Done(Some(response(slot, sequence, outcome).head));
         }
+    }
+
+    /// Whether nobody would miss it: no connection has it and nothing executes for it.
+    pub(super) fn is_idle(&self) -> bool {
+        self.connection.is_none() && self.executing == 0
     }
 
     pub(super) fn id(&self) -> Epoch {

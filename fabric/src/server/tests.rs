@@ -3,7 +3,9 @@ use crate::fs::*;
 use crate::id::Owner;
 use crate::op::Reply;
 use crate::owner::OwnerRecord;
-use crate::wire::{CasStatus, FrameReader};
+use crate::wire::{CasStatus, FrameReader, HelloAck};
+
+mod ownership;
 
 const VM: VmId = VmId(5);
 const ME: Owner = Owner([1, 1]);
@@ -65,7 +67,12 @@ fn did(sessions: &mut Sessions) -> Vec<Did> {
                 Did::Sent(c, FrameReader::new().push(&mut &encoded.into_vec()[..]).unwrap().unwrap())
             }
             Action::Execute { token, request, keep } => Did::Execute(token, request.op, keep.is_some()),
-            Action::WriteOwners(table) => Did::Write(table.get(VM)),
+            Action::WriteOwners(OwnerChange::Set(record, _)) => Did::Write(Some(record)),
+            Action::WriteOwners(OwnerChange::Release(_)) => Did::Write(None),
+            Action::ReadKept(read) => {
+                sessions.kept_read(read, Some(Vec::new()));
+                continue;
+            }
             Action::Close(c) => Did::Close(c),
         });
     }
@@ -101,7 +108,7 @@ fn response(slot: u16, sequence: u64, outcome: Outcome) -> Frame {
 
 /// Sessions with VM's open on A, epoch 1.
 fn open() -> Sessions {
-    let mut s = Sessions::restore(BootId(9), OwnerTable::default(), []);
+    let mut s = Sessions::new(BootId(9), OwnerTable::default(), 4);
     s.frame(A, hello(0));
     assert_eq!(did(&mut s), [Did::Write(Some(record(1, 1, ME)))], "not acknowledged before it is durable");
     s.owners_written(true);
@@ -115,7 +122,7 @@ fn done() -> Outcome {
 
 #[test]
 fn nothing_without_hello() {
-    let mut s = Sessions::restore(BootId(9), OwnerTable::default(), []);
+    let mut s = Sessions::new(BootId(9), OwnerTable::default(), 4);
     s.frame(A, request(0, 0, 1, read()));
     assert_eq!(did(&mut s), [Did::Sent(A, refused(0, 0, 1, Refusal::NoSession))]);
     s.frame(A, hello(1));
@@ -235,129 +242,8 @@ fn a_disk_that_fails_leaves_the_record() {
     assert_eq!(did(&mut s), [Did::Sent(B, Frame::HelloRefused(Refusal::Storage))]);
 }
 
-const HEIR: Owner = Owner([8, 9]);
 /// Connections of VMMs that ask.
 const VMM: ConnectionId = ConnectionId(77);
-
-fn reserve(s: &mut Sessions, epoch: u64, owner: Owner, heir: Owner) -> Vec<Did> {
-    s.frame(VMM, Frame::OwnerReserve { vm_id: VM, epoch: Epoch(epoch), owner, heir });
-    did(s)
-}
-
-fn cas(s: &mut Sessions, expect: u64, owner: Owner) -> Vec<Did> {
-    s.frame(VMM, Frame::OwnerCas { vm_id: VM, expect: Epoch(expect), owner });
-    did(s)
-}
-
-fn told(status: CasStatus, record: OwnerRecord) -> Did {
-    Did::Sent(VMM, Frame::OwnerCasResult { status, record })
-}
-
-/// Sessions with VM's open on A, epoch 1, and HEIR named; what is on the disk.
-fn named() -> (Sessions, OwnerTable) {
-    let mut s = open();
-    assert_eq!(reserve(&mut s, 1, ME, HEIR), [Did::Write(Some(record(1, 1, ME)))], "not told before it is durable");
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [told(CasStatus::Won, record(1, 1, ME))]);
-    let mut disk = OwnerTable::default();
-    disk.set(record(1, 1, ME)).unwrap();
-    disk.set_heir(VM, Some(HEIR));
-    (s, disk)
-}
-
-#[test]
-fn an_heir_does_not_wait_for_the_disk() {
-    let (mut s, _) = named();
-    let won = record(2, 1, HEIR);
-    assert_eq!(cas(&mut s, 1, HEIR), [told(CasStatus::Won, won), Did::Write(Some(won))]);
-    // It holds at once, for requests, for a HELLO and for who comes too late.
-    s.frame(A, request(1, 0, 1, read()));
-    let current = Epoch(2);
-    assert_eq!(did(&mut s), [Did::Sent(A, refused(1, 0, 1, Refusal::StaleEpoch { current }))]);
-    s.frame(A, request(2, 0, 1, read()));
-    assert_eq!(did(&mut s), [Did::Execute(token(1, 0, 1), read(), false)]);
-    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Lost, won)]);
-    // The next change waits.
-    assert_eq!(reserve(&mut s, 2, HEIR, ME), []);
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [Did::Write(Some(won))]);
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [told(CasStatus::Won, won)]);
-}
-
-#[test]
-fn a_grant_whose_write_fails_holds() {
-    let (mut s, _) = named();
-    cas(&mut s, 1, HEIR);
-    s.owners_written(false);
-    assert_eq!(did(&mut s), []);
-    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Lost, record(2, 1, HEIR))]);
-}
-
-#[test]
-fn others_than_the_heir_wait_for_the_disk_and_only_the_owner_names_one() {
-    let (mut s, _) = named();
-    assert_eq!(reserve(&mut s, 1, OTHER, OTHER), [told(CasStatus::Lost, record(1, 1, ME))]);
-    assert_eq!(cas(&mut s, 1, ME), [Did::Write(Some(record(2, 1, ME)))]);
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [told(CasStatus::Won, record(2, 1, ME))]);
-    // The heir of epoch 1 is nobody at epoch 2.
-    assert_eq!(cas(&mut s, 2, HEIR), [Did::Write(Some(record(3, 1, HEIR)))]);
-}
-
-#[test]
-fn after_a_restart_the_epoch_is_the_heirs_alone() {
-    let (_, disk) = named();
-    let restarted = || Sessions::restore(BootId(9), disk.clone(), []);
-    let held = record(1, 1, ME);
-    // Somebody else, and the source that gives up waiting: nobody knows. Asking for what was won long ago changes nothing.
-    let mut s = restarted();
-    assert_eq!(cas(&mut s, 0, ME), [told(CasStatus::Won, held)]);
-    assert_eq!(cas(&mut s, 1, OTHER), [told(CasStatus::Unknown, held)]);
-    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Unknown, held)]);
-    // The heir asks (again).
-    let won = record(2, 1, HEIR);
-    assert_eq!(cas(&mut s, 1, HEIR), [told(CasStatus::Won, won), Did::Write(Some(won))]);
-    // Or it runs already, and says HELLO; nobody else can.
-    let mut s = restarted();
-    s.frame(A, hello_of(2, OTHER));
-    assert_eq!(did(&mut s), [Did::Sent(A, Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(1) }))]);
-    s.frame(A, hello_of(2, HEIR));
-    assert_eq!(did(&mut s), [Did::Write(Some(won))]);
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [Did::Sent(A, ack(2))]);
-    assert_eq!(cas(&mut s, 2, OTHER), [Did::Write(Some(record(3, 1, OTHER)))]);
-    // Or it does not have the VM.
-    let mut s = restarted();
-    assert_eq!(reserve(&mut s, 1, OTHER, Owner::default()), [told(CasStatus::Lost, held)]);
-    assert_eq!(reserve(&mut s, 1, HEIR, Owner::default()), [Did::Write(Some(held))]);
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [told(CasStatus::Won, held)]);
-    assert_eq!(cas(&mut s, 1, ME), [Did::Write(Some(record(2, 1, ME)))]);
-    // Or it gave the VM back.
-    let mut s = restarted();
-    assert_eq!(cas(&mut s, 2, ME), [Did::Write(Some(record(3, 1, ME)))]);
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [told(CasStatus::Won, record(3, 1, ME))]);
-    // Or the owner has not handed over, and names another, or nobody.
-    for (heir, next) in [(OTHER, OTHER), (Owner::default(), ME)] {
-        let mut s = restarted();
-        s.frame(A, hello(1));
-        assert_eq!(did(&mut s), [Did::Sent(A, ack(1))]);
-        assert_eq!(reserve(&mut s, 1, ME, heir), [Did::Write(Some(held))]);
-        s.owners_written(true);
-        assert_eq!(did(&mut s), [told(CasStatus::Won, held)]);
-        let expected = record(2, 1, next);
-        assert!(cas(&mut s, 1, next).contains(&Did::Write(Some(expected))));
-    }
-    // Or the VM is started afresh.
-    let mut s = restarted();
-    s.frame(A, hello(0));
-    assert_eq!(did(&mut s), [Did::Write(Some(record(2, 2, ME)))]);
-    s.owners_written(true);
-    assert_eq!(did(&mut s), [Did::Sent(A, ack(2))]);
-    assert_eq!(cas(&mut s, 2, OTHER), [Did::Write(Some(record(3, 2, OTHER)))]);
-}
 
 #[test]
 fn a_fresh_start_forgets_the_session_before() {
@@ -378,12 +264,15 @@ fn a_fresh_start_forgets_the_session_before() {
 #[test]
 fn kept_replies_outlive_the_d_module_and_not_the_session() {
     let mut owners = OwnerTable::default();
-    owners.set(record(7, 4, ME)).unwrap();
+    owners.apply(&OwnerChange::Set(record(7, 4, ME), None));
     let keep = |session, slot| KeepKey { vm_id: VM, slot: Slot(slot), session: Epoch(session), sequence: Sequence(10) };
-    let kept = [(4, 0), (3, 1)].map(|(session, slot)| (VM, Slot(slot), keep(session, slot).encode(&done())));
-    let broken = (VM, Slot(2), vec![1, 2, 3]);
-    let mut s = Sessions::restore(BootId(9), owners, kept.into_iter().chain([broken]));
+    let kept = [(4, 0), (3, 1)].map(|(session, slot)| (Slot(slot), keep(session, slot).encode(&done())));
+    let broken = (Slot(2), vec![1, 2, 3]);
+    let mut s = Sessions::new(BootId(9), owners, 4);
     s.frame(A, hello(7));
+    let Some(Action::ReadKept(read)) = s.poll_action() else { panic!() };
+    assert!(s.poll_action().is_none(), "open before it is known what was executed");
+    s.kept_read(read, Some(kept.into_iter().chain([broken]).collect()));
     s.frame(A, request(7, 0, 10, remove()));
     s.frame(A, request(7, 0, 9, remove()));
     s.frame(A, request(7, 0, 55, remove()));
@@ -402,6 +291,116 @@ fn kept_replies_outlive_the_d_module_and_not_the_session() {
             Did::Execute(token(4, 2, 3), remove(), true),
         ]
     );
+}
+
+fn hello_from(connection: u64, vm: u64, epoch: u64) -> (ConnectionId, Frame) {
+    let Frame::Hello(h) = hello(epoch) else { unreachable!() };
+    (ConnectionId(connection), Frame::Hello(Hello { vm_id: VmId(vm), ..h }))
+}
+
+#[test]
+fn sessions_are_bounded_and_an_idle_one_makes_room() {
+    let mut s = Sessions::new(BootId(9), OwnerTable::default(), 2);
+    let open = |s: &mut Sessions, connection: u64, vm: u64, epoch: u64| {
+        let (connection, hello) = hello_from(connection, vm, epoch);
+        s.frame(connection, hello);
+        let mut all = did(s);
+        if matches!(all[..], [Did::Write(_)]) {
+            s.owners_written(true);
+            all = did(s);
+        }
+        all.pop().unwrap()
+    };
+    let ack = |connection: u64| Did::Sent(ConnectionId(connection), ack(1));
+    let full = |connection: u64| Did::Sent(ConnectionId(connection), Frame::HelloRefused(Refusal::Full));
+    assert_eq!(open(&mut s, 11, 1, 0), ack(11));
+    assert_eq!(open(&mut s, 12, 2, 0), ack(12));
+    assert_eq!(open(&mut s, 13, 3, 0), full(13));
+    // One that is idle but has a request executing is in use.
+    s.frame(ConnectionId(11), request(1, 0, 1, remove()));
+    let executing = Token { vm_id: VmId(1), ..token(1, 0, 1) };
+    assert_eq!(did(&mut s), [Did::Execute(executing, remove(), true)]);
+    s.closed(ConnectionId(11));
+    assert_eq!(open(&mut s, 14, 3, 1), full(14));
+    s.complete(executing, done());
+    assert_eq!(open(&mut s, 15, 3, 1), ack(15));
+    // The VM that made room comes back when there is room for it: as after a restart.
+    assert_eq!(open(&mut s, 16, 1, 1), full(16));
+    s.closed(ConnectionId(12));
+    let (connection, hello) = hello_from(17, 1, 1);
+    s.frame(connection, hello);
+    let Some(Action::ReadKept(read)) = s.poll_action() else { panic!() };
+    let key = KeepKey { vm_id: VmId(1), slot: Slot(0), session: Epoch(1), sequence: Sequence(1) };
+    s.kept_read(read, Some(vec![(Slot(0), key.encode(&done()))]));
+    s.frame(connection, request(1, 0, 1, remove()));
+    assert_eq!(did(&mut s), [ack(17), Did::Sent(connection, response(0, 1, done()))]);
+}
+
+#[test]
+fn a_hello_waits_for_the_kept_replies_of_the_session_that_holds() {
+    let mut owners = OwnerTable::default();
+    owners.apply(&OwnerChange::Set(record(7, 4, ME), None));
+    let restarted = || Sessions::new(BootId(9), owners.clone(), 4);
+    let reads = |s: &mut Sessions| {
+        let mut reads = Vec::new();
+        while let Some(action) = s.poll_action() {
+            match action {
+                Action::ReadKept(read) => reads.push(read),
+                Action::WriteOwners(_) => s.owners_written(true),
+                _ => {}
+            }
+        }
+        assert_eq!(reads.len(), 1, "they are read once");
+        reads[0]
+    };
+    // A second connection takes the first one's place.
+    let mut s = restarted();
+    s.frame(A, hello(7));
+    let read = reads(&mut s);
+    s.frame(B, hello(7));
+    assert_eq!(did(&mut s), [Did::Sent(A, Frame::Goodbye { reason: Farewell::Superseded }), Did::Close(A)]);
+    s.kept_read(read, Some(Vec::new()));
+    assert_eq!(did(&mut s), [Did::Sent(B, ack(7))]);
+    // The epoch has gone on meanwhile.
+    let mut s = restarted();
+    s.frame(A, hello(7));
+    s.frame(VMM, Frame::OwnerCas { vm_id: VM, expect: Epoch(7), owner: OTHER });
+    let read = reads(&mut s);
+    s.kept_read(read, Some(Vec::new()));
+    let stale = Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(8) });
+    assert_eq!(did(&mut s), [Did::Sent(A, stale)]);
+    // The VM is started afresh meanwhile.
+    let mut s = restarted();
+    s.frame(A, hello(7));
+    s.frame(B, hello(0));
+    let read = reads(&mut s);
+    s.kept_read(read, Some(vec![(Slot(0), vec![0; 16])]));
+    s.frame(B, request(8, 0, 1, remove()));
+    assert_eq!(did(&mut s), [Did::Execute(token(8, 0, 1), remove(), true)]);
+    // It has gone, and been forgotten, and comes back: what was read before it did something is not what is kept.
+    s.complete(token(8, 0, 1), done());
+    s.closed(B);
+    s.sessions.clear();
+    s.frame(A, hello(8));
+    let again = reads(&mut s);
+    s.kept_read(read, Some(Vec::new()));
+    assert_eq!(did(&mut s), []);
+    let key = KeepKey { vm_id: VM, slot: Slot(0), session: Epoch(8), sequence: Sequence(1) };
+    s.kept_read(again, Some(vec![(Slot(0), key.encode(&done()))]));
+    s.frame(A, request(8, 0, 1, remove()));
+    assert_eq!(did(&mut s), [Did::Sent(A, ack(8)), Did::Sent(A, response(0, 1, done()))]);
+    // It cannot be read; and nobody waits any more.
+    let mut s = restarted();
+    s.frame(A, hello(7));
+    let read = reads(&mut s);
+    s.kept_read(read, None);
+    assert_eq!(did(&mut s), [Did::Sent(A, Frame::HelloRefused(Refusal::Storage))]);
+    s.frame(A, hello(7));
+    s.closed(A);
+    let read = reads(&mut s);
+    s.kept_read(read, Some(Vec::new()));
+    assert_eq!(did(&mut s), []);
+    assert!(s.sessions.is_empty());
 }
 
 #[test]
@@ -441,8 +440,8 @@ mod hostile {
         fn any_frames(
             steps in prop::collection::vec((any::frame(), 0u64..4, 0u8..8, 0u64..4, 0u16..70, 0u64..4), 1..120)
         ) {
-            let mut s = Sessions::restore(BootId(9), OwnerTable::default(), []);
-            let (mut executing, mut writing) = (Vec::new(), false);
+            let mut s = Sessions::new(BootId(9), OwnerTable::default(), 4);
+            let (mut executing, mut reading, mut writing) = (Vec::new(), Vec::new(), false);
             for (frame, connection, what, epoch, slot, sequence) in steps {
                 let connection = ConnectionId(connection);
                 // Some of it near enough to be taken.
@@ -451,9 +450,12 @@ mod hostile {
                         Frame::Request { epoch: Epoch(epoch), slot: Slot(slot), sequence: Sequence(sequence), request }
                     }
                     Frame::Hello(h) => {
-                        Frame::Hello(Hello { vm_id: VM, epoch: Epoch(epoch), version_min: 0, version_max: 1, ..h })
+                        Frame::Hello(Hello { vm_id: VM, epoch: Epoch(epoch), owner: ME, version_min: 0, version_max: 1, ..h })
                     }
                     Frame::OwnerCas { owner, .. } => Frame::OwnerCas { vm_id: VM, expect: Epoch(epoch), owner },
+                    Frame::OwnerRelease { .. } => {
+                        Frame::OwnerRelease { vm_id: VM, epoch: Epoch(epoch), owner: ME }
+                    }
                     other => other,
                 };
                 s.frame(connection, frame);
@@ -461,6 +463,7 @@ mod hostile {
                     match action {
                         Action::Execute { token, .. } => executing.push(token),
                         Action::WriteOwners(_) => prop_assert!(!std::mem::replace(&mut writing, true)),
+                        Action::ReadKept(read) => reading.push(read),
                         Action::Send(..) | Action::Close(_) => {}
                     }
                 }
@@ -471,9 +474,19 @@ mod hostile {
                     }
                     3 => s.closed(connection),
                     4..6 if !executing.is_empty() => s.complete(executing.remove(0), done()),
+                    6 if !reading.is_empty() => s.kept_read(reading.remove(0), Some(Vec::new())),
+                    7 if !reading.is_empty() => s.kept_read(reading.remove(0), None),
                     _ => {}
                 }
-                writing |= std::iter::from_fn(|| s.poll_action()).any(|a| matches!(a, Action::WriteOwners(_)));
+                while let Some(action) = s.poll_action() {
+                    match action {
+                        Action::WriteOwners(_) => writing = true,
+                        Action::ReadKept(read) => reading.push(read),
+                        _ => {}
+                    }
+                }
+                prop_assert!(s.sessions.len() + s.opening.len() <= 4);
+                prop_assert!(s.opening.keys().all(|vm_id| !s.sessions.contains_key(vm_id)));
             }
         }
     }

@@ -75,8 +75,8 @@ pub enum Refusal {
         /// Highest spoken.
         max: u16,
     },
-    /// No room for another VM.
-    #[error("no room for another VM")]
+    /// No room for another VM: all ownership records, or all sessions, are in use.
+    #[error("no room for another VM: release the ownership records of VMs that have ended for good")]
     Full,
     /// The ownership record could not be made durable.
     #[error("the ownership record could not be written")]
@@ -182,6 +182,16 @@ pub enum Frame {
         owner: Owner,
         /// Who may take it next; zero: nobody.
         heir: Owner,
+    },
+    /// VMM → D: the owner says that the VM has ended for good: its record is not needed any more. Answered with
+    /// [`Frame::OwnerCasResult`].
+    OwnerRelease {
+        /// This VM.
+        vm_id: VmId,
+        /// The epoch it has.
+        epoch: Epoch,
+        /// Its owner.
+        owner: Owner,
     },
     /// D → VMM: how it ended, and the record that holds now.
     OwnerCasResult {
@@ -296,6 +306,7 @@ impl Frame {
             Frame::Pong { .. } => 12,
             Frame::Goodbye { .. } => 13,
             Frame::OwnerReserve { .. } => 14,
+            Frame::OwnerRelease { .. } => 15,
         }
     }
 }
@@ -345,6 +356,11 @@ fn put(w: &mut Writer, frame: Frame) -> Vec<u8> {
         Frame::OwnerCas { vm_id, expect, owner } => {
             w.u64(vm_id.0);
             w.u64(expect.0);
+            put_owner(w, owner);
+        }
+        Frame::OwnerRelease { vm_id, epoch, owner } => {
+            w.u64(vm_id.0);
+            w.u64(epoch.0);
             put_owner(w, owner);
         }
         Frame::OwnerReserve { vm_id, epoch, owner, heir } => {
@@ -420,6 +436,7 @@ fn get(kind: u16, r: &mut Reader<'_>) -> Result<Frame, WireError> {
             owner: get_owner(r)?,
             heir: get_owner(r)?,
         },
+        15 => Frame::OwnerRelease { vm_id: VmId(r.u64()?), epoch: Epoch(r.u64()?), owner: get_owner(r)? },
         _ => return Err(WireError::Malformed("kind")),
     })
 }

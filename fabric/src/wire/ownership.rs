@@ -1,4 +1,4 @@
-//! For a VMM that ports a VM: ask for the ownership record, name an heir, compare-and-swap. No HELLO is needed; the
+//! For a VMM that ports a VM: ask for the ownership record, name an heir, compare-and-swap, release it. No HELLO is needed; the
 //! answers come in the order of the questions.
 use super::{CasStatus, Frame, FrameReader, WireError, encode};
 use crate::id::{Epoch, Owner, VmId};
@@ -22,12 +22,18 @@ pub fn owner_reserve(vm_id: VmId, epoch: Epoch, owner: Owner, heir: Owner) -> Re
     Ok(encode(Frame::OwnerReserve { vm_id, epoch, owner, heir })?.into_vec())
 }
 
+/// The owner's word, at epoch `epoch`, that the VM has ended for good, in bytes. Answered with [`CasStatus::Won`] once its record
+/// is released, or has been.
+pub fn owner_release(vm_id: VmId, epoch: Epoch, owner: Owner) -> Result<Vec<u8>, WireError> {
+    Ok(encode(Frame::OwnerRelease { vm_id, epoch, owner })?.into_vec())
+}
+
 /// A D-module's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OwnerAnswer {
     /// To [`owner_get`]; `epoch` is 0 if the VM has no record.
     Record(OwnerRecord),
-    /// To [`owner_cas`] and [`owner_reserve`]: how it ended, and the record that holds now.
+    /// To [`owner_cas`], [`owner_reserve`] and [`owner_release`]: how it ended, and the record that holds now.
     Cas(CasStatus, OwnerRecord),
 }
 

@@ -1,8 +1,8 @@
-//! A CF client for the shell: `cf ADDRESS:PORT smoke|bench [MIB]|own [N]|port [N]`.
+//! A CF client for the shell: `cf ADDRESS:PORT smoke|bench [MIB]|own [N]|fill N|port [N]`.
 //!
 //! `smoke` does one of everything in a directory of its own and checks what comes back; `bench` writes and reads
 //! a file, makes files, reads at random, takes ownership, and says how fast it went;
-//! `own` takes ownership of a VM of its own now and then; `port` does so as a port does: asks for the record while a
+//! `own` takes ownership of a VM of its own now and then; `fill` of N VMs, one after the other; `port` does so as a port does: asks for the record while a
 //! client writes, stops the client a little later, and times the compare-and-swap.
 #![allow(dead_code, clippy::unwrap_used)] // a tool of tests
 #[path = "../tests/host/client.rs"]
@@ -201,6 +201,20 @@ fn ownership(address: std::net::SocketAddr, what: &str, n: u64, pause: Duration)
     report(what, start, times, 0);
 }
 
+/// A record for each of so many VMs.
+fn fill(address: std::net::SocketAddr, n: u64) {
+    let (mut asker, mut times, start) = (Asker::new(address), Vec::new(), Instant::now());
+    for vm in 1..=n {
+        let one = Instant::now();
+        match asker.ask(&owner_cas(VmId(1 << 32 | vm), Epoch(0), Owner([n, 1])).unwrap()) {
+            OwnerAnswer::Cas(CasStatus::Won | CasStatus::Lost, _) => {}
+            other => panic!("VM {vm}: {other:?}"),
+        }
+        times.push(one.elapsed().as_micros() as u64);
+    }
+    report("first records", start, times, 0);
+}
+
 /// Compare-and-swaps as in ports of a client under load.
 fn ports(address: std::net::SocketAddr, unique: u64, n: u64) {
     let paused = Arc::new(AtomicBool::new(false));
@@ -247,12 +261,16 @@ fn ports(address: std::net::SocketAddr, unique: u64, n: u64) {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let usage = "usage: cf ADDRESS:PORT smoke|bench [MIB]|own [N]|port [N]";
+    let usage = "usage: cf ADDRESS:PORT smoke|bench [MIB]|own [N]|fill N|port [N]";
     let address = args.first().ok_or(usage)?.parse()?;
     let unique = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
     if args.get(1).is_some_and(|a| a == "own") {
         let n = args.get(2).map_or(Ok(100), |n| n.parse())?;
         ownership(address, "compare-and-swap", n, Duration::from_millis(10));
+        return Ok(());
+    }
+    if args.get(1).is_some_and(|a| a == "fill") {
+        fill(address, args.get(2).ok_or(usage)?.parse()?);
         return Ok(());
     }
     if args.get(1).is_some_and(|a| a == "port") {

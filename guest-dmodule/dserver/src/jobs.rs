@@ -1,23 +1,43 @@
 //! What is being executed and waits for blocks.
 //!
-//! Owns: the jobs (requests, read-ahead, deferred work) and which blocks are being read for whom.
+//! Owns: the jobs (requests, read-ahead, deferred work, records and replies) and which blocks are being read for whom.
 //! Always true: a job waits for as many blocks as are being read for it; a block is read once at a time.
 use crate::runs::RUN_MAX;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use fabric::fs::FileHandle;
+use fabric::id::Slot;
 use fabric::op::Request;
-use fabric::server::{ConnectionId, KeepKey, Token};
-use layout::BlockNumber;
+use fabric::server::{ConnectionId, KeepKey, KeptRead, Token};
+use layout::{BlockNumber, PlacedRecord};
 
 /// Number of a job; not used again.
 pub(crate) type JobId = u64;
 
 #[allow(clippy::large_enum_variant)] // nearly all are requests
 pub(crate) enum Kind {
-    Request { token: Token, request: Request, keep: Option<KeepKey>, held: Held },
-    ReadAhead { handle: FileHandle, offset: u64, length: u32 },
+    Request {
+        token: Token,
+        request: Request,
+        keep: Option<KeepKey>,
+        held: Held,
+    },
+    ReadAhead {
+        handle: FileHandle,
+        offset: u64,
+        length: u32,
+    },
     Work,
+    /// Ownership records are put into their file.
+    Settle {
+        records: Vec<PlacedRecord>,
+    },
+    /// A VM's kept replies are read: from this slot on, those found so far.
+    Kept {
+        read: KeptRead,
+        next: u16,
+        found: Vec<(Slot, Vec<u8>)>,
+    },
 }
 
 /// What a request keeps from others until it is done.
@@ -55,6 +75,7 @@ pub(crate) struct Jobs {
     /// Wait for room: for a consistency point.
     stalled: Vec<JobId>,
     pub work: Option<JobId>,
+    pub settle: Option<JobId>,
     pub read_aheads: usize,
 }
 
@@ -63,8 +84,9 @@ impl Jobs {
         self.next += 1;
         match kind {
             Kind::Work => self.work = Some(self.next),
+            Kind::Settle { .. } => self.settle = Some(self.next),
             Kind::ReadAhead { .. } => self.read_aheads += 1,
-            Kind::Request { .. } => {}
+            Kind::Request { .. } | Kind::Kept { .. } => {}
         }
         self.jobs.insert(self.next, Job { kind, restarts: 0, missing: 0 });
         self.ready.push_back(self.next);
@@ -79,8 +101,9 @@ impl Jobs {
         let job = self.jobs.remove(&id)?;
         match job.kind {
             Kind::Work => self.work = None,
+            Kind::Settle { .. } => self.settle = None,
             Kind::ReadAhead { .. } => self.read_aheads -= 1,
-            Kind::Request { .. } => {}
+            Kind::Request { .. } | Kind::Kept { .. } => {}
         }
         Some(job)
     }

@@ -12,6 +12,7 @@ extern crate alloc;
 
 mod jobs;
 mod mount;
+mod owners;
 mod readahead;
 mod runs;
 mod server;

@@ -1,15 +1,13 @@
-//! From a disk to a server: find the file system, or make one on a blank disk; take the ownership records and the kept
-//! replies from it.
+//! From a disk to a server: find the file system, or make one on a blank disk; take the ownership records from it.
 use crate::runs::{RUN_MAX, runs};
 use crate::server::Server;
 use alloc::{collections::BTreeSet, string::String, vec::Vec};
 use fabric::fs::{Status, Time, VolumeId};
-use fabric::id::{BootId, SLOTS, Slot, VmId};
-use fabric::owner::OwnerTable;
+use fabric::id::{BootId, Epoch};
 use fabric::server::Sessions;
 use layout::{
-    Attempt, Block, BlockNumber, FileSystem, FormatOptions, LayoutError, MountOptions, OWNER_BLOCKS, OwnerStore,
-    RESTARTS_MAX, format,
+    Attempt, Block, BlockNumber, FileSystem, FormatOptions, LayoutError, MountOptions, OWNER_BLOCKS, OwnerJournal,
+    OwnerStore, RESTARTS_MAX, format,
 };
 
 /// A disk that failed.
@@ -55,13 +53,13 @@ pub struct Options {
     pub volume: String,
     /// If there is none.
     pub format: FormatPolicy,
-    /// If its ownership records are damaged.
+    /// If its ownership records cannot be read.
     pub owners: OwnersPolicy,
     /// Random: this start of the D-module.
     pub boot_id: BootId,
     /// Random, for a new file system.
     pub random: [u64; 3],
-    /// Time, for a new file system.
+    /// Time, for a new file system, and for records that are forgotten.
     pub now: Time,
     /// Blocks of cache.
     pub cache_blocks: usize,
@@ -69,6 +67,8 @@ pub struct Options {
     pub dirty_blocks: usize,
     /// Bytes of requests held, and of replies not yet sent, beyond which no more are taken on (each).
     pub held_bytes: usize,
+    /// Most sessions in memory.
+    pub sessions: usize,
 }
 
 /// Why it did not start.
@@ -94,9 +94,12 @@ pub enum StartError {
         /// The one asked for.
         wanted: String,
     },
-    /// The kept replies cannot be read.
-    #[error("the kept replies cannot be read: {0}")]
-    Kept(Status),
+    /// The file of ownership records cannot be read.
+    #[error(
+        "the file of ownership records cannot be read ({0}): nobody knows which epochs were given. If no VM that used this volume runs \
+         anywhere, start with owners=forget"
+    )]
+    Owners(Status),
 }
 
 /// What came of it.
@@ -107,8 +110,6 @@ pub struct Mounted {
     pub formatted: bool,
     /// VMs with an ownership record.
     pub vms: usize,
-    /// Replies kept.
-    pub kept: usize,
 }
 
 /// Blocks that must be zero for a disk to be blank.
@@ -138,14 +139,56 @@ pub async fn mount(disk: &impl Disk, options: &Options) -> Result<Mounted, Start
         return Err(StartError::WrongVolume { found: fs.name().into(), wanted: options.volume.clone() });
     }
     let [a, b] = OWNER_BLOCKS.map(|n| fixed[n.0 as usize].bytes().as_slice());
-    let owners = match OwnerStore::load([a, b]) {
-        Err(LayoutError::OwnersDamaged) if options.owners == OwnersPolicy::Forget => OwnerStore::default(),
+    let mut owners = match owners(disk, &mut fs, OwnerJournal::load([a, b])).await {
+        Err(
+            StartError::Layout(LayoutError::OwnersDamaged | LayoutError::OwnersAhead { .. }) | StartError::Owners(_),
+        ) if options.owners == OwnersPolicy::Forget => {
+            forget(disk, &mut fs, OwnerJournal::load([a, b]).ok(), options.now).await?
+        }
         other => other?,
     };
-    let kept = kept_replies(disk, &mut fs, owners.table()).await?;
-    let (vms, kept_count) = (owners.table().records().count(), kept.len());
-    let sessions = Sessions::restore(options.boot_id, owners.table().clone(), kept);
-    Ok(Mounted { server: Server::new(sessions, fs, owners, options.held_bytes), formatted, vms, kept: kept_count })
+    if let Some(write) = owners.upgrade() {
+        disk.write(write.number, alloc::vec![write.block.clone()]).await?;
+        disk.flush().await?;
+        owners.commit(write);
+    }
+    let vms = owners.table().len();
+    let sessions = Sessions::new(options.boot_id, owners.table().clone(), options.sessions);
+    Ok(Mounted { server: Server::new(sessions, fs, owners, options.held_bytes), formatted, vms })
+}
+
+/// The ownership records: those in the journal, and those in the file.
+async fn owners(
+    disk: &impl Disk,
+    fs: &mut FileSystem,
+    journal: Result<OwnerJournal, LayoutError>,
+) -> Result<OwnerStore, StartError> {
+    let journal = journal?;
+    let placed = complete(disk, fs, FileSystem::owner_records).await?.map_err(StartError::Owners)?;
+    Ok(OwnerStore::new(journal, &placed, fs.durable_cp())?)
+}
+
+/// Nobody runs who ever had an epoch: nothing is kept of them, and the epochs go on beyond any that can have been given.
+async fn forget(
+    disk: &impl Disk,
+    fs: &mut FileSystem,
+    journal: Option<OwnerJournal>,
+    now: Time,
+) -> Result<OwnerStore, StartError> {
+    complete(disk, fs, |fs| fs.forget_owners(now)).await?.map_err(StartError::Owners)?;
+    if let Some(point) = fs.begin_consistency_point() {
+        for run in runs(point.writes) {
+            disk.write(run.first, run.blocks).await?;
+        }
+        disk.flush().await?;
+        disk.write(point.fsinfo.0, alloc::vec![point.fsinfo.1]).await?;
+        disk.flush().await?;
+        fs.consistency_point_done();
+    }
+    // They count starts and ports: by the second there are none.
+    let seconds = u64::try_from(now.0).unwrap_or(0) / 1_000_000_000;
+    log::warn!("the ownership records are forgotten; epochs go on from {seconds}");
+    Ok(OwnerStore::forgotten(journal.as_ref(), Epoch(seconds)))
 }
 
 async fn read_fixed(disk: &impl Disk) -> Result<Vec<Block>, StartError> {
@@ -193,35 +236,18 @@ async fn make(disk: &impl Disk, options: &Options) -> Result<(), StartError> {
     Ok(())
 }
 
-/// The kept replies of all VMs.
-async fn kept_replies(
+/// Reads what an attempt asks for until it is done.
+async fn complete<T>(
     disk: &impl Disk,
     fs: &mut FileSystem,
-    owners: &OwnerTable,
-) -> Result<Vec<(VmId, Slot, Vec<u8>)>, StartError> {
-    let mut wanted: Vec<(VmId, Slot)> =
-        owners.records().flat_map(|r| (0..SLOTS as u16).map(move |slot| (r.vm_id, Slot(slot)))).collect();
-    let mut kept = Vec::new();
-    // All at once, level by level of the file they are in.
+    mut attempt: impl FnMut(&mut FileSystem) -> Attempt<Result<T, Status>>,
+) -> Result<Result<T, Status>, StartError> {
     for _ in 0..RESTARTS_MAX {
-        let mut need = BTreeSet::new();
-        let mut again = Vec::new();
-        for (vm_id, slot) in wanted {
-            match fs.kept(vm_id, slot) {
-                Attempt::Done(result) => {
-                    kept.extend(result.map_err(StartError::Kept)?.map(|bytes| (vm_id, slot, bytes)));
-                }
-                Attempt::Busy => return Err(StartError::Kept(Status::Delay)),
-                Attempt::Need(blocks) => {
-                    need.extend(blocks);
-                    again.push((vm_id, slot));
-                }
-            }
-        }
-        if again.is_empty() {
-            return Ok(kept);
-        }
-        wanted = again;
+        let need = match attempt(fs) {
+            Attempt::Done(result) => return Ok(result),
+            Attempt::Busy => break,
+            Attempt::Need(blocks) => blocks.into_iter().collect(),
+        };
         for (first, count) in neighbours(need) {
             let mut blocks = disk.read(first, count).await?.into_iter();
             for number in first.0..first.0 + count as u64 {
@@ -232,7 +258,7 @@ async fn kept_replies(
             }
         }
     }
-    Err(StartError::Kept(Status::Delay))
+    Ok(Err(Status::Delay))
 }
 
 /// Neighbours together: first block and how many.

@@ -13,6 +13,7 @@
 mod admission;
 
 use crate::jobs::{JobId, Jobs, Kind};
+use crate::owners::Owners;
 use crate::readahead::ReadAhead;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
@@ -21,8 +22,7 @@ use fabric::op::{Outcome, Request};
 use fabric::server::{Action, ConnectionId, KeepKey, Sessions, Token};
 use fabric::wire::{Encoded, Frame, WireError};
 use layout::{
-    Attempt, Block, BlockNumber, Completed, ConsistencyPoint, CpNumber, FileSystem, OwnerStore, OwnerWrite,
-    RESTARTS_MAX, Work,
+    Attempt, Block, BlockNumber, Completed, ConsistencyPoint, CpNumber, FileSystem, OwnerStore, RESTARTS_MAX, Work,
 };
 
 /// A change is durable at the latest this long after it, even if nobody asks for it (if the disk keeps up).
@@ -40,7 +40,7 @@ const WORK_STEPS: usize = 4;
 /// Times a piece of read-ahead asks for blocks.
 const READ_AHEAD_RESTARTS: u32 = 8;
 /// Times an operation that finds no room tries again after a consistency point that made none.
-const BUSY_MAX: u32 = 1000;
+pub(crate) const BUSY_MAX: u32 = 1000;
 
 /// What the clocks say.
 #[derive(Clone, Copy, Debug, Default)]
@@ -94,15 +94,14 @@ pub struct Statistics {
 
 /// A D-module's server.
 pub struct Server {
-    sessions: Sessions,
-    fs: FileSystem,
-    owners: OwnerStore,
-    owner_write: Option<OwnerWrite>,
-    jobs: Jobs,
+    pub(crate) sessions: Sessions,
+    pub(crate) fs: FileSystem,
+    pub(crate) owners: Owners,
+    pub(crate) jobs: Jobs,
     readahead: ReadAhead,
     /// Executed; to be answered when the consistency point is durable.
     durable: VecDeque<(CpNumber, Token, Outcome)>,
-    outputs: VecDeque<Output>,
+    pub(crate) outputs: VecDeque<Output>,
     /// Blocks of the consistency point being written; `None`: none is.
     writing: Option<u64>,
     dirty_since: Option<u64>,
@@ -126,8 +125,7 @@ impl Server {
         Server {
             sessions,
             fs,
-            owners,
-            owner_write: None,
+            owners: Owners::new(owners),
             jobs: Jobs::default(),
             readahead: ReadAhead::default(),
             durable: VecDeque::new(),
@@ -201,6 +199,7 @@ impl Server {
         let Some(blocks) = self.writing.take() else { return };
         if durable {
             self.fs.consistency_point_done();
+            self.owners_settled();
             self.statistics.consistency_points += 1;
             self.statistics.blocks_written += blocks;
             self.work_failed = false;
@@ -209,22 +208,18 @@ impl Server {
         } else {
             log::error!("a consistency point could not be written; it is tried again");
             self.fs.consistency_point_failed();
+            self.owners_unsettled();
             self.retry_at = Some(now.mono_ns + CP_RETRY_NS);
         }
         self.run(now);
     }
 
-    /// The ownership table is durable, or its write failed.
+    /// The ownership record is durable, or its write failed.
     pub fn owners_done(&mut self, durable: bool, now: Now) {
-        let Some(write) = self.owner_write.take() else { return };
-        if durable {
-            self.owners.commit(write);
-        } else {
-            log::error!("the ownership records could not be written");
+        if self.owners_written(durable) {
+            self.port_until = 0;
+            self.run(now);
         }
-        self.port_until = 0;
-        self.sessions.owners_written(durable);
-        self.run(now);
     }
 
     /// When [`Self::tick`] is to be called at the latest, on the monotonic clock.
@@ -249,6 +244,7 @@ impl Server {
         loop {
             self.take_actions();
             self.admit_reads();
+            self.begin_settling();
             if let Some(id) = self.jobs.ready.pop_front() {
                 self.attempt(id, now);
             } else if !worked && self.begin_work() {
@@ -271,11 +267,9 @@ impl Server {
                     self.unsent.remove(&connection);
                     self.outputs.push_back(Output::Close(connection));
                 }
-                Action::WriteOwners(table) => {
-                    let write = self.owners.prepare(table);
-                    // Ahead of what else is to be written.
-                    self.outputs.push_front(Output::WriteOwners { number: write.number, block: write.block.clone() });
-                    self.owner_write = Some(write);
+                Action::WriteOwners(change) => self.write_owners(change),
+                Action::ReadKept(read) => {
+                    self.jobs.add(Kind::Kept { read, next: 0, found: Vec::new() });
                 }
                 Action::Execute { token, request, keep } => self.admit(token, request, keep),
             }
@@ -299,6 +293,8 @@ impl Server {
                 return self.attempt_read_ahead(id, restarts, handle, offset, length);
             }
             Kind::Work => return self.attempt_work(id, now),
+            Kind::Settle { .. } => return self.attempt_settling(id, restarts, now),
+            Kind::Kept { .. } => return self.attempt_kept(id, restarts),
         };
         self.note_dirt(now);
         match attempt {
@@ -332,7 +328,7 @@ impl Server {
         self.jobs.remove(id);
     }
 
-    fn need(&mut self, id: JobId, blocks: Vec<BlockNumber>) {
+    pub(crate) fn need(&mut self, id: JobId, blocks: Vec<BlockNumber>) {
         self.statistics.restarts += 1;
         for run in self.jobs.wait(id, blocks) {
             self.outputs.push_back(Output::Read { first: run.first, count: run.count });
@@ -370,7 +366,7 @@ impl Server {
         self.jobs.remove(id);
     }
 
-    fn note_dirt(&mut self, now: Now) {
+    pub(crate) fn note_dirt(&mut self, now: Now) {
         if self.dirty_since.is_none() && self.fs.is_dirty() {
             self.dirty_since = Some(now.mono_ns);
         }
@@ -382,7 +378,7 @@ impl Server {
             return false;
         }
         let usage = self.fs.usage();
-        let asked = self.jobs.is_stalled() || !self.durable.is_empty();
+        let asked = self.jobs.is_stalled() || !self.durable.is_empty() || self.owners.waits_for_point();
         let due = self.dirty_since.is_some_and(|at| now.mono_ns >= at + CP_INTERVAL_NS);
         let half = usage.dirty_limit / 2;
         let enough = if self.expects_port(now) { half.min(PORT_DIRTY_BLOCKS) } else { half };

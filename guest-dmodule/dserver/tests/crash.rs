@@ -1,112 +1,19 @@
 //! The whole of the D-module but its devices, with a disk that loses unflushed writes: from seeds. A client makes,
 //! renames and removes; whatever is lost in a crash of the D-module, each operation happens once and says that it did.
-//!
-//! The disk: writes reach it in any order; a crash keeps any of those since the last flush and loses the others. Reads
-//! see all writes. A crash may happen between any two transfers.
 #![allow(clippy::unwrap_used)] // helpers of tests too
-use dserver::{Disk, DiskError, FormatPolicy, Now, Options, Output, OwnersPolicy, Server, mount};
+mod sim;
+use dserver::{Now, Output, Server};
 use fabric::client::{ClientSession, Event, Ticket};
 use fabric::fs::*;
-use fabric::id::{BootId, Epoch, Owner, VmId};
+use fabric::id::{Epoch, Owner, VmId};
 use fabric::op::{Op, Reply, Request};
 use fabric::server::ConnectionId;
 use fabric::wire::FrameReader;
-use layout::{Block, BlockNumber, ConsistencyPoint};
+use sim::{Random, SimDisk, Transfers, start};
 use std::cell::RefCell;
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::future::Future;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-const BLOCKS: u64 = 16384;
 const FILES: u64 = 3;
-
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-    fn below(&mut self, n: usize) -> usize {
-        (self.next() >> 16) as usize % n.max(1)
-    }
-}
-
-/// The disk: what is on it for certain, and what was written since the last flush.
-#[derive(Default)]
-struct SimDisk {
-    durable: HashMap<u64, Block>,
-    written: Vec<(u64, Block)>,
-}
-
-impl SimDisk {
-    fn read(&self, number: u64) -> Block {
-        let last = self.written.iter().rev().find(|(n, _)| *n == number).map(|(_, block)| block);
-        last.or(self.durable.get(&number)).cloned().unwrap_or_else(Block::zeroed)
-    }
-    fn flush(&mut self) {
-        self.durable.extend(self.written.drain(..));
-    }
-    fn crash(&mut self, random: &mut Random) {
-        for (number, block) in std::mem::take(&mut self.written) {
-            if random.below(2) == 0 {
-                self.durable.insert(number, block);
-            }
-        }
-    }
-}
-
-struct Mounting<'a>(&'a RefCell<SimDisk>);
-
-impl Disk for Mounting<'_> {
-    fn blocks(&self) -> u64 {
-        BLOCKS
-    }
-    async fn read(&self, first: BlockNumber, count: usize) -> Result<Vec<Block>, DiskError> {
-        Ok((first.0..first.0 + count as u64).map(|n| self.0.borrow().read(n)).collect())
-    }
-    async fn write(&self, first: BlockNumber, blocks: Vec<Block>) -> Result<(), DiskError> {
-        self.0.borrow_mut().written.extend((first.0..).zip(blocks));
-        Ok(())
-    }
-    async fn flush(&self) -> Result<(), DiskError> {
-        self.0.borrow_mut().flush();
-        Ok(())
-    }
-}
-
-fn now_or_never<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(value) => value,
-        Poll::Pending => panic!("nothing here waits"),
-    }
-}
-
-fn start(disk: &RefCell<SimDisk>, boot: u64) -> Server {
-    let options = Options {
-        volume: "vol0".into(),
-        format: FormatPolicy::IfBlank,
-        owners: OwnersPolicy::Keep,
-        boot_id: BootId(boot),
-        random: [1, 2, 3],
-        now: Time(1),
-        cache_blocks: 256,
-        dirty_blocks: 128,
-        held_bytes: 0,
-    };
-    now_or_never(mount(&Mounting(disk), &options)).unwrap().server
-}
-
-/// Transfers under way.
-enum Io {
-    Read(BlockNumber, usize),
-    /// Blocks left to write, and how far it is.
-    Point(ConsistencyPoint, u8),
-    Owners(BlockNumber, Block, bool),
-}
 
 /// What becomes of a name.
 #[derive(Clone, Debug)]
@@ -124,7 +31,7 @@ struct World {
     disk: RefCell<SimDisk>,
     server: Server,
     boots: u64,
-    io: Vec<Io>,
+    io: Transfers,
     client: ClientSession,
     connection: Option<ConnectionId>,
     connections: u64,
@@ -152,7 +59,7 @@ impl World {
             disk,
             server,
             boots: 1,
-            io: Vec::new(),
+            io: Transfers::default(),
             client: ClientSession::new(VmId(1), Epoch::UNCLAIMED, Owner([1, 1])),
             connection: None,
             connections: 0,
@@ -253,72 +160,23 @@ impl World {
 
     fn outputs(&mut self) {
         while let Some(output) = self.server.poll_output() {
-            match output {
-                Output::Send(id, frame) => {
-                    if self.connection == Some(id) {
-                        let bytes = frame.into_vec();
-                        let (now, n) = (self.now(), bytes.len());
-                        self.down.extend(bytes);
-                        self.server.sent(id, n, now);
-                    }
+            match self.io.begin(output) {
+                Some(Output::Send(id, frame)) if self.connection == Some(id) => {
+                    let bytes = frame.into_vec();
+                    let (now, n) = (self.now(), bytes.len());
+                    self.down.extend(bytes);
+                    self.server.sent(id, n, now);
                 }
-                Output::Close(id) => {
-                    if self.connection == Some(id) {
-                        self.cut();
-                    }
-                }
-                Output::Read { first, count } => self.io.push(Io::Read(first, count)),
-                Output::ConsistencyPoint(point) => self.io.push(Io::Point(point, 0)),
-                Output::WriteOwners { number, block } => self.io.push(Io::Owners(number, block, false)),
+                Some(Output::Close(id)) if self.connection == Some(id) => self.cut(),
+                _ => {}
             }
         }
     }
 
     /// One transfer goes on by one step.
     fn transfer(&mut self) {
-        if self.io.is_empty() {
-            return;
-        }
-        let at = self.random.below(self.io.len());
         let now = self.now();
-        match self.io.swap_remove(at) {
-            Io::Read(first, count) => {
-                let blocks = (first.0..first.0 + count as u64).map(|n| self.disk.borrow().read(n)).collect();
-                self.server.read_done(first, count, Some(blocks), now);
-            }
-            Io::Point(mut point, stage) => {
-                let mut disk = self.disk.borrow_mut();
-                let mut stage = stage;
-                if point.writes.is_empty() {
-                    match stage {
-                        0 | 2 => disk.flush(),
-                        _ => disk.written.push((point.fsinfo.0.0, point.fsinfo.1.clone())),
-                    }
-                    stage += 1;
-                } else {
-                    for _ in 0..1 + self.random.below(8) {
-                        if !point.writes.is_empty() {
-                            let (number, block) = point.writes.swap_remove(self.random.below(point.writes.len()));
-                            disk.written.push((number.0, block));
-                        }
-                    }
-                }
-                drop(disk);
-                if stage == 3 {
-                    self.server.consistency_point_done(true, now);
-                } else {
-                    self.io.push(Io::Point(point, stage));
-                }
-            }
-            Io::Owners(number, block, false) => {
-                self.disk.borrow_mut().written.push((number.0, block.clone()));
-                self.io.push(Io::Owners(number, block, true));
-            }
-            Io::Owners(_, _, true) => {
-                self.disk.borrow_mut().flush();
-                self.server.owners_done(true, now);
-            }
-        }
+        self.io.step(&self.disk, &mut self.server, &mut self.random, now);
     }
 
     fn cut(&mut self) {
@@ -331,7 +189,7 @@ impl World {
 
     fn crash(&mut self) {
         self.disk.borrow_mut().crash(&mut self.random);
-        self.io.clear();
+        self.io = Transfers::default();
         self.boots += 1;
         self.server = start(&self.disk, self.boots);
         self.cut();

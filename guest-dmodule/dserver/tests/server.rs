@@ -6,7 +6,8 @@ use dserver::{FormatPolicy, OwnersPolicy, StartError};
 use fabric::fs::*;
 use fabric::id::{Epoch, Owner, VmId};
 use fabric::op::{Op, Reply};
-use fabric::wire::{CasStatus, OwnerAnswer, owner_cas, owner_get};
+use fabric::owner::{OwnerRecord, VMS_MAX};
+use fabric::wire::{CasStatus, OwnerAnswer, owner_cas, owner_get, owner_release};
 use host::client::{Client, ask_owner};
 use host::{Host, options};
 use std::net::SocketAddr;
@@ -99,14 +100,14 @@ fn an_ownership_table_of_a_later_version_is_refused_and_left_alone() {
     for number in layout::OWNER_BLOCKS {
         let block = &mut bytes[number.0 as usize * 4096..][..4096];
         if block.starts_with(b"OROW") {
-            block[4..8].copy_from_slice(&3u32.to_le_bytes());
+            block[4..8].copy_from_slice(&4u32.to_le_bytes());
             let hash = xxhash_rust::xxh3::xxh3_64(&block[..4088]);
             block[4088..].copy_from_slice(&hash.to_le_bytes());
         }
     }
     std::fs::write(file.path(), &bytes).unwrap();
     let error = Host::start(file.path(), any(), &options("vol0", 2)).err().unwrap();
-    assert_eq!(error.to_string(), "ownership table version 3 is not known here");
+    assert_eq!(error.to_string(), "ownership table version 4 is not known here");
     assert!(std::fs::read(file.path()).unwrap() == bytes, "the disk was written to");
 }
 
@@ -124,8 +125,9 @@ fn ownership_records_that_are_all_damaged_are_not_taken_for_none() {
     assert!(std::fs::read(file.path()).unwrap() == bytes, "the disk was written to");
     let forget = dserver::Options { owners: OwnersPolicy::Forget, ..options("vol0", 3) };
     let host = Host::start(file.path(), any(), &forget).unwrap();
-    // What is written then is whole again.
-    Client::new(host.address, 1, 1);
+    // What is written then is whole again, and no epoch of before comes again.
+    let client = Client::new(host.address, 1, 1);
+    assert!(client.epoch > Epoch(1_600_000_000));
     drop(host);
     assert!(Host::start(file.path(), any(), &options("vol0", 4)).is_ok());
 }
@@ -186,7 +188,6 @@ fn a_reply_lost_with_the_d_module_is_given_again() {
         client.wait_for_bytes();
         drop(host);
         host = start(file.path(), 2 + round);
-        assert!(host.kept > 0);
         client.reconnect(host.address);
         let made = handle(client.wait(ticket));
         let found = client.call(Op::Lookup { dir: root, name: format!("d{round}").into() });
@@ -225,6 +226,88 @@ fn ownership_is_taken_once_and_outlives_the_d_module() {
     drop(host);
     let host = start(file.path(), 2);
     assert_eq!(ask_owner(host.address, &get), OwnerAnswer::Record(record));
+}
+
+#[test]
+fn a_thousand_vms_have_records_and_one_more_waits_until_one_is_released() {
+    let file = disk(SIZE);
+    let host = start(file.path(), 1);
+    let (me, last) = (Owner([5, 5]), VMS_MAX as u64);
+    let ask = |host: &Host, question: Vec<u8>| ask_owner(host.address, &question);
+    let record = |vm, epoch| OwnerRecord { vm_id: VmId(vm), epoch: Epoch(epoch), session: Epoch(epoch), owner: me };
+    let won = |vm, epoch| OwnerAnswer::Cas(CasStatus::Won, record(vm, epoch));
+    for vm in 1..=last {
+        assert_eq!(ask(&host, owner_cas(VmId(vm), Epoch(0), me).unwrap()), won(vm, 1));
+    }
+    let more = owner_cas(VmId(5000), Epoch(0), me).unwrap();
+    assert!(matches!(ask(&host, more.clone()), OwnerAnswer::Cas(CasStatus::Refused, _)));
+    drop(host);
+    let host = start(file.path(), 2);
+    assert!(matches!(ask(&host, more.clone()), OwnerAnswer::Cas(CasStatus::Refused, _)));
+    // They have sessions, in which what they do is done once.
+    let mut clients: Vec<Client> =
+        [1, 500, last].map(|vm| Client::resume(host.address, vm, Epoch(1), Owner([5, 5]))).into();
+    for (i, client) in clients.iter_mut().enumerate() {
+        let root = client.root("vol0");
+        handle(client.call(make_dir(root, &format!("of {i}"))));
+    }
+    let none = OwnerRecord { vm_id: VmId(1), ..OwnerRecord::default() };
+    let gone = OwnerAnswer::Cas(CasStatus::Won, none);
+    assert_eq!(ask(&host, owner_release(VmId(1), Epoch(1), me).unwrap()), gone);
+    assert_eq!(ask(&host, more), won(5000, 2));
+    drop(host);
+    let host = start(file.path(), 3);
+    for vm in 2..=last {
+        assert_eq!(ask(&host, owner_get(VmId(vm)).unwrap()), OwnerAnswer::Record(record(vm, 1)));
+    }
+    assert_eq!(ask(&host, owner_get(VmId(5000)).unwrap()), OwnerAnswer::Record(record(5000, 2)));
+    assert_eq!(ask(&host, owner_get(VmId(1)).unwrap()), OwnerAnswer::Record(none));
+    assert_eq!(ask(&host, owner_release(VmId(1), Epoch(1), me).unwrap()), gone, "asked again");
+}
+
+/// As the code before this wrote it.
+#[test]
+fn a_volume_of_the_versions_before_is_taken_over() {
+    let file = disk(64 << 20);
+    drop(start(file.path(), 1));
+    let mut bytes = std::fs::read(file.path()).unwrap();
+    let seal = |block: &mut [u8]| {
+        let hash = xxhash_rust::xxh3::xxh3_64(&block[..4088]);
+        block[4088..4096].copy_from_slice(&hash.to_le_bytes());
+    };
+    for number in layout::FSINFO_BLOCKS {
+        let block = &mut bytes[number.0 as usize * 4096..][..4096];
+        if block.starts_with(b"ORFSINFO") {
+            block[8] = 1;
+            block[2048..2304].fill(0);
+            seal(block);
+        }
+    }
+    for (number, sequence) in layout::OWNER_BLOCKS.into_iter().zip([8u64, 7]) {
+        let block = &mut bytes[number.0 as usize * 4096..][..4096];
+        block.fill(0);
+        block[..8].copy_from_slice(b"OROW\x02\0\0\0");
+        block[16] = 1;
+        // vm_id, epoch, session, owner, no heir.
+        let record = [77, sequence, 2, 5, 5, 0, 0];
+        for (at, value) in [(8, sequence)].into_iter().chain((24..80).step_by(8).zip(record)) {
+            block[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        seal(block);
+    }
+    std::fs::write(file.path(), &bytes).unwrap();
+    let host = start(file.path(), 2);
+    let held = OwnerRecord { vm_id: VmId(77), epoch: Epoch(8), session: Epoch(2), owner: Owner([5, 5]) };
+    assert_eq!(ask_owner(host.address, &owner_get(VmId(77)).unwrap()), OwnerAnswer::Record(held));
+    // Before anything else, the journal is of a version that the code before this refuses.
+    let after = std::fs::read(file.path()).unwrap();
+    assert_eq!(after[3 * 4096..][..8], *b"OROW\x03\0\0\0");
+    let mut client = Client::new(host.address, 1, 1);
+    let root = client.root("vol0");
+    handle(client.call(make_dir(root, "x")));
+    drop(host);
+    let host = start(file.path(), 3);
+    assert_eq!(ask_owner(host.address, &owner_get(VmId(77)).unwrap()), OwnerAnswer::Record(held));
 }
 
 #[test]

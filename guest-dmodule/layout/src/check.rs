@@ -5,8 +5,8 @@ use crate::directory::{hash, prefix};
 use crate::error::LayoutError;
 use crate::fsinfo::{FIRST_BLOCK, FSINFO_BLOCKS, FsInfo, MAP_BITS};
 use crate::inode::{
-    BLOCK_MAP, DEPTH_MAX, FIRST_INODE, INODE_FILE, INODE_MAP, INODE_SIZE, INODES_PER_BLOCK, Inode, Kind, ROOT, ROOTS,
-    SESSION_FILE,
+    BLOCK_MAP, DEPTH_MAX, FIRST_INODE, INODE_FILE, INODE_MAP, INODE_SIZE, INODES_PER_BLOCK, Inode, Kind, OWNER_FILE,
+    ROOT, ROOTS, SESSION_FILE,
 };
 use crate::leaf::Leaf;
 use crate::ops::{check_name, is_dots};
@@ -74,6 +74,7 @@ impl Checker<'_> {
         let inode_map = self.meta(INODE_MAP);
         let block_map = self.meta(BLOCK_MAP);
         self.meta(SESSION_FILE);
+        self.meta(OWNER_FILE);
         self.collect_inodes(&inode_file, &inode_map);
         self.check_orphans();
         let files: Vec<(u64, Inode)> = self.inodes.iter().map(|(number, inode)| (*number, *inode)).collect();

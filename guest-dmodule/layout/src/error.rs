@@ -18,6 +18,18 @@ pub enum LayoutError {
          runs anywhere, start with owners=forget"
     )]
     OwnersDamaged,
+    /// The file of ownership records is of an older consistency point than the journal of the table has seen.
+    #[error(
+        "the ownership table completes consistency point {journal}, the volume is at {volume}: the newest fsinfo is damaged, or an \
+         old copy of a part of the disk was put back, and epochs would go back with it. If no VM that used this volume runs anywhere, \
+         start with owners=forget"
+    )]
+    OwnersAhead {
+        /// Point the journal builds on.
+        journal: u64,
+        /// Point the volume is at.
+        volume: u64,
+    },
     /// An ownership table with a valid checksum that cannot be.
     #[error("the ownership table is inconsistent: {0}")]
     Owners(&'static str),

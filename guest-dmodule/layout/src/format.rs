@@ -14,7 +14,6 @@ use crate::owner::{OWNER_BLOCKS, OwnerStore};
 use crate::txn::{Stop, Txn};
 use alloc::{string::ToString, vec::Vec};
 use fabric::fs::{FileKind, Time, VolumeId};
-use fabric::owner::OwnerTable;
 
 /// What volume to make.
 #[derive(Clone, Copy, Debug)]
@@ -86,7 +85,7 @@ pub fn format(options: &FormatOptions<'_>) -> Result<Format, LayoutError> {
     first.extend(
         FSINFO_BLOCKS.into_iter().filter(|number| *number != cp.fsinfo.0).map(|number| (number, Block::zeroed())),
     );
-    let owners = OwnerStore::default().prepare(OwnerTable::default());
+    let owners = OwnerStore::default().image(None);
     first.extend(OWNER_BLOCKS.into_iter().filter(|n| *n != owners.number).map(|number| (number, Block::zeroed())));
     first.push((owners.number, owners.block));
     first.sort_unstable_by_key(|(number, _)| *number);

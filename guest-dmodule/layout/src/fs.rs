@@ -302,7 +302,7 @@ impl FileSystem {
 
     /// A failed read has been reported: the next operation tries anew. Until then it must stay failed, however
     /// often the operation meets it, or reading would not end.
-    fn forget_failed(&mut self, status: Status) {
+    pub(crate) fn forget_failed(&mut self, status: Status) {
         if status == Status::Io {
             self.failed.clear();
         }

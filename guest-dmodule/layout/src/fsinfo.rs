@@ -12,14 +12,14 @@
 //! | 24 | uuid 16 bytes | 1280 | inode of the inode map |
 //! | 40 | hash seed u64 | 1536 | inode of the block map |
 //! | 48 | blocks u64 | 1792 | inode of the session file |
-//! | 56 | free blocks u64 | | |
+//! | 56 | free blocks u64 | 2048 | inode of the file of ownership records (zeroes in version 1) |
 //! | 64 | most inodes u64 | | |
 //! | 72 | inodes in use u64 | | |
 //! | 80 | first orphan u64 | | |
 //! | 88 | next block to allocate u64 | 4088 | xxh3-64 of all before |
 use crate::block::{BLOCK_SIZE, Block, BlockNumber, get_u32, get_u64, put_u32, put_u64};
 use crate::error::LayoutError;
-use crate::inode::{FIRST_INODE, INODE_SIZE, Inode, Kind, SESSION_FILE, capacity};
+use crate::inode::{FIRST_INODE, INODE_SIZE, Inode, Kind, OWNER_FILE, SESSION_FILE, capacity};
 use alloc::string::{String, ToString};
 use fabric::fs::VolumeId;
 use xxhash_rust::xxh3::xxh3_64;
@@ -36,12 +36,15 @@ pub const VOLUME_BLOCKS_MAX: u64 = 1 << 38;
 pub const VOLUME_NAME_MAX: usize = 255;
 
 const MAGIC: u64 = u64::from_le_bytes(*b"ORFSINFO");
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 const NAME_AT: usize = 104;
 const META_AT: usize = 1024;
 const HASH_AT: usize = BLOCK_SIZE - 8;
 /// Metadata files, whose inodes are numbered from 1.
-pub(crate) const META_FILES: usize = SESSION_FILE as usize;
+pub(crate) const META_FILES: usize = OWNER_FILE as usize;
+/// Those that version 1 had.
+const META_FILES_1: usize = SESSION_FILE as usize;
+const _: () = assert!(META_AT + META_FILES * INODE_SIZE <= HASH_AT);
 
 #[derive(Clone, Debug)]
 pub(crate) struct FsInfo {
@@ -103,9 +106,12 @@ impl FsInfo {
         block
     }
 
-    /// The newest valid one of the two.
+    /// The newest valid one of the two. One of an unknown version may be the newer: then the other is not taken.
     pub fn newest(copies: [&[u8]; 2]) -> Result<FsInfo, LayoutError> {
         match (FsInfo::decode(copies[0]), FsInfo::decode(copies[1])) {
+            (Err(LayoutError::Version(version)), _) | (_, Err(LayoutError::Version(version))) => {
+                Err(LayoutError::Version(version))
+            }
             (Ok(a), Ok(b)) => Ok(if a.generation >= b.generation { a } else { b }),
             (Ok(one), Err(_)) | (Err(_), Ok(one)) => Ok(one),
             (Err(LayoutError::NoFileSystem), Err(error)) | (Err(error), Err(_)) => Err(error),
@@ -120,14 +126,16 @@ impl FsInfo {
             return Err(LayoutError::NoFileSystem);
         }
         let version = get_u32(bytes, 8);
-        if version != VERSION {
-            return Err(LayoutError::Version(version));
-        }
+        let files = match version {
+            1 => META_FILES_1,
+            VERSION => META_FILES,
+            other => return Err(LayoutError::Version(other)),
+        };
         let length = usize::from(bytes[NAME_AT]);
         let name = core::str::from_utf8(&bytes[NAME_AT + 1..NAME_AT + 1 + length])
             .map_err(|_| LayoutError::Inconsistent("volume name"))?;
-        let mut meta = [Inode::FREE; META_FILES];
-        for (index, inode) in meta.iter_mut().enumerate() {
+        let mut meta = [Inode::meta(0); META_FILES];
+        for (index, inode) in meta.iter_mut().enumerate().take(files) {
             let at = META_AT + index * INODE_SIZE;
             *inode = Inode::decode(&bytes[at..at + INODE_SIZE])
                 .filter(|inode| inode.kind == Kind::Meta)

@@ -41,6 +41,8 @@ pub(crate) const INODE_MAP: u64 = 2;
 pub(crate) const BLOCK_MAP: u64 = 3;
 /// The file of kept replies.
 pub(crate) const SESSION_FILE: u64 = 4;
+/// The file of ownership records.
+pub(crate) const OWNER_FILE: u64 = 5;
 /// The root directory.
 pub(crate) const ROOT: u64 = 16;
 /// Inode numbers below this are those of metadata files (their inodes are in fsinfo) or not used.

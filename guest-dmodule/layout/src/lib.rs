@@ -29,6 +29,7 @@ mod inode_map;
 mod leaf;
 mod ops;
 mod owner;
+mod owner_file;
 mod permission;
 mod session;
 mod space;
@@ -44,4 +45,5 @@ pub use fs::{Attempt, Completed, FileSystem, KeepKey, MountOptions, NEED_MAX, RE
 pub use fsinfo::{FSINFO_BLOCKS, VOLUME_BLOCKS_MAX, VOLUME_BLOCKS_MIN, VOLUME_NAME_MAX};
 pub use inode::FILE_SIZE_MAX;
 pub use ops::LINKS_MAX;
-pub use owner::{OWNER_BLOCKS, OwnerStore, OwnerWrite};
+pub use owner::{JOURNAL_MAX, OWNER_BLOCKS, OwnerJournal, OwnerStore, OwnerWrite, SETTLE_AT};
+pub use owner_file::PlacedRecord;

@@ -4,7 +4,8 @@ mod rig;
 use fabric::fs::{CreateHow, Credential, SetAttr, Stability, Status, Time};
 use fabric::id::{Epoch, Sequence, Slot, VmId};
 use fabric::op::{Op, Reply, Request};
-use layout::{Attempt, CpNumber, KeepKey, MountOptions};
+use fabric::owner::OwnerChange;
+use layout::{Attempt, CpNumber, KeepKey, MountOptions, OWNER_BLOCKS, OwnerJournal, OwnerStore, SETTLE_AT};
 use rig::model::refusal;
 use rig::*;
 
@@ -137,6 +138,52 @@ fn replies_are_kept_with_their_effect() {
     let bad = volume.try_execute(&create("c"), Some(keep(0, 0, 1))).outcome;
     assert_eq!(refusal(bad), Status::Invalid);
     assert_eq!(volume.lookup(root, "c"), Err(Status::NotFound));
+}
+
+#[test]
+fn the_place_of_a_released_vms_replies_is_anothers() {
+    const VMS: u64 = 300;
+    let mut volume = Volume::new(16384, SMALL);
+    let root = volume.root();
+    let keep = |volume: &mut Volume, vm: u64, slot: u16| {
+        let name = format!("{vm} {slot}").into();
+        let op = Op::Create { dir: root, name, how: CreateHow::Guarded(SetAttr::default()) };
+        let key = KeepKey { vm_id: VmId(vm), slot: Slot(slot), session: Epoch(1), sequence: Sequence(vm) };
+        volume.try_execute(&Request { credential: Credential::ROOT, op }, Some(key)).outcome.unwrap();
+    };
+    let sequence = |volume: &mut Volume, vm: u64, slot: u16| {
+        let kept = volume.kept(VmId(vm), Slot(slot))?;
+        Some(fabric::wire::decode_kept(&kept).unwrap().1.0)
+    };
+    // More than one block of the table holds.
+    for vm in 1..=VMS {
+        keep(&mut volume, vm, 0);
+    }
+    let images = OWNER_BLOCKS.map(|number| volume.disk.read(number));
+    let journal = OwnerJournal::load([images[0].as_ref(), images[1].as_ref()]).unwrap();
+    let mut owners = OwnerStore::new(journal, &[], volume.fs.durable_cp()).unwrap();
+    for vm in 2..2 + SETTLE_AT as u64 {
+        let write = owners.prepare(OwnerChange::Release(VmId(vm))).unwrap();
+        owners.commit(write);
+    }
+    let released = owners.to_settle().unwrap();
+    loop {
+        match volume.fs.settle_owners(&released, Time(5)) {
+            Attempt::Done(at) => break owners.settling(at.unwrap(), released),
+            Attempt::Need(need) => volume.supply(need),
+            Attempt::Busy => volume.sync(),
+        }
+    }
+    // The same session and another slot: what the former VM kept is not the new one's.
+    keep(&mut volume, 1000, 5);
+    volume.check();
+    let mut volume = volume.remount();
+    assert_eq!((sequence(&mut volume, 1000, 5), sequence(&mut volume, 1000, 0)), (Some(1000), None));
+    let last = 1 + SETTLE_AT as u64;
+    assert_eq!((sequence(&mut volume, 2, 0), sequence(&mut volume, last, 0)), (None, None));
+    for vm in [1, last + 1, VMS] {
+        assert_eq!(sequence(&mut volume, vm, 0), Some(vm));
+    }
 }
 
 #[test]

@@ -20,7 +20,7 @@ fn a_new_volume() {
     // Consistency point 2 is in block 0.
     let fsinfo = volume.disk.read(BlockNumber(0));
     let bytes = fsinfo.bytes();
-    assert_eq!(bytes[..16], *b"ORFSINFO\x01\0\0\0\x01\0\0\0");
+    assert_eq!(bytes[..16], *b"ORFSINFO\x02\0\0\0\x01\0\0\0");
     let fields: Vec<u64> = (16..104).step_by(8).map(|at| number(bytes, at)).collect();
     // Generation, uuid, seed, blocks, free blocks, most inodes, in use, first orphan, next block, inode hint.
     assert_eq!(fields, [2, 1, 2, 42, 1024, 1016, 1024, 2, 0, 0, 18]);

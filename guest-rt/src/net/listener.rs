@@ -32,7 +32,7 @@ pub struct Listener {
 
 pub(super) struct ListenerState {
     port: u16,
-    buffers: Buffers,
+    buffers: Cell<Buffers>,
     backlog: usize,
     listening: Cell<Option<SocketHandle>>,
     /// Have taken a SYN; not accepted yet.
@@ -52,7 +52,7 @@ impl Listener {
         }
         let state = Rc::new(ListenerState {
             port,
-            buffers,
+            buffers: Cell::new(buffers),
             backlog,
             listening: Cell::new(None),
             pending: RefCell::default(),
@@ -71,6 +71,11 @@ impl Listener {
     /// The port.
     pub fn port(&self) -> u16 {
         self.state.port
+    }
+
+    /// The buffers of connections that come from now on, but for the one that is waited for already.
+    pub fn set_buffers(&self, buffers: Buffers) {
+        self.state.buffers.set(buffers);
     }
 
     /// The next connection, and where it comes from.
@@ -165,7 +170,7 @@ impl ListenerState {
         }
         if self.listening.get().is_none() && pending.len() < self.backlog {
             // Without memory for another socket the port is as good as full, until there is.
-            if let Some(mut socket) = new_socket(self.buffers)
+            if let Some(mut socket) = new_socket(self.buffers.get())
                 && socket.listen(self.port).is_ok()
             {
                 self.listening.set(Some(sockets.add(socket)));

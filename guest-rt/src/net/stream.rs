@@ -279,6 +279,11 @@ impl TcpStream {
     reading!();
     writing!();
 
+    /// Sizes of its buffers.
+    pub fn buffers(&self) -> Buffers {
+        self.0.peek(|socket| Buffers { rx: socket.recv_capacity(), tx: socket.send_capacity() })
+    }
+
     /// The peer's address, while connected.
     pub fn peer(&self) -> Option<SocketAddrV4> {
         self.0.peek(|socket| match socket.remote_endpoint()? {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use fabric::fs::{Attr, FileHandle, FileKind, Time, VolumeId, Wcc};
 use fabric::id::{BootId, Epoch, Slot, VmId};
 use fabric::op::{Op, Reply};
-use fabric::owner::OwnerTable;
+use fabric::owner::{OwnerChange, OwnerTable};
 use fabric::server::{Action, ConnectionId, Sessions};
 use fabric::wire::{CasStatus, Frame, FrameReader};
 
@@ -17,7 +17,7 @@ pub struct Dmodule {
     durable: OwnerTable,
     kept: BTreeMap<Slot, Vec<u8>>,
     /// On its way to the disk.
-    pub writing: Option<OwnerTable>,
+    pub writing: Option<OwnerChange>,
     boots: u64,
     /// Sequence of each request executed.
     pub executed: BTreeSet<u64>,
@@ -28,7 +28,7 @@ pub struct Dmodule {
 impl Dmodule {
     pub fn new() -> Dmodule {
         Dmodule {
-            sessions: Sessions::restore(BootId(1), OwnerTable::default(), []),
+            sessions: Sessions::new(BootId(1), OwnerTable::default(), 4),
             durable: OwnerTable::default(),
             kept: BTreeMap::new(),
             writing: None,
@@ -46,20 +46,19 @@ impl Dmodule {
 
     /// The disk has what was on its way.
     pub fn written(&mut self) -> Vec<(u64, Frame)> {
-        let Some(table) = self.writing.take() else { return Vec::new() };
-        self.durable = table;
+        let Some(change) = self.writing.take() else { return Vec::new() };
+        self.durable.apply(&change);
         self.sessions.owners_written(true);
         self.work()
     }
 
     /// A crash and a new start; connections end. `reached`: what was on its way had reached the disk.
     pub fn restart(&mut self, reached: bool) {
-        if let Some(table) = self.writing.take().filter(|_| reached) {
-            self.durable = table;
+        if let Some(change) = self.writing.take().filter(|_| reached) {
+            self.durable.apply(&change);
         }
         self.boots += 1;
-        let kept = self.kept.iter().map(|(slot, bytes)| (VM, *slot, bytes.clone()));
-        self.sessions = Sessions::restore(BootId(self.boots), self.durable.clone(), kept);
+        self.sessions = Sessions::new(BootId(self.boots), self.durable.clone(), 4);
     }
 
     fn work(&mut self) -> Vec<(u64, Frame)> {
@@ -86,7 +85,11 @@ impl Dmodule {
                     self.kept.insert(keep.slot, keep.encode(&outcome));
                     self.sessions.complete(token, outcome);
                 }
-                Action::WriteOwners(table) => self.writing = Some(table),
+                Action::WriteOwners(change) => self.writing = Some(change),
+                Action::ReadKept(read) => {
+                    let kept = self.kept.iter().map(|(slot, bytes)| (*slot, bytes.clone())).collect();
+                    self.sessions.kept_read(read, Some(kept));
+                }
                 Action::Close(_) => {}
             }
         }

@@ -2,7 +2,7 @@
 //!
 //! Owns the connection to it. Always true: a compare-and-swap is repeated until it is answered; repeating is harmless, the
 //! record knows its owner. Nothing here waits except for a connection ([`CONNECT_MAX`]) and for
-//! [`Arbiter::record`] and [`Arbiter::name`]; within the pause the connection is already there.
+//! [`Arbiter::record`], [`Arbiter::name`] and [`Arbiter::release`]; within the pause the connection is already there.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::time::{Duration, Instant};
 
 use fabric::id::{Epoch as CfEpoch, Owner, VmId};
-use fabric::wire::{CasStatus, OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_reserve};
+use fabric::wire::{CasStatus, OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_release, owner_reserve};
 use migration::ownership::{Epoch, OwnerId, Record, Verdict};
 
 use super::faults;
@@ -91,6 +91,16 @@ impl Arbiter {
         if answer.is_err() {
             self.link = None;
         }
+        Ok(matches!(answer?, OwnerAnswer::Cas(CasStatus::Won, _)))
+    }
+
+    /// Says at this epoch, as its owner, that the VM has ended for good; waits for the answer. False if the arbiter will not have
+    /// it: somebody else has the VM, or may have it.
+    pub fn release(&mut self, epoch: Epoch) -> Result<bool, ArbiterError> {
+        let question = owner_release(self.vm_id, CfEpoch(epoch.0), Owner(self.owner.0))
+            .map_err(|e| ArbiterError::Wire(self.address, e))?;
+        let answer = self.answered(&question);
+        self.link = None;
         Ok(matches!(answer?, OwnerAnswer::Cas(CasStatus::Won, _)))
     }
 

@@ -8,6 +8,7 @@ mod announce;
 pub mod arbiter;
 pub mod connection;
 pub mod destination;
+pub mod end;
 mod engine;
 pub mod faults;
 pub mod frames;

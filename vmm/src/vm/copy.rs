@@ -56,6 +56,11 @@ impl Vm {
         self.life.is_copied()
     }
 
+    /// Of a VM that has ended: whether a copy of it may go on, at the destination of a port or from a checkpoint.
+    pub fn may_go_on(&self) -> bool {
+        self.life.ended_copied()
+    }
+
     /// While the VM is stopped: whether the guest stands at the end of a park, so that it looks at its boot-info page before
     /// anything else.
     pub fn is_at_rest(&self) -> bool {

@@ -65,6 +65,8 @@ struct LifeState {
     resets: u64,
     /// Somebody has the right to the dirty log.
     copied: bool,
+    /// It was being copied when it ended.
+    ended_copied: bool,
     pace: Bucket,
 }
 
@@ -107,6 +109,7 @@ impl Life {
                 resetting: false,
                 resets: 0,
                 copied: false,
+                ended_copied: false,
                 pace: Bucket::new(&RESETS, Duration::ZERO),
             }),
             reboots,
@@ -278,13 +281,20 @@ impl Life {
         self.changed.notify_all();
     }
 
+    pub(super) fn ended_copied(&self) -> bool {
+        self.lock().ended_copied
+    }
+
     pub(super) fn is_copied(&self) -> bool {
         self.lock().copied
     }
 
     /// The VM is to end like this; the first call counts.
     fn end(&self, state: &mut LifeState, end: &End) {
-        state.end.get_or_insert_with(|| end.clone());
+        if state.end.is_none() {
+            state.end = Some(end.clone());
+            state.ended_copied = state.copied;
+        }
         state.want = Want::Stop;
         self.kick();
         self.changed.notify_all();

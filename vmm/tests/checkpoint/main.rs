@@ -329,6 +329,27 @@ fn the_ownership_record_decides() {
     assert!(refusal(&dir, &[]).1.contains("not as the checkpoint left it"));
 }
 
+/// A VM that has ended for good leaves no record; one that may go on from its checkpoint does.
+#[test]
+fn the_ownership_record_goes_with_the_vm() {
+    let lab = Lab::new(2);
+    let arbiter = Arbiter::start();
+    let address = arbiter.address.to_string();
+    let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+    let mut dir = stop(&lab, &mut vmm, "never claimed", None);
+    for epoch in 1..3u64 {
+        vmm = restore(&lab, &format!("restored{epoch}"), &dir, &[]);
+        assert_eq!(arbiter.record(9).unwrap().epoch.0, epoch);
+        if epoch == 1 {
+            dir = stop(&lab, &mut vmm, "goes on", None);
+        }
+    }
+    vmm.api("PUT", "/v1/vm/shutdown", None);
+    assert!(vmm.wait().success());
+    assert_eq!(arbiter.record(9), None);
+    assert!(refusal(&dir, &[]).1.contains("not as the checkpoint left it"));
+}
+
 #[test]
 fn with_a_small_root_and_another_user() {
     let lab = Lab::new(2);

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fabric::id::{Owner, VmId};
-use fabric::owner::{OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, reserve};
+use fabric::owner::{OwnerChange, OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, release, reserve};
 use fabric::wire::{CasStatus, Frame, FrameReader, encode};
 
 /// See the module. Stops answering when dropped.
@@ -52,8 +52,8 @@ impl Arbiter {
     /// Gives a VM to somebody who is none of the processes of the test.
     pub fn usurp(&self, vm_id: u64) {
         let mut table = self.table.lock().unwrap();
-        let record = claim(table.get(VmId(vm_id)), VmId(vm_id), Owner([1, 1])).unwrap();
-        table.set(record).unwrap();
+        let record = claim(table.get(VmId(vm_id)), table.floor(), VmId(vm_id), Owner([1, 1])).unwrap();
+        table.apply(&OwnerChange::Set(record, None));
     }
 
     /// Takes questions without answering or deciding them, or ends that.
@@ -93,9 +93,9 @@ fn serve(mut socket: TcpStream, table: &Mutex<OwnerTable>, silent: &AtomicBool, 
                     Frame::OwnerRecord(table.get(vm_id).unwrap_or(none))
                 }
                 Frame::OwnerCas { vm_id, expect, owner } => {
-                    match compare_and_swap(table.get(vm_id), vm_id, expect, owner) {
+                    match compare_and_swap(table.get(vm_id), table.floor(), vm_id, expect, owner) {
                         Ok(record) => {
-                            table.set(record).unwrap();
+                            table.apply(&OwnerChange::Set(record, None));
                             Frame::OwnerCasResult { status: CasStatus::Won, record }
                         }
                         Err(OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },
@@ -106,7 +106,18 @@ fn serve(mut socket: TcpStream, table: &Mutex<OwnerTable>, silent: &AtomicBool, 
                     let heir = (heir != Owner::default()).then_some(heir);
                     match reserve(table.get(vm_id), table.heir(vm_id), vm_id, epoch, owner, heir) {
                         Ok(record) => {
-                            table.set_heir(vm_id, heir);
+                            table.apply(&OwnerChange::Set(record, heir));
+                            Frame::OwnerCasResult { status: CasStatus::Won, record }
+                        }
+                        Err(OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },
+                        Err(e) => panic!("{e}"),
+                    }
+                }
+                Frame::OwnerRelease { vm_id, epoch, owner } => {
+                    match release(table.get(vm_id), table.floor(), vm_id, epoch, owner) {
+                        Ok(_) => {
+                            table.apply(&OwnerChange::Release(vm_id));
+                            let record = OwnerRecord { vm_id, ..OwnerRecord::default() };
                             Frame::OwnerCasResult { status: CasStatus::Won, record }
                         }
                         Err(OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },

@@ -248,6 +248,11 @@ pub fn frame() -> impl Strategy<Value = Frame> {
             expect: Epoch(e),
             owner: Owner([a, b])
         }),
+        any::<[u64; 4]>().prop_map(|[vm, e, a, b]| Frame::OwnerRelease {
+            vm_id: VmId(vm),
+            epoch: Epoch(e),
+            owner: Owner([a, b])
+        }),
         any::<[u64; 6]>().prop_map(|[vm, e, a, b, c, d]| Frame::OwnerReserve {
             vm_id: VmId(vm),
             epoch: Epoch(e),

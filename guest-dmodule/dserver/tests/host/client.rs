@@ -24,8 +24,13 @@ pub struct Client {
 
 impl Client {
     pub fn new(address: SocketAddr, vm_id: u64, owner: u64) -> Client {
+        Client::resume(address, vm_id, Epoch::UNCLAIMED, Owner([owner, owner]))
+    }
+
+    /// Of a VM that has an epoch already.
+    pub fn resume(address: SocketAddr, vm_id: u64, epoch: Epoch, owner: Owner) -> Client {
         let mut client = Client {
-            session: ClientSession::new(VmId(vm_id), Epoch::UNCLAIMED, Owner([owner, owner])),
+            session: ClientSession::new(VmId(vm_id), epoch, owner),
             epoch: Epoch::UNCLAIMED,
             boot_id: BootId(0),
             restarted: false,

@@ -90,6 +90,7 @@ pub fn options(volume: &str, boot: u64) -> Options {
         cache_blocks: 8192,
         dirty_blocks: 2048,
         held_bytes: 16 << 20,
+        sessions: 256,
     }
 }
 
@@ -238,7 +239,6 @@ fn write_point(disk: &FileDisk, point: layout::ConsistencyPoint) -> std::io::Res
 pub struct Host {
     pub address: SocketAddr,
     pub formatted: bool,
-    pub kept: usize,
     shared: Arc<Shared>,
     acceptor: Option<JoinHandle<()>>,
 }
@@ -246,7 +246,7 @@ pub struct Host {
 impl Host {
     pub fn start(path: &Path, listen: SocketAddr, options: &Options) -> Result<Host, StartError> {
         let disk = FileDisk::open(path);
-        let Mounted { server, formatted, kept, .. } = now_or_never(mount(&disk, options))?;
+        let Mounted { server, formatted, .. } = now_or_never(mount(&disk, options))?;
         let disk = Arc::new(disk);
         let (reads, read_queue) = channel();
         let (points, point_queue) = channel();
@@ -290,7 +290,7 @@ impl Host {
                 std::thread::spawn(move || shared.connection(stream));
             }
         });
-        Ok(Host { address, formatted, kept, shared, acceptor: Some(acceptor) })
+        Ok(Host { address, formatted, shared, acceptor: Some(acceptor) })
     }
 
     pub fn statistics(&self) -> dserver::Statistics {
