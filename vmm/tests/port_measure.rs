@@ -83,7 +83,7 @@ fn modules_under_load() {
     for turn in 0..ports {
         let consoles = || ["nmodule", "dmodule"].map(|n| lab.console(n)).join("\n");
         assert!(client.try_wait().unwrap().is_none(), "the load goes on: {}", consoles());
-        let there: Vmm = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
+        let there: Vmm = lab.receive_as_shipped(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         std::thread::sleep(Duration::from_millis(200));
         let before = counters();
         let id = here.port_unverified(4000 + turn);

@@ -28,7 +28,7 @@ use super::faults;
 use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::order::Gate;
-use super::transfer;
+use super::transfer::Arrived;
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::boot::info::OwnerId as VmmId;
@@ -69,7 +69,7 @@ struct Driver<'a> {
     shell: Option<Shell>,
     /// [`RESERVE`].
     reserve: Vec<u8>,
-    touched: Vec<u64>,
+    arrived: Arrived,
     sections: Option<Sections>,
     frames: Vec<NetFrame>,
     /// From the announcement on.
@@ -115,7 +115,7 @@ impl<'a> Driver<'a> {
             found: Epoch(0),
             shell: None,
             reserve: Vec::new(),
-            touched: Vec::new(),
+            arrived: Arrived::default(),
             sections: None,
             frames: Vec::new(),
             gate: None,
@@ -266,7 +266,7 @@ impl<'a> Driver<'a> {
         let shell = guest::build(description, self.config, self.owner, self.stats)?;
         let failed = |e: crate::Error| Reason::new(ReasonCode::Internal, e.to_string());
         self.arrival.prepare(&shell.vm).map_err(failed)?;
-        self.touched = vec![0; shell.vm.memory().bitmap_words()];
+        self.arrived = Arrived::new(shell.vm.memory());
         let arbitrated = self.machine.hello().is_some_and(|h| h.ownership == Ownership::Arbiter);
         let mut epoch = Epoch(0);
         if arbitrated {
@@ -306,7 +306,7 @@ impl<'a> Driver<'a> {
         let (Some(shell), Some(sections)) = (&mut self.shell, self.sections.take()) else {
             return Event::Failed(Reason::new(ReasonCode::State, "there is no state to load"));
         };
-        let result = guest::load(shell, &sections);
+        let result = guest::load(shell, &sections, &self.arrived);
         self.load_took = started.elapsed();
         self.loaded_at = Some(Instant::now());
         match result {
@@ -367,9 +367,9 @@ impl<'a> Driver<'a> {
                 }
                 if self.machine.phase() == Phase::Receiving && self.sections.is_none() {
                     let memory = shell.vm.memory();
-                    let pages =
-                        Pages::parse(connection.payload(), &memory.ranges()).map_err(|e| connection.protocol(e))?;
-                    if let Err(e) = transfer::apply(&pages, memory, &mut self.touched) {
+                    let pages = Pages::parse(connection.payload(), &memory.ranges(), self.machine.features())
+                        .map_err(|e| connection.protocol(e))?;
+                    if let Err(e) = self.arrived.apply(&pages, memory) {
                         self.events.push_back(Event::Failed(Reason::new(ReasonCode::Memory, e.to_string())));
                     }
                     self.applied += started.elapsed();

@@ -22,6 +22,7 @@ use migration::source::{Action, Event, Phase, Source};
 
 use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
+use super::dead::{Dead, LeftOut};
 use super::faults;
 use super::frames::Forwarder;
 use super::guest;
@@ -29,7 +30,7 @@ use super::job::{Job, JobState, OrderReport};
 use super::limits;
 use super::residue::Residue;
 use super::tls::Route;
-use super::transfer::{PageWriter, Pending, Sent};
+use super::transfer::{PageWriter, Pending, Sent, Skipped};
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::error::Result;
@@ -85,8 +86,11 @@ struct Driver<'a> {
     forwarder: Forwarder,
     writer: PageWriter,
     pending: Pending,
+    left_out: LeftOut,
     sections: Option<Sections>,
     last_round: Sent,
+    /// In all rounds, each page as often as it was.
+    skipped: Skipped,
     round_bytes: u64,
     round_started: Instant,
     residue: Residue,
@@ -133,8 +137,10 @@ impl<'a> Driver<'a> {
             forwarder: Forwarder::new(&guest::macs(vm)),
             writer: PageWriter::new(),
             pending: Pending::none(vm.memory()),
+            left_out: LeftOut::new(vm.memory()),
             sections: None,
             last_round: Sent::default(),
+            skipped: Skipped::default(),
             round_bytes: 0,
             round_started: Instant::now(),
             residue: Residue::new(),
@@ -253,6 +259,15 @@ impl<'a> Driver<'a> {
         if let Some(reason) = failed {
             self.events.push_front(Event::Failed(reason));
         }
+    }
+
+    /// The pages that need not be sent, now that the dirty log has been read.
+    fn dead(&self) -> Dead {
+        if self.skips() { Dead::look(self.vm) } else { Dead::none() }
+    }
+
+    fn skips(&self) -> bool {
+        self.machine.features() & feature::SKIP != 0
     }
 
     fn send(&mut self, message: &Message) {

@@ -59,15 +59,7 @@ impl Driver<'_> {
             return Event::Failed(state(&e));
         }
         self.pause.breakdown.quiesce_us = lap();
-        let saved = guest::save(vm).and_then(|(mut sections, epoch)| {
-            if self.verify {
-                let began = Instant::now();
-                guest::add_digest(vm, &mut sections)?;
-                self.pause.digest = began.elapsed();
-            }
-            Ok((sections, epoch))
-        });
-        let (sections, epoch) = match saved {
+        let (mut sections, epoch) = match guest::save(vm) {
             Ok(saved) => saved,
             Err(e) => return Event::Failed(state(&e)),
         };
@@ -76,13 +68,25 @@ impl Driver<'_> {
         if let Err(e) = self.pending.add_guest(vm.memory(), vm.fd(), false) {
             return Event::Failed(internal(&e));
         }
+        let dead = self.dead();
         self.pause.breakdown.bitmap_us = lap();
         let Some(connection) = &mut self.connection else { return Event::Failed(gone()) };
         self.residue.clear();
-        let result = self.residue.collect(&mut self.pending, vm.memory(), connection);
+        let result = self.residue.collect(&mut self.pending, (&dead, &mut self.left_out), vm.memory(), connection);
         match result {
-            Ok(sent) => self.last_round = sent,
+            Ok(sent) => {
+                self.last_round = sent;
+                self.skipped.add(sent.skipped);
+            }
             Err(e) => return Event::Failed(Reason::new(ReasonCode::State, e.to_string())),
+        }
+        if self.verify {
+            // Only now it is known what is left out.
+            let began = Instant::now();
+            if let Err(e) = guest::add_digest(vm, &self.left_out, &mut sections) {
+                return Event::Failed(state(&e));
+            }
+            self.pause.digest = began.elapsed();
         }
         self.pause.breakdown.pages_us = lap();
         // Before the state is sent: it tells the destination that they are free.
@@ -149,11 +153,14 @@ impl Driver<'_> {
         let known = b.pause_us + b.quiesce_us + b.state_us + b.bitmap_us + b.pages_us + b.disks_us + b.send_us;
         b.transfer_us = blackout.saturating_sub(known + b.apply_us + b.load_us + b.cas_us + b.run_us);
         let (breakdown, pages, bytes) = (b.clone(), self.last_round.pages(), self.residue_bytes);
+        let (skipped, all) = (self.last_round.skipped, self.skipped);
         self.job.update(|s| {
             s.blackout_us = Some(blackout);
             s.breakdown = Some(breakdown);
             s.residue_pages = pages;
             s.residue_bytes = bytes;
+            s.residue_posted_pages = skipped.posted;
+            s.posted_pages = all.posted;
         });
     }
 }

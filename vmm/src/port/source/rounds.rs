@@ -8,6 +8,7 @@ use migration::source::Event;
 
 use super::{Driver, FIXED_NS, disconnected, internal, micros, reset};
 use crate::port::connection::ConnectionError;
+use crate::port::dead::Dead;
 use crate::port::guest;
 use crate::port::job::RoundReport;
 use crate::port::transfer::SendError;
@@ -21,10 +22,15 @@ impl Driver<'_> {
             self.pending.add_own(vm.memory());
             self.pending.add_guest(vm.memory(), vm.fd(), true).map_err(|e| Event::Failed(internal(&e)))?;
         }
+        let dead = self.dead();
+        if round == 0 {
+            // Those that have never been sent count as well: the destination has nothing of them.
+            self.pending.add(dead.words());
+        }
         let Some(connection) = &mut self.connection else { return Ok(()) };
         let before = connection.sent;
         let stop = || job.cancelled() || vm.is_to_be_reset();
-        let result = self.writer.send(&mut self.pending, vm.memory(), connection, &stop);
+        let result = self.writer.send(&mut self.pending, (&dead, &mut self.left_out), vm.memory(), connection, &stop);
         let sent = result.map_err(|e| match e {
             SendError::Memory(e) => Event::Failed(internal(&e)),
             SendError::Connection(ConnectionError::Stopped) => {
@@ -41,6 +47,7 @@ impl Driver<'_> {
         // However long that took: memory may be large and the connection slow. What is limited is the wait for the answer.
         self.phase_since = Instant::now();
         self.last_round = sent;
+        self.skipped.add(sent.skipped);
         let bytes = self.connection.as_ref().map_or(before, |c| c.sent);
         self.round_bytes = bytes - before;
         self.job.update(|s| {
@@ -68,7 +75,9 @@ impl Driver<'_> {
         if let Err(e) = guest::flush_disks(self.vm) {
             return Event::Failed(internal(&e));
         }
-        let dirty_pages = match self.pending.outlook(self.vm.memory(), self.vm.fd()) {
+        let (vm, skip) = (self.vm, self.skips());
+        let dead = || if skip { Dead::look(vm) } else { Dead::none() };
+        let dirty_pages = match self.pending.outlook(vm.memory(), vm.fd(), dead) {
             Ok(pages) => pages,
             Err(e) => return Event::Failed(internal(&e)),
         };
@@ -77,6 +86,7 @@ impl Driver<'_> {
             s.rounds.push(RoundReport {
                 raw_pages: sent.raw,
                 zero_pages: sent.zero,
+                posted_pages: sent.skipped.posted,
                 elapsed_us: micros(elapsed),
                 dirty_pages,
             });
