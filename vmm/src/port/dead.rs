@@ -8,8 +8,11 @@
 //! - **Posted**: wholly inside buffers the driver has given to a device to write to. What a driver finds there besides what the device says it
 //!   has written it must not rely on (virtio 1.2, 2.7.8.2); the device's writes are marked. Buffers that are taken back unwritten, by a
 //!   reset of the device or a queue, have been the device's to write to all the time: whoever gets the page next cannot know.
+//! - **Free**: the guest says so ([`free`]): its allocator does not use the page, and expects nothing there.
 //!
-//! A guest that posts a page it uses harms itself, and nobody else: what this process reads of guest memory it checks anyway.
+//! A guest that names a page it uses harms itself, and nobody else: what this process reads of guest memory it checks anyway.
+
+mod free;
 
 use migration::pages::RunKind;
 
@@ -20,6 +23,9 @@ use crate::vm::Vm;
 #[derive(Debug, Clone, Default)]
 pub struct Dead {
     posted: Vec<u64>,
+    free: Vec<u64>,
+    /// All of them.
+    any: Vec<u64>,
 }
 
 /// Why a page is not sent.
@@ -27,6 +33,8 @@ pub struct Dead {
 pub enum Reason {
     /// It lies in buffers a device is to write to.
     Posted,
+    /// The guest's allocator does not use it.
+    Free,
 }
 
 impl Dead {
@@ -37,12 +45,14 @@ impl Dead {
 
     /// How it is now. To be called behind the reading of the dirty log.
     pub fn look(vm: &Vm) -> Dead {
-        Dead::of(vm.memory(), vm.devices().posted())
+        let memory = vm.memory();
+        let free = vm.info().and_then(|info| free::read(memory, info)).unwrap_or_default();
+        Dead::of(memory, vm.devices().posted(), free)
     }
 
-    /// From buffers that are posted, in any order.
-    pub(super) fn of(memory: &Memory, mut posted: Vec<GuestRange>) -> Dead {
-        let mut dead = Dead { posted: vec![0; memory.bitmap_words()] };
+    /// From buffers that are posted, in any order, and a bitmap of free pages.
+    pub(super) fn of(memory: &Memory, mut posted: Vec<GuestRange>, free: Vec<u64>) -> Dead {
+        let mut dead = Dead { posted: vec![0; memory.bitmap_words()], free, any: Vec::new() };
         // Small buffers that lie one behind the other fill whole pages together.
         posted.sort_unstable_by_key(|r| r.address().0);
         let mut piece = 0..0;
@@ -55,6 +65,8 @@ impl Dead {
             piece.end = piece.end.max(end);
         }
         dead.add_posted(&piece);
+        dead.any.clone_from(&dead.posted);
+        dead.any.iter_mut().zip(&dead.free).for_each(|(any, free)| *any |= free);
         dead
     }
 
@@ -69,12 +81,16 @@ impl Dead {
 
     /// Whether a page is one, and why.
     pub fn reason(&self, page: u64) -> Option<Reason> {
-        has(&self.posted, page).then_some(Reason::Posted)
+        match () {
+            () if has(&self.posted, page) => Some(Reason::Posted),
+            () if has(&self.free, page) => Some(Reason::Free),
+            () => None,
+        }
     }
 
     /// All of them.
     pub fn words(&self) -> &[u64] {
-        &self.posted
+        &self.any
     }
 }
 

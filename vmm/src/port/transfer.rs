@@ -163,12 +163,15 @@ pub struct Sent {
 pub struct Skipped {
     /// In buffers of devices.
     pub posted: u64,
+    /// Not used by the guest's allocator.
+    pub free: u64,
 }
 
 impl Skipped {
     /// Adds those of a round.
     pub fn add(&mut self, more: Skipped) {
         self.posted += more.posted;
+        self.free += more.free;
     }
 }
 
@@ -182,6 +185,7 @@ impl Sent {
     pub(super) fn kind(&mut self, dead: Option<Reason>, is_zero: impl FnOnce() -> Result<bool>) -> Result<RunKind> {
         match dead {
             Some(Reason::Posted) => self.skipped.posted += 1,
+            Some(Reason::Free) => self.skipped.free += 1,
             None if is_zero()? => {
                 self.zero += 1;
                 return Ok(RunKind::Zero);

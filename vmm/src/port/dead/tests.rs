@@ -7,7 +7,7 @@ fn memory() -> Memory {
 
 fn check(memory: &Memory, pieces: &[(u64, u32)], expected: &[u64]) {
     let ranges = pieces.iter().map(|(at, len)| memory.range(GuestAddress(*at), *len).unwrap()).collect();
-    let dead = Dead::of(memory, ranges);
+    let dead = Dead::of(memory, ranges, Vec::new());
     let pages: Vec<u64> = (0..(memory.size() / PAGE_SIZE) as u64).filter(|p| dead.reason(*p).is_some()).collect();
     assert_eq!(pages, expected, "{pieces:x?}");
     let bits: u32 = dead.words().iter().map(|w| w.count_ones()).sum();
@@ -32,6 +32,19 @@ fn small_buffers_fill_pages_together() {
     check(&memory, &[(0x1800, 0x800), (0x1000, 0x800)], &[1]);
     check(&memory, &[(0x2800, 0x900), (0x1000, 0x1900), (0x1200, 0x100)], &[1, 2]);
     check(&memory, &[(0x1000, 0x7ff), (0x1800, 0x1800)], &[2]);
+}
+
+#[test]
+fn free_pages_count_beside_those_in_buffers() {
+    let memory = memory();
+    let buffer = memory.range(GuestAddress(0x1000), 0x2000).unwrap();
+    let mut free = vec![0; memory.bitmap_words()];
+    free[0] = 1 << 2 | 1 << 3;
+    let dead = Dead::of(&memory, vec![buffer], free);
+    let reasons = [1, 2, 3, 4].map(|page| dead.reason(page));
+    assert_eq!(reasons, [Some(Reason::Posted), Some(Reason::Posted), Some(Reason::Free), None]);
+    assert_eq!(dead.words()[0], 0b1110);
+    assert_eq!(Dead::none().reason(1), None);
 }
 
 #[test]

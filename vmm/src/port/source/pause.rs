@@ -154,13 +154,17 @@ impl Driver<'_> {
         b.transfer_us = blackout.saturating_sub(known + b.apply_us + b.load_us + b.cas_us + b.run_us);
         let (breakdown, pages, bytes) = (b.clone(), self.last_round.pages(), self.residue_bytes);
         let (skipped, all) = (self.last_round.skipped, self.skipped);
+        let sent = self.connection.as_ref().map(|c| c.sent);
         self.job.update(|s| {
             s.blackout_us = Some(blackout);
             s.breakdown = Some(breakdown);
             s.residue_pages = pages;
+            s.bytes = sent.unwrap_or(s.bytes);
             s.residue_bytes = bytes;
             s.residue_posted_pages = skipped.posted;
+            s.residue_free_pages = skipped.free;
             s.posted_pages = all.posted;
+            s.free_pages = all.free;
         });
     }
 }

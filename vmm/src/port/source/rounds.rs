@@ -87,6 +87,7 @@ impl Driver<'_> {
                 raw_pages: sent.raw,
                 zero_pages: sent.zero,
                 posted_pages: sent.skipped.posted,
+                free_pages: sent.skipped.free,
                 elapsed_us: micros(elapsed),
                 dirty_pages,
             });

@@ -100,8 +100,9 @@ fn pages_without_content_do_not_arrive() {
     for page in 0..8 {
         fill(&from, page, page as u8 | 1);
     }
-    let buffers =
-        |first: u64, pages: u32| Dead::of(&from, vec![from.range(GuestAddress(first * 4096), pages * 4096).unwrap()]);
+    let buffers = |first: u64, pages: u32| {
+        Dead::of(&from, vec![from.range(GuestAddress(first * 4096), pages * 4096).unwrap()], Vec::new())
+    };
     let (mut arrived, mut left_out) = (Arrived::new(&to), LeftOut::new(&from));
     let mut writer = PageWriter::new();
     let dead = buffers(2, 4);
