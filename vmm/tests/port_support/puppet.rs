@@ -90,7 +90,8 @@ impl Puppet {
                 FrameType::State => Until::Handing,
                 FrameType::Commit => Until::Commit,
                 FrameType::Pages => {
-                    let pages = Pages::parse(&payload, &[0..1 << 40], self.features).expect("pages as agreed on");
+                    let pages = Pages::parse(&payload, core::slice::from_ref(&(0..1 << 40)), self.features)
+                        .expect("pages as agreed on");
                     for (run, _) in pages.runs() {
                         s.pages[match run.kind {
                             RunKind::Raw => 0,

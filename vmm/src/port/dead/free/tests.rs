@@ -1,4 +1,5 @@
 use super::*;
+use proptest::strategy::Strategy;
 use zerocopy::IntoBytes;
 
 const INFO: InfoPage = InfoPage { address: 0x20_0000 };
@@ -109,4 +110,28 @@ fn what_makes_no_sense_is_none() {
         none(&memory);
     }
     assert_eq!(read(&memory, InfoPage { address: u64::MAX - 10 }), None);
+}
+
+proptest::proptest! {
+    /// Whatever a guest writes is a bitmap of its memory, or none.
+    #[test]
+    fn anything_is_read_or_ignored(
+        at in proptest::prop_oneof![(0u64..0x10_0000).prop_map(|n| n * 8), proptest::num::u64::ANY],
+        (seq, pages) in (0u32..4, proptest::prop_oneof![0u64..3000, proptest::num::u64::ANY]),
+        (magic, version) in (proptest::bool::weighted(0.9), 0u32..3),
+    ) {
+        let memory = memory();
+        let header = FreePages { seq, reserved: 0, pages };
+        if memory.range(GuestAddress(at), 16).is_some() {
+            put(&memory, at, header.as_bytes());
+        }
+        tell(&memory, GuestInfo { magic: if magic { GUEST_INFO_MAGIC } else { 0 }, version, reserved: 0, free_pages: at });
+        let words = read(&memory, INFO);
+        proptest::prop_assert!(words.is_none() || seq % 2 == 0 && magic && version == 1 && pages <= 2048);
+        if let Some(words) = words {
+            proptest::prop_assert_eq!(words.len(), memory.bitmap_words());
+            let set = (pages..2048).any(|page| words[page as usize / 64] >> (page % 64) & 1 != 0);
+            proptest::prop_assert!(!set, "a page beyond the map");
+        }
+    }
 }
