@@ -279,8 +279,17 @@ impl Module {
 
 /// Starts a `vmm` on `host` that waits for the N-module.
 pub fn receive(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<Module> {
+    receive_with(lab, artifacts, host, &[])
+}
+
+/// The same for tests: pages that do not come are poisoned.
+pub fn receive_poisoned(lab: &Lab, artifacts: &Artifacts, host: &Host) -> Result<Module> {
+    receive_with(lab, artifacts, host, &["--poison-skipped"])
+}
+
+fn receive_with(lab: &Lab, artifacts: &Artifacts, host: &Host, extra: &[&str]) -> Result<Module> {
     let (mut command, api, name) = prepare(lab, artifacts, host, "nmodule", None)?;
-    command.args(["--receive", &receive_address(host).to_string()]);
+    command.args(["--receive", &receive_address(host).to_string()]).args(extra);
     let mut module = start(lab, host, &name, api, &mut command)?;
     let (api, pid) = (module.api.clone(), module.daemon.pid());
     module.daemon.wait_until("listening", START_LIMIT, || listens(pid, RECEIVE_PORT) && api.is_up())?;

@@ -6,6 +6,7 @@ use crate::ring0::{BOOT_INFO, LOW_END, LOW_START, MEMORY_END};
 use crate::{platform, time};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use guest_abi::{BOOT_INFO_MAGIC, BOOT_INFO_VERSION, BootInfo, CMDLINE_MAX};
+use guest_abi::{GUEST_INFO_MAGIC, GUEST_INFO_OFFSET, GUEST_INFO_VERSION, GuestInfo};
 
 /// Why the image cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +83,19 @@ static PAGE: AtomicU64 = AtomicU64::new(0);
 pub(crate) fn page() -> Option<*mut BootInfo> {
     let at = PAGE.load(Relaxed);
     (at != 0).then_some(at as *mut BootInfo)
+}
+
+/// Tells the VMM where the map of free pages is, if it has given us a page to tell it in.
+pub(crate) fn tell(free_pages: u64) {
+    let Some(page) = page() else { return };
+    let told = page.cast::<u8>().wrapping_add(GUEST_INFO_OFFSET).cast::<GuestInfo>();
+    let info = GuestInfo { magic: 0, version: GUEST_INFO_VERSION, reserved: 0, free_pages };
+    // SAFETY: within the boot-info page, behind all the VMM writes, aligned; no Rust object is there.
+    unsafe {
+        told.write_volatile(info);
+        // Last: who finds it finds the rest.
+        (&raw mut (*told).magic).write_volatile(GUEST_INFO_MAGIC);
+    }
 }
 
 /// The command line as the boot-info page has it now.

@@ -2,34 +2,34 @@
 //!
 //! Always true: [`Message::parse`] of [`Message::encode`] gives the same value; texts and lists have the bounds below.
 //! The bulk frames have modules of their own: PAGES ([`crate::pages`]), STATE ([`crate::section`]); FRAMES is [`Frames`].
+mod frames;
+mod reason;
+
 use crate::Error;
 use crate::ownership::{Epoch, OwnerId};
 use crate::ticket::TICKET_MAX;
 use crate::wire::{FrameType, Reader, put_blob};
+pub use frames::{Frames, NET_FRAME_MAX, NET_FRAMES_MAX};
+pub use reason::{Reason, ReasonCode, TEXT_MAX};
 
 /// Oldest protocol version this build speaks.
 pub const VERSION_MIN: u16 = 1;
 /// Newest protocol version this build speaks.
 pub const VERSION_MAX: u16 = 1;
-/// Longest text of a reason, in bytes.
-pub const TEXT_MAX: usize = 1024;
 /// Longest machine configuration, in bytes.
 pub const CONFIG_MAX: usize = 64 << 10;
 /// Most CPUID leaves in a description.
 pub const CPU_LEAVES_MAX: usize = 256;
-/// Longest forwarded network frame with its virtio-net header, in bytes.
-pub const NET_FRAME_MAX: usize = 65_536 + 64;
-/// Most network frames in one FRAMES frame.
-pub const NET_FRAMES_MAX: usize = 512;
-
 /// Feature bits of HELLO; a bit unknown to the destination in `required` is refused.
 pub mod feature {
     /// SWITCHED and OPENED are understood: the guest's frames keep their order.
     pub const ORDER: u64 = 1 << 0;
+    /// Pages may be skipped ([`crate::pages::RunKind::Skipped`]): those whose content the guest has no use for.
+    pub const SKIP: u64 = 1 << 1;
     /// HELLO carries a ticket ([`crate::ticket`]). Only ever required: who does not know it cannot read that HELLO's end.
     pub const TICKET: u64 = 1 << 8;
     /// Features this build offers.
-    pub const OFFERED: u64 = ORDER;
+    pub const OFFERED: u64 = ORDER | SKIP;
     /// Features this build has.
     pub const KNOWN: u64 = OFFERED | TICKET;
 }
@@ -66,87 +66,6 @@ pub enum Ownership {
     /// By COMMIT on this connection: a source that loses the connection between COMMIT and RUNNING cannot
     /// know who runs, and stays paused.
     Stream = 2,
-}
-
-/// Kind of failure, for programs; the text beside it is for people.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[repr(u16)]
-pub enum ReasonCode {
-    /// No common protocol version.
-    Version = 1,
-    /// A required feature is missing.
-    Feature = 2,
-    /// The destination cannot hold the guest's memory.
-    Memory = 3,
-    /// The CPU lacks something the guest uses.
-    Cpu = 4,
-    /// A device cannot be made.
-    Device = 5,
-    /// The arbiter could not be reached or answered nonsense.
-    Arbiter = 6,
-    /// Somebody else owns the VM.
-    NotOwner = 7,
-    /// The destination is taken.
-    Busy = 8,
-    /// The peer broke the protocol.
-    Protocol = 9,
-    /// The connection was lost.
-    Disconnected = 10,
-    /// A step took too long.
-    Timeout = 11,
-    /// The operator cancelled.
-    Cancelled = 12,
-    /// The guest dirties memory faster than it can be sent.
-    NotConverging = 13,
-    /// State could not be saved or loaded.
-    State = 14,
-    /// Anything else.
-    Internal = 15,
-    /// The certificates or the ticket do not allow the port.
-    Permission = 16,
-}
-
-impl ReasonCode {
-    const ALL: [ReasonCode; 16] = [
-        ReasonCode::Version,
-        ReasonCode::Feature,
-        ReasonCode::Memory,
-        ReasonCode::Cpu,
-        ReasonCode::Device,
-        ReasonCode::Arbiter,
-        ReasonCode::NotOwner,
-        ReasonCode::Busy,
-        ReasonCode::Protocol,
-        ReasonCode::Disconnected,
-        ReasonCode::Timeout,
-        ReasonCode::Cancelled,
-        ReasonCode::NotConverging,
-        ReasonCode::State,
-        ReasonCode::Internal,
-        ReasonCode::Permission,
-    ];
-}
-
-/// Why a port did not take place.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Reason {
-    /// For programs.
-    pub code: ReasonCode,
-    /// For people. Cut to [`TEXT_MAX`] bytes on the wire.
-    pub text: String,
-}
-
-impl Reason {
-    /// A reason.
-    pub fn new(code: ReasonCode, text: impl Into<String>) -> Reason {
-        Reason { code, text: text.into() }
-    }
-}
-
-impl core::fmt::Display for Reason {
-    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        f.write_str(&self.text)
-    }
 }
 
 /// First message of the source.
@@ -238,7 +157,7 @@ pub enum Message {
     Round {
         /// Number, from 0.
         round: u32,
-        /// Raw and zero pages sent in it.
+        /// Raw and zero pages sent in it; skipped ones do not count.
         pages: u64,
     },
     /// Everything up to this round is in the destination's memory.
@@ -335,7 +254,7 @@ impl Message {
             Message::Welcome { version, features } => {
                 put(out, &[&version.to_le_bytes(), &[0; 6], &features.to_le_bytes()]);
             }
-            Message::Refuse(reason) | Message::Cancel(reason) => put_reason(out, reason),
+            Message::Refuse(reason) | Message::Cancel(reason) => reason.put(out),
             Message::Describe(d) => {
                 put_u64s(out, &[d.memory_size]);
                 put_u32s(out, &[d.vcpus, d.tsc_khz, d.cpu.len() as u32]);
@@ -363,7 +282,7 @@ impl Message {
             }
             Message::Aborted { reason, epoch } => {
                 put_u64s(out, &[epoch.0]);
-                put_reason(out, reason);
+                reason.put(out);
             }
             Message::Done { frames } => put_u64s(out, &[*frames]),
             Message::Switched { device } => put_u32s(out, &[*device, 0]),
@@ -409,7 +328,7 @@ impl Message {
                 zero(&r.array::<6>()?, "WELCOME")?;
                 Message::Welcome { version, features: r.u64()? }
             }
-            FrameType::Refuse => Message::Refuse(reason(&mut r)?),
+            FrameType::Refuse => Message::Refuse(Reason::read(&mut r)?),
             FrameType::Describe => {
                 let memory_size = r.u64()?;
                 let (vcpus, tsc_khz) = (r.u32()?, r.u32()?);
@@ -445,8 +364,8 @@ impl Message {
                 entered: stamp(&mut r)?,
                 steps: [r.u64()?, r.u64()?, r.u64()?, r.u64()?],
             },
-            FrameType::Aborted => Message::Aborted { epoch: Epoch(r.u64()?), reason: reason(&mut r)? },
-            FrameType::Cancel => Message::Cancel(reason(&mut r)?),
+            FrameType::Aborted => Message::Aborted { epoch: Epoch(r.u64()?), reason: Reason::read(&mut r)? },
+            FrameType::Cancel => Message::Cancel(Reason::read(&mut r)?),
             FrameType::Done => Message::Done { frames: r.u64()? },
             FrameType::Switched => {
                 let device = r.u32()?;
@@ -460,49 +379,6 @@ impl Message {
         };
         r.finish()?;
         Ok(message)
-    }
-}
-
-/// A checked FRAMES payload: network frames, each with its virtio-net header, in the order they came.
-///
-/// ```text
-///  0  u32 device    index of the network device in the machine configuration
-///  4  u32 count     at most [`NET_FRAMES_MAX`]
-///  8  count × { u32 length, bytes }
-/// ```
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Frames<'a> {
-    /// Index of the network device.
-    pub device: u32,
-    /// The frames.
-    pub frames: Vec<&'a [u8]>,
-}
-
-impl<'a> Frames<'a> {
-    /// Appends the payload.
-    ///
-    /// # Panics
-    /// When there are more than [`NET_FRAMES_MAX`] frames or one is longer than [`NET_FRAME_MAX`].
-    pub fn encode(&self, out: &mut Vec<u8>) {
-        assert!(self.frames.len() <= NET_FRAMES_MAX);
-        put_u32s(out, &[self.device, self.frames.len() as u32]);
-        for frame in &self.frames {
-            assert!(frame.len() <= NET_FRAME_MAX);
-            put_blob(out, frame);
-        }
-    }
-
-    /// Reads what [`Frames::encode`] wrote.
-    pub fn parse(payload: &'a [u8]) -> Result<Frames<'a>, Error> {
-        let mut r = Reader::new("FRAMES", payload);
-        let device = r.u32()?;
-        let count = r.count(NET_FRAMES_MAX, "network frames")?;
-        let mut frames = Vec::with_capacity(count);
-        for _ in 0..count {
-            frames.push(r.blob(NET_FRAME_MAX, "network frame")?);
-        }
-        r.finish()?;
-        Ok(Frames { device, frames })
     }
 }
 
@@ -529,28 +405,8 @@ fn put_stamp(out: &mut Vec<u8>, stamp: &Stamp) {
     put_u64s(out, &[stamp.mono_ns, stamp.real_ns]);
 }
 
-fn put_reason(out: &mut Vec<u8>, reason: &Reason) {
-    out.extend_from_slice(&(reason.code as u16).to_le_bytes());
-    out.extend_from_slice(&[0; 2]);
-    let mut end = reason.text.len().min(TEXT_MAX);
-    while !reason.text.is_char_boundary(end) {
-        end -= 1;
-    }
-    put_blob(out, &reason.text.as_bytes()[..end]);
-}
-
 fn stamp(r: &mut Reader<'_>) -> Result<Stamp, Error> {
     Ok(Stamp { boot: r.array()?, mono_ns: r.u64()?, real_ns: r.u64()? })
-}
-
-fn reason(r: &mut Reader<'_>) -> Result<Reason, Error> {
-    let number = r.u16()?;
-    let code = ReasonCode::ALL
-        .into_iter()
-        .find(|c| *c as u16 == number)
-        .ok_or(Error::Value { what: "reason", value: u64::from(number) })?;
-    zero(&r.array::<2>()?, "reason")?;
-    Ok(Reason { code, text: r.text(TEXT_MAX, "text of a reason")? })
 }
 
 fn zero(bytes: &[u8], what: &'static str) -> Result<(), Error> {

@@ -1,16 +1,18 @@
-//! PAGES frames: runs of guest pages, raw or zero.
+//! PAGES frames: runs of guest pages, raw, zero or skipped.
 //!
 //! ```text
 //!  0  u32 count      of runs, at most [`RUNS_MAX`]
 //!  4  u32 reserved   0
-//!  8  count × { u64 address, u32 pages, u32 kind (0 raw, 1 zero) }
+//!  8  count × { u64 address, u32 pages, u32 kind (0 raw, 1 zero, 2 skipped) }
 //!  …  the raw pages, in the order of their runs
 //! ```
 //!
 //! Always true of a parsed [`Pages`]: addresses are page-aligned, every run is at least one page long and lies within
-//! one of the ranges of memory given to [`Pages::parse`], and the data is exactly as long as the raw runs.
+//! one of the ranges of memory given to [`Pages::parse`], a skipped one is there only where both sides have
+//! [`feature::SKIP`], and the data is exactly as long as the raw runs.
 use std::ops::Range;
 
+use crate::message::feature;
 use crate::wire::Reader;
 use crate::{Error, PAGE_SIZE};
 
@@ -30,6 +32,8 @@ pub enum RunKind {
     Raw = 0,
     /// Nothing: the pages are zero.
     Zero = 1,
+    /// Nothing: the guest has no use for what the pages contain. Only with [`feature::SKIP`].
+    Skipped = 2,
 }
 
 /// Consecutive pages of one kind.
@@ -122,8 +126,8 @@ pub struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// Checks a payload against the guest-physical addresses that are memory.
-    pub fn parse(payload: &'a [u8], memory: &[Range<u64>]) -> Result<Pages<'a>, Error> {
+    /// Checks a payload against the guest-physical addresses that are memory, and the features both sides have.
+    pub fn parse(payload: &'a [u8], memory: &[Range<u64>], features: u64) -> Result<Pages<'a>, Error> {
         let mut r = Reader::new("PAGES", payload);
         let count = r.count(RUNS_MAX, "page runs")?;
         if r.u32()? != 0 {
@@ -142,8 +146,12 @@ impl<'a> Pages<'a> {
             if !run.address.is_multiple_of(PAGE_SIZE as u64) {
                 return Err(Error::Value { what: "page run address", value: run.address });
             }
-            if run.kind == RunKind::Raw {
-                raw += run.bytes();
+            match run.kind {
+                RunKind::Raw => raw += run.bytes(),
+                RunKind::Skipped if features & feature::SKIP == 0 => {
+                    return Err(Error::Value { what: "kind of a page run", value: run.kind as u64 });
+                }
+                RunKind::Zero | RunKind::Skipped => {}
             }
         }
         match (data.len() as u64).checked_sub(raw) {
@@ -153,7 +161,7 @@ impl<'a> Pages<'a> {
         }
     }
 
-    /// The runs with their content (empty for zero runs).
+    /// The runs with their content (empty for all but raw runs).
     pub fn runs(&self) -> impl Iterator<Item = (Run, &'a [u8])> {
         let mut data = self.data;
         // `parse` accepted every entry and the sum of their lengths.
@@ -172,6 +180,7 @@ fn parse_run(entry: &[u8]) -> Result<Run, Error> {
     let kind = match r.u32()? {
         0 => RunKind::Raw,
         1 => RunKind::Zero,
+        2 => RunKind::Skipped,
         value => return Err(Error::Value { what: "kind of a page run", value: u64::from(value) }),
     };
     Ok(Run { address, pages, kind })

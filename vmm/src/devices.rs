@@ -10,6 +10,7 @@ use crate::acpi::{self, AcpiState};
 use crate::console::Console;
 use crate::error::{Error, FieldError, Result};
 use crate::event::Token;
+use crate::memory::GuestRange;
 use crate::metrics::Exposition;
 pub use crate::serial::{SERIAL_GSI, SERIAL_PORT, SerialState};
 use crate::serial::{SERIAL_PORTS, SerialPort};
@@ -106,6 +107,13 @@ impl Devices {
             _ if self.acpi.write(port) => {}
             _ => stats.vcpu.unclaimed.inc(),
         }
+    }
+
+    /// Pieces of guest memory the guest has given to devices to write to, who have not yet.
+    pub fn posted(&mut self) -> Vec<GuestRange> {
+        let mut posted = Vec::new();
+        self.virtio.iter_mut().for_each(|device| device.posted(&mut posted));
+        posted
     }
 
     /// ACPI's registers.

@@ -41,7 +41,7 @@ fn counters() -> Vec<u64> {
     COUNTERS.iter().map(|name| found.get(*name).copied().unwrap_or(0)).collect()
 }
 
-/// Ports the N-module while a client writes (`MODE=randread`: reads) `PORTS` times. Needs the images and the load generator:
+/// Ports the N-module (of `MEMORY`) while a client writes (`MODE=randread`: reads) `PORTS` times; `VMM`: with another build. Needs the images and the load generator:
 /// `NMODULE=… DMODULE=… NFS_LOAD=… cargo test -p vmm --test port_measure -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
@@ -62,7 +62,8 @@ fn modules_under_load() {
     lab.connect_to(DMODULE, CF_PORT);
     let cmdline = format!("ip={GUEST}/24 dmodule={DMODULE}:{CF_PORT} volume=vol0 no_root_squash");
     let (net, arbiter) = (format!("tap=tap0,mac={MAC},id=lan"), format!("{DMODULE}:{CF_PORT}"));
-    let mut args = vec!["--image", &nmodule, "--memory", "32M", "--cmdline", &cmdline, "--net", &net];
+    let memory = std::env::var("MEMORY").unwrap_or("64M".into());
+    let mut args = vec!["--image", &nmodule, "--memory", &memory, "--cmdline", &cmdline, "--net", &net];
     args.extend(["--vm-id", "1", "--arbiter", &arbiter]);
     let mut here = lab.spawn("nmodule", &args);
     lab.connect_to(GUEST, NFS_PORT);
@@ -77,13 +78,13 @@ fn modules_under_load() {
         .spawn()
         .unwrap();
     std::thread::sleep(Duration::from_millis(500));
-    let mut blackouts = Vec::new();
+    let (mut blackouts, mut ports_us, mut bytes) = (Vec::new(), Vec::new(), Vec::new());
     let mut around = vec![0; COUNTERS.len()];
     let first = counters();
     for turn in 0..ports {
         let consoles = || ["nmodule", "dmodule"].map(|n| lab.console(n)).join("\n");
         assert!(client.try_wait().unwrap().is_none(), "the load goes on: {}", consoles());
-        let there: Vmm = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
+        let there: Vmm = lab.receive_as_shipped(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         std::thread::sleep(Duration::from_millis(200));
         let before = counters();
         let id = here.port_unverified(4000 + turn);
@@ -95,9 +96,12 @@ fn modules_under_load() {
             std::thread::sleep(Duration::from_millis(20));
         }
         println!(
-            "blackout {}, port {}, {} rounds, residue {} pages, {}",
+            "blackout {}, port {}, {} bytes, {} posted and {} free pages, {} rounds, residue {} pages, {}",
             status["blackout_us"],
             status["total_us"],
+            status["bytes"],
+            status["posted_pages"],
+            status["free_pages"],
             status["rounds"].as_array().map_or(0, Vec::len),
             status["residue_pages"],
             status["breakdown"]
@@ -108,6 +112,8 @@ fn modules_under_load() {
             status["rounds"], status["forwarded_frames"], status["order"]
         );
         blackouts.push(status["blackout_us"].as_u64().unwrap());
+        ports_us.push(status["total_us"].as_u64().unwrap());
+        bytes.push(status["bytes"].as_u64().unwrap());
         assert!(eventually("the source ends", || (!here.is_alive()).then_some(true)));
         here = there;
         for (sum, (before, after)) in around.iter_mut().zip(before.iter().zip(counters())) {
@@ -122,12 +128,14 @@ fn modules_under_load() {
     println!("{}", std::fs::read_to_string("/proc/thread-self/net/dev").unwrap());
     client.kill().unwrap();
     client.wait().unwrap();
-    blackouts.sort_unstable();
-    println!(
-        "blackout us: least {}, median {}, p90 {}, most {}",
-        blackouts[0],
-        blackouts[blackouts.len() / 2],
-        blackouts[blackouts.len() * 9 / 10],
-        blackouts[blackouts.len() - 1]
-    );
+    for (what, mut values) in [("blackout us", blackouts), ("port us", ports_us), ("bytes", bytes)] {
+        values.sort_unstable();
+        println!(
+            "{what}: least {}, median {}, p90 {}, most {}",
+            values[0],
+            values[values.len() / 2],
+            values[values.len() * 9 / 10],
+            values[values.len() - 1]
+        );
+    }
 }

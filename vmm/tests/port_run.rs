@@ -141,7 +141,7 @@ fn measure() {
     let ports: u16 = std::env::var("PORTS").map_or(30, |n| n.parse().unwrap());
     let verify = std::env::var_os("VERIFY").is_some();
     for turn in 0..ports {
-        let there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
+        let there = lab.receive_as_shipped(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         let quiet = (0..50).map(|_| echo.turn()).max().unwrap();
         let id = if verify { here.port_to(4000 + turn) } else { here.port_unverified(4000 + turn) };
         let (status, longest, at) = follow(&mut here, id, &mut echo);

@@ -85,7 +85,10 @@ fn vcpus_that_wait_for_each_other_on_one_processor() {
     pin(&here);
     goes_on(&here);
     for port in 4000..4006 {
-        let there = lab.spawn(&format!("receive{port}"), &["--receive", &format!("127.0.0.1:{port}"), "--no-sandbox"]);
+        let there = lab.spawn(
+            &format!("receive{port}"),
+            &["--receive", &format!("127.0.0.1:{port}"), "--no-sandbox", "--poison-skipped"],
+        );
         pin(&there);
         let status = here.wait_port(here.port_to(port));
         assert_eq!(status["state"], "completed", "{status}");

@@ -33,7 +33,7 @@ fn there_and_back_under_load_on_one_connection() {
     let connection = tcp::connections(&cluster.lab.client1, writer.pid(), NMODULE_IP).unwrap();
     for to_client in [true, false] {
         let to = if to_client { &cluster.lab.client1 } else { &cluster.lab.node1 };
-        let receiver = modules::receive(&cluster.lab, &cluster.artifacts, to).unwrap();
+        let receiver = modules::receive_poisoned(&cluster.lab, &cluster.artifacts, to).unwrap();
         let ported = modules::port(&mut cluster.nmodule, to).unwrap();
         assert!(ported.blackout().unwrap() > Duration::ZERO);
         let status = cluster.nmodule.daemon.wait(Duration::from_secs(10)).unwrap();
@@ -55,7 +55,7 @@ fn a_cancelled_port_leaves_the_source_running() {
     let _one = one_at_a_time();
     let cluster = cluster();
     let mut writer = writer(&cluster, "file", FILE);
-    let _receiver = modules::receive(&cluster.lab, &cluster.artifacts, &cluster.lab.client1).unwrap();
+    let _receiver = modules::receive_poisoned(&cluster.lab, &cluster.artifacts, &cluster.lab.client1).unwrap();
     slow_down(&cluster.lab.node1);
     let api = &cluster.nmodule.api;
     let job = api.post(MIGRATIONS, &modules::port_request(&cluster.lab.client1)).unwrap();
@@ -84,7 +84,7 @@ fn the_death_of_the_destination_leaves_the_source_running() {
     let _one = one_at_a_time();
     let mut cluster = cluster();
     let mut writer = writer(&cluster, "file", FILE);
-    let mut receiver = modules::receive(&cluster.lab, &cluster.artifacts, &cluster.lab.client1).unwrap();
+    let mut receiver = modules::receive_poisoned(&cluster.lab, &cluster.artifacts, &cluster.lab.client1).unwrap();
     slow_down(&cluster.lab.node1);
     let body = modules::port_request(&cluster.lab.client1);
     let (state_now, ported) = std::thread::scope(|scope| {
@@ -132,7 +132,7 @@ fn a_cable_pulled_during_a_port_loses_nothing() {
     let mut cluster = cluster();
     let mut writer = writer(&cluster, "file", FILE);
     writer.wait_for(50).unwrap();
-    let mut receiver = modules::receive(&cluster.lab, &cluster.artifacts, &cluster.lab.client1).unwrap();
+    let mut receiver = modules::receive_poisoned(&cluster.lab, &cluster.artifacts, &cluster.lab.client1).unwrap();
     slow_down(&cluster.lab.node1);
     let body = modules::port_request(&cluster.lab.client1);
     let Cluster { nmodule, lab, .. } = &mut cluster;

@@ -4,7 +4,7 @@
 //! end up in guest memory or are refused.
 
 use migration::destination::{self, Destination};
-use migration::message::{CpuLeaf, Description, Frames, Hello, Message, Ownership, Reason, ReasonCode, Stamp};
+use migration::message::{CpuLeaf, Description, Frames, Hello, Message, Ownership, Reason, ReasonCode, Stamp, feature};
 use migration::ownership::{Epoch, OwnerId};
 use migration::pages::{Pages, RunKind, Table};
 use migration::section::{Section, Sections};
@@ -56,7 +56,7 @@ fn payload_of(frame_type: FrameType, payload: &[u8]) -> Option<Message> {
             None
         }
         FrameType::Pages => {
-            let parsed = Pages::parse(payload, &[0..64 << 20, 4 << 30..5 << 30]).ok()?;
+            let parsed = Pages::parse(payload, &[0..64 << 20, 4 << 30..5 << 30], feature::SKIP).ok()?;
             assert!(parsed.runs().all(|(run, data)| data.is_empty() || data.len() as u64 == run.bytes()));
             None
         }
@@ -99,10 +99,10 @@ fn messages(input: &[u8]) {
 
 fn pages(input: &[u8]) {
     let Ok(memory) = Memory::new(HUGE_PAGE) else { panic!("no memory") };
-    let Ok(pages) = Pages::parse(input, &memory.ranges()) else { return };
-    let mut touched = vec![0; memory.bitmap_words()];
+    let Ok(pages) = Pages::parse(input, &memory.ranges(), feature::SKIP) else { return };
+    let mut arrived = transfer::Arrived::new(&memory);
     let told: u64 = pages.runs().map(|(run, _)| u64::from(run.pages)).sum();
-    match transfer::apply(&pages, &memory, &mut touched) {
+    match arrived.apply(&pages, &memory) {
         Ok(applied) => assert_eq!(applied, told),
         Err(e) => panic!("pages that were checked cannot be applied: {e}"),
     }
@@ -206,7 +206,7 @@ fn message_seeds() -> Vec<Vec<u8>> {
 
 fn page_seeds() -> Vec<Vec<u8>> {
     let mut seeds = Vec::new();
-    for kinds in [&[RunKind::Zero][..], &[RunKind::Raw, RunKind::Zero, RunKind::Raw]] {
+    for kinds in [&[RunKind::Zero][..], &[RunKind::Raw, RunKind::Zero, RunKind::Raw, RunKind::Skipped]] {
         let mut table = Table::new();
         for (n, kind) in kinds.iter().enumerate() {
             let _ = table.push(n as u64 * 8192, *kind);

@@ -1,6 +1,6 @@
 //! The contract between the VMM and a guest image that it starts directly in ring 3.
 //!
-//! Owns: the ELF note an image carries, the boot-info page the VMM fills in, the registers of the
+//! Owns: the ELF note an image carries, the boot-info page the VMM fills in, what the guest tells in it, the registers of the
 //! *platform device* the guest parks, prints and ends through. Both sides compile this crate, so
 //! neither can drift; docs/guest-abi.md describes it for other VMMs.
 //!
@@ -145,6 +145,45 @@ pub struct BootInfo {
     pub cmdline: [u8; CMDLINE_MAX],
 }
 
+/// Where in the boot-info page the guest puts its [`GuestInfo`], if it has something to tell; zero before.
+pub const GUEST_INFO_OFFSET: usize = 3072;
+/// `"OUTRTELL"`: first eight bytes of [`GuestInfo`], written last.
+pub const GUEST_INFO_MAGIC: u64 = u64::from_le_bytes(*b"OUTRTELL");
+/// Version of [`GuestInfo`] and [`FreePages`].
+pub const GUEST_INFO_VERSION: u32 = 1;
+
+/// What the guest tells the VMM of itself. The VMM may ignore it, and does where it makes no sense.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct GuestInfo {
+    /// [`GUEST_INFO_MAGIC`].
+    pub magic: u64,
+    /// [`GUEST_INFO_VERSION`].
+    pub version: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+    /// Guest-physical address of [`FreePages`], a multiple of 8; 0: none.
+    pub free_pages: u64,
+}
+
+/// Pages the guest has no use for the content of, right behind it `pages` ÷ 64 words, rounded up: bit n of word m is page
+/// 64 m + n. The VMM may leave such a page behind when it takes the guest elsewhere, and put anything in its place.
+///
+/// Clearing a page's bit comes before the first write to the page, in the order in which another processor sees stores, or `seq` is
+/// odd from before that write until after the bit was cleared. Who reads the words takes them for true only
+/// if `seq` was even before and is the same afterwards. To know what a page contains that is written meanwhile he looks at the log of written
+/// pages before he reads the words, and decides on a page again when it is in the log again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FreePages {
+    /// Odd: being changed. Grows.
+    pub seq: u32,
+    /// Reserved, zero.
+    pub reserved: u32,
+    /// How many pages of memory the words tell of, from guest-physical address 0.
+    pub pages: u64,
+}
+
 /// Registers of the platform device: one 4 KiB page of MMIO, each a single naturally aligned store.
 pub mod platform {
     /// u64 store: park the vCPU until a device has something for the guest, or until this many
@@ -185,5 +224,9 @@ const _: () = {
     assert!(offset_of!(BootInfo, cpu_features) == 136);
     assert!(offset_of!(BootInfo, instance) == 152);
     assert!(offset_of!(BootInfo, cmdline) == 160);
-    assert!(size_of::<BootInfo>() <= BOOT_INFO_SIZE);
+    assert!(size_of::<BootInfo>() <= GUEST_INFO_OFFSET);
+    assert!(size_of::<GuestInfo>() == 24);
+    assert!(GUEST_INFO_OFFSET + size_of::<GuestInfo>() <= BOOT_INFO_SIZE);
+    assert!(size_of::<FreePages>() == 16);
+    assert!(offset_of!(FreePages, pages) == 8);
 };

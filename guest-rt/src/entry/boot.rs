@@ -58,7 +58,8 @@ extern "C" fn rust_start(info: u64, pvh: u32) -> ! {
         platform::print(b"^");
     }
     // SAFETY: once, before the first allocation; nothing else uses memory past the image.
-    unsafe { heap::init(boot.memory_size) };
+    let free_pages = unsafe { heap::init(boot.memory_size) };
+    boot::tell(free_pages);
     let cmdline = Cmdline::parse(&boot.cmdline);
     platform::configure(&cmdline);
     console::init(&cmdline);

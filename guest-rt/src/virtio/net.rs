@@ -4,6 +4,7 @@
 //! Always true: what the device offers is believed only within what a network can be (MTU, MAC).
 //! Survives: headers, lengths and buffer counts that make no sense (the frame is dropped and counted); a device that
 //! breaks the rules of the ring (it is given up: nothing is received or sent any more).
+mod buffer;
 mod receive;
 mod transmit;
 
@@ -50,7 +51,7 @@ const DATA_VALID: u8 = 2;
 pub struct RxBuffers {
     /// How many (at most 256).
     pub count: u16,
-    /// Bytes of each.
+    /// Bytes of each, rounded up to whole pages.
     pub size: usize,
 }
 

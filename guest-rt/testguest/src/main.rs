@@ -33,6 +33,10 @@ async fn main(env: Env) -> Result<(), String> {
             guest_rt::spawn(memory::write_for_ever());
             network::echo(env).await
         }
+        "heap" => {
+            guest_rt::spawn(memory::allocate_for_ever());
+            network::echo(env).await
+        }
         "client" => network::client(env).await,
         "fail" => Err("asked to fail".into()),
         other => faults::cause(other),

@@ -1,5 +1,5 @@
 //! The memory functions in assembly against the obvious Rust, and the heap.
-use alloc::{format, string::String, vec, vec::Vec};
+use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 use core::hint::black_box;
 use guest_rt::println;
 
@@ -43,6 +43,53 @@ pub async fn write_for_ever() {
         }
     }
 }
+
+/// Blocks [`allocate_for_ever`] has at a time, at most.
+const BLOCKS: usize = 400;
+/// The longest of them.
+const LONGEST: usize = 150_000;
+
+/// Allocates, writes, grows, compares and frees blocks of all sizes, whole pages among them, while others get their turn: what it has freed
+/// nobody needs, what it has not is as it was written.
+pub async fn allocate_for_ever() {
+    let mut blocks: Vec<Vec<u8>> = Vec::new();
+    let mut pages: Vec<Box<Page>> = Vec::new();
+    let whole = |block: &[u8]| {
+        let fill = block[0];
+        assert!(block.iter().all(|b| *b == fill), "a block of {} bytes has changed by itself", block.len());
+    };
+    loop {
+        let random = guest_rt::rng::random_u64() as usize;
+        let (what, fill, size, at) = (random % 8, (random >> 8) as u8, 1 + (random >> 16) % LONGEST, random >> 40);
+        match what {
+            0..4 if blocks.len() < BLOCKS => {
+                let size = if what == 0 { 1 + size % 100 } else { size };
+                // Without writing zeros first: what is there is not expected to be anything.
+                let mut block = Vec::with_capacity(size);
+                block.extend(core::iter::repeat_n(fill, size));
+                blocks.push(block);
+            }
+            4 if !blocks.is_empty() => {
+                let at = at % blocks.len();
+                let fill = blocks[at][0];
+                blocks[at].resize(size, fill);
+                blocks[at].shrink_to_fit();
+            }
+            5 if pages.len() < 4 * BLOCKS => pages.extend((0..32).map(|_| Box::new(Page([fill; PAGE])))),
+            6 if !pages.is_empty() => {
+                let from = at % pages.len();
+                pages.drain(from..).for_each(|page| whole(&page.0));
+            }
+            _ if !blocks.is_empty() => whole(&blocks.swap_remove(at % blocks.len())),
+            _ => {}
+        }
+        guest_rt::yield_now().await;
+    }
+}
+
+/// What the heap takes for a page.
+#[repr(align(4096))]
+struct Page([u8; PAGE]);
 
 pub fn run() -> Result<(), String> {
     let fresh = pattern();

@@ -173,7 +173,7 @@ impl State {
             (Task::Forward, _) => {
                 // The driver forwards only in these phases, and only while it has the connection.
                 if self.source.past_no_return() && !self.source_told {
-                    assert_eq!(self.source.features(), feature::ORDER);
+                    assert_eq!(self.source.features(), feature::OFFERED);
                     self.send_to_destination(Wire::Bulk(FrameType::Frames));
                     self.send_to_destination(Wire::Control(Message::Switched { device: 0 }));
                 }

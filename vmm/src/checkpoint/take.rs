@@ -20,6 +20,7 @@ use super::{CheckpointReport, CheckpointRequest, at, chain, wrong};
 use crate::boot::info::{host_real_ns, random};
 use crate::error::{Error, Result};
 use crate::memory::PAGE_SIZE;
+use crate::port::dead::Dead;
 use crate::port::guest;
 use crate::port::transfer::Pending;
 use crate::port::urgent::Urgent;
@@ -122,7 +123,7 @@ impl<'a> Attempt<'a> {
                 file.put(number, &page).map_err(&io)?;
             }
             rounds += 1;
-            let dirty = pending.outlook(memory, kvm)?;
+            let dirty = pending.outlook(memory, kvm, Dead::none)?;
             // What is the monitor's own the outlook has taken.
             if let Ok(lineage) = &mut self.before {
                 lineage.since.add(pending.words());

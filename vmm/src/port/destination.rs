@@ -1,19 +1,21 @@
 //! Taking a VM over.
 //!
-//! Owns the listening socket and everything made for the VM that is on its way. The machine
+//! Owns the listening socket ([`listen`]) and everything made for the VM that is on its way. The machine
 //! ([`migration::destination::Destination`]) says what is done. Always true: whatever can fail or allocate is done before
 //! READY; the guest runs only when the machine says so; an attempt that fails leaves nothing behind and
 //! the next one is waited for.
 
+mod door;
+mod start;
+
 use std::collections::VecDeque;
-use std::net::{TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use migration::destination::{Action, Destination, Event, Phase};
-use migration::message::{Description, Frames, Message, Ownership, Reason, ReasonCode, Stamp, feature};
+use migration::message::{Description, Frames, Message, Ownership, Reason, ReasonCode, Stamp};
 use migration::ownership::{Epoch, OwnerId};
 use migration::pages::Pages;
 use migration::section::Sections;
@@ -26,16 +28,15 @@ use super::faults;
 use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::order::Gate;
-use super::stamp;
-use super::tls::{Credentials, Protection, Security, UNSET};
-use super::transfer;
+use super::transfer::Arrived;
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::boot::info::OwnerId as VmmId;
 use crate::config::cli::ReceiveConfig;
-use crate::error::{Result, host};
 use crate::stats::Stats;
 use crate::vm::Vm;
+pub use door::{Arrival, Progress, Shown, listen, receive};
+use door::{Door, accept};
 
 /// Longest silence of a source that is connected.
 const SILENCE_MAX: Duration = Duration::from_secs(10);
@@ -49,138 +50,8 @@ const SPIN: Duration = Duration::from_millis(3);
 /// Memory held back from READY until the VM is this side's: a process that cannot get any more dies before it competes, while
 /// the source still has the VM, and not behind that. As much as loading the state and the first frames take, in bytes.
 const RESERVE: usize = 512 << 10;
-/// Stack of the thread of an arrival.
-const THREAD_STACK: usize = 256 << 10;
 /// Longest sleep, so that work due by time is done.
 const TICK: Duration = Duration::from_millis(50);
-
-/// What the process shows about a VM that is on its way.
-#[derive(Debug, Default)]
-pub struct Progress {
-    stop: AtomicBool,
-    state: std::sync::Mutex<Shown>,
-}
-
-/// See [`Progress::shown`].
-#[derive(Debug, Clone, Default, PartialEq, Eq, serde::Serialize, schemars::JsonSchema)]
-pub struct Shown {
-    /// Phase of the protocol; empty while nobody is connected.
-    pub phase: String,
-    /// Who ports.
-    pub from: String,
-    /// Bytes received.
-    pub bytes: u64,
-    /// Attempts that failed.
-    pub failed: u64,
-    /// Why the last of them did.
-    pub last_error: Option<String>,
-    /// Last exit of the last vCPU at the source to first entry here, in microseconds, once the VM runs here.
-    pub blackout_us: Option<u64>,
-}
-
-impl Progress {
-    /// Ends the waiting, unless the VM already runs here.
-    pub fn stop(&self) {
-        self.stop.store(true, Ordering::Release);
-    }
-
-    /// How it stands.
-    pub fn shown(&self) -> Shown {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Shown> {
-        self.state.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
-}
-
-/// What is to happen with a VM that has arrived.
-pub trait Arrival {
-    /// Called when everything is made, before READY: to start its threads, paused.
-    fn prepare(&mut self, vm: &Arc<Vm>) -> Result<()>;
-    /// Called when it runs here.
-    fn runs(&mut self, vm: &Arc<Vm>);
-}
-
-/// Opens the socket a source connects to.
-pub fn listen(config: &ReceiveConfig) -> Result<TcpListener> {
-    let what = || format!("--receive {}", config.listen);
-    let listener = TcpListener::bind(config.listen).map_err(host(what()))?;
-    listener.set_nonblocking(true).map_err(host(what()))?;
-    Ok(listener)
-}
-
-/// Waits for a VM and takes it over; returns when it runs here and the source has gone, or after [`Progress::stop`].
-/// Attempts that fail are logged, and the next one is waited for.
-pub fn receive(
-    listener: &TcpListener,
-    config: &ReceiveConfig,
-    security: &Security,
-    owner: VmmId,
-    stats: &Arc<Stats>,
-    progress: &Progress,
-    arrival: &mut (dyn Arrival + Send),
-) -> Result<Option<Arc<Vm>>> {
-    log::info!("waiting at {} for a VM", config.listen);
-    while !progress.stop.load(Ordering::Acquire) {
-        let _ = wait(&[(listener.as_raw_fd(), Interest::Read)], Some(TICK));
-        let Ok((socket, peer)) = listener.accept() else { continue };
-        log::info!("{peer} ports a VM here");
-        // On a thread of its own, which gives its rights up before the guest runs; the next attempt needs them again.
-        let attempt = std::thread::scope(|scope| {
-            let body = || {
-                let protection = security.protection().ok_or(Reason::new(ReasonCode::Permission, UNSET))?;
-                let stop = || progress.stop.load(Ordering::Acquire);
-                let connection = Connection::accept(socket, peer, &protection, &stop)
-                    .map_err(|e| Reason::new(ReasonCode::Permission, e.to_string()))?;
-                let door = Door { listener, security, protection };
-                Driver::new(config, owner, stats, progress, arrival, door, connection).run()
-            };
-            let thread = std::thread::Builder::new().name("arrival".into()).stack_size(THREAD_STACK);
-            let thread = thread.spawn_scoped(scope, body).map_err(host("thread arrival"))?;
-            let panicked = |_| Err(Reason::new(ReasonCode::Internal, "the thread of the arrival had panicked"));
-            Ok(thread.join().unwrap_or_else(panicked))
-        });
-        match attempt? {
-            Ok(vm) => return Ok(Some(vm)),
-            Err(reason) => {
-                log::warn!("the VM did not come: {}", reason.text);
-                let mut shown = progress.lock();
-                shown.failed += 1;
-                shown.last_error = Some(reason.text);
-                shown.phase.clear();
-            }
-        }
-    }
-    Ok(None)
-}
-
-/// The source's connection says that this host is taken: in the clear, as for a session there is no time.
-fn accept(listener: &TcpListener) -> Option<Connection> {
-    let (socket, peer): (TcpStream, _) = listener.accept().ok()?;
-    Connection::new(socket, peer).map_err(|e| log::warn!("{e}")).ok()
-}
-
-/// Who is let in.
-struct Door<'a> {
-    listener: &'a TcpListener,
-    security: &'a Security,
-    protection: Protection,
-}
-
-impl Door<'_> {
-    /// Looks at the ticket and the names before the machine sees HELLO.
-    fn admit(&self, message: &Message, connection: &Connection) -> std::result::Result<(), Reason> {
-        let (Message::Hello(hello), Protection::Tls(credentials)) = (message, &self.protection) else {
-            let carries = matches!(message, Message::Hello(hello) if !hello.ticket.is_empty());
-            let text = "a ticket can only be checked with TLS, which is off here";
-            return if carries { Err(Reason::new(ReasonCode::Permission, text)) } else { Ok(()) };
-        };
-        let credentials: &Credentials = credentials;
-        let peer = connection.certificate().ok_or(Reason::new(ReasonCode::Permission, "no certificate"))?;
-        self.security.admit(credentials, hello, peer)
-    }
-}
 
 struct Driver<'a> {
     config: &'a ReceiveConfig,
@@ -198,7 +69,7 @@ struct Driver<'a> {
     shell: Option<Shell>,
     /// [`RESERVE`].
     reserve: Vec<u8>,
-    touched: Vec<u64>,
+    arrived: Arrived,
     sections: Option<Sections>,
     frames: Vec<NetFrame>,
     /// From the announcement on.
@@ -244,7 +115,7 @@ impl<'a> Driver<'a> {
             found: Epoch(0),
             shell: None,
             reserve: Vec::new(),
-            touched: Vec::new(),
+            arrived: Arrived::default(),
             sections: None,
             frames: Vec::new(),
             gate: None,
@@ -279,9 +150,7 @@ impl<'a> Driver<'a> {
                     return Err(self.machine.reason().cloned().unwrap_or_else(unknown));
                 }
                 (Phase::Ended, Some(shell)) if self.announced == REPEAT_MS.len() => {
-                    if std::env::var_os("NOLATER").is_none() {
-                        announce::later(&shell.vm, self.run_at.unwrap_or_else(Instant::now));
-                    }
+                    announce::later(&shell.vm, self.run_at.unwrap_or_else(Instant::now));
                     return Ok(shell.vm.clone());
                 }
                 _ => {}
@@ -395,7 +264,7 @@ impl<'a> Driver<'a> {
         let shell = guest::build(description, self.config, self.owner, self.stats)?;
         let failed = |e: crate::Error| Reason::new(ReasonCode::Internal, e.to_string());
         self.arrival.prepare(&shell.vm).map_err(failed)?;
-        self.touched = vec![0; shell.vm.memory().bitmap_words()];
+        self.arrived = Arrived::new(shell.vm.memory());
         let arbitrated = self.machine.hello().is_some_and(|h| h.ownership == Ownership::Arbiter);
         let mut epoch = Epoch(0);
         if arbitrated {
@@ -435,74 +304,12 @@ impl<'a> Driver<'a> {
         let (Some(shell), Some(sections)) = (&mut self.shell, self.sections.take()) else {
             return Event::Failed(Reason::new(ReasonCode::State, "there is no state to load"));
         };
-        let result = guest::load(shell, &sections);
+        let result = guest::load(shell, &sections, &self.arrived);
         self.load_took = started.elapsed();
         self.loaded_at = Some(Instant::now());
         match result {
             Ok(()) => Event::Loaded,
             Err(e) => Event::Failed(Reason::new(ReasonCode::State, e.to_string())),
-        }
-    }
-
-    fn start(&mut self, epoch: Option<Epoch>) {
-        let Some(shell) = &self.shell else { return };
-        let vm = shell.vm.clone();
-        self.run_at = Some(Instant::now());
-        // What is in the taps now came by flooding, and to the source before the announcement can.
-        guest::discard_frames(&shell.vm);
-        let ordered = self.machine.features() & feature::ORDER != 0;
-        if ordered {
-            guest::hold_taps(&shell.vm);
-        }
-        for frame in self.frames.drain(..) {
-            guest::inject(&shell.vm, &frame);
-        }
-        if let Err(e) = guest::start(shell, epoch) {
-            // The VM is ours and cannot run: that is a crash of the VM, as any other error of KVM.
-            log::error!("the VM that arrived cannot run: {e}");
-            shell.vm.stop();
-        }
-        self.announce();
-        self.gate = Some(Gate::new(guest::nets(&vm), Instant::now(), ordered));
-        self.arrival.runs(&vm);
-    }
-
-    /// Opens the taps that have waited long enough; tells the source when all are open.
-    fn gate(&mut self, quiet: bool) {
-        let (Some(shell), Some(gate)) = (&self.shell, &mut self.gate) else { return };
-        for device in gate.overdue(Instant::now(), self.connection.is_none(), quiet) {
-            guest::open_tap(&shell.vm, device, |frame| gate.is_new(device, frame));
-        }
-        if self.machine.phase() == Phase::Running
-            && !self.told
-            && let Some(opened) = gate.result()
-        {
-            self.told = true;
-            log::debug!("{opened:?}");
-            self.events.push_back(Event::Opened(Message::Opened {
-                switched: opened.switched,
-                late: opened.late,
-                waited_ns: opened.waited.as_nanos() as u64,
-            }));
-        }
-    }
-
-    /// All that came to the source before the announcement has been injected.
-    fn switched(&mut self, device: u32) {
-        let (Some(shell), Some(gate)) = (&self.shell, &mut self.gate) else { return };
-        if gate.switch(device, Instant::now()) {
-            guest::open_tap(&shell.vm, device, |frame| gate.is_new(device, frame));
-        }
-    }
-
-    /// Sends the announcements that are due.
-    fn announce(&mut self) {
-        let (Some(at), Some(shell)) = (self.run_at, &self.shell) else { return };
-        while let Some(due) = REPEAT_MS.get(self.announced)
-            && at.elapsed() >= Duration::from_millis(*due)
-        {
-            guest::announce(&shell.vm);
-            self.announced += 1;
         }
     }
 
@@ -542,26 +349,6 @@ impl<'a> Driver<'a> {
         }
     }
 
-    fn entered(&mut self) {
-        let Some(shell) = &self.shell else { return };
-        if let Some(entered) = guest::entered(&shell.vm) {
-            let run = self.run_at.map_or(Duration::ZERO, |at| at.elapsed());
-            let late = stamp::now().since(&entered);
-            let steps = [self.applied, self.load_took, self.cas_took, run].map(|d| d.as_nanos() as u64);
-            let steps = [steps[0], steps[1], steps[2], steps[3].saturating_sub(late)];
-            let epoch = Epoch(guest::epoch(&shell.vm));
-            self.urgent.clear();
-            self.progress.lock().blackout_us = self.paused.map(|p| entered.since(&p) / 1000);
-            self.events.push_back(Event::Entered(Message::Running { epoch, entered, steps }));
-        } else if shell.vm.end().is_some() {
-            // It ended before its first entry; the source must not wait for it.
-            self.connection = None;
-            let running = Message::Running { epoch: Epoch(0), entered: stamp::now(), steps: [0; 4] };
-            self.events.push_back(Event::Disconnected(Reason::new(ReasonCode::Internal, "the VM ended")));
-            self.events.push_back(Event::Entered(running));
-        }
-    }
-
     fn incoming(&mut self, incoming: Incoming) -> std::result::Result<(), ConnectionError> {
         let Some(connection) = &self.connection else { return Ok(()) };
         let event = match incoming.frame_type {
@@ -578,9 +365,9 @@ impl<'a> Driver<'a> {
                 }
                 if self.machine.phase() == Phase::Receiving && self.sections.is_none() {
                     let memory = shell.vm.memory();
-                    let pages =
-                        Pages::parse(connection.payload(), &memory.ranges()).map_err(|e| connection.protocol(e))?;
-                    if let Err(e) = transfer::apply(&pages, memory, &mut self.touched) {
+                    let pages = Pages::parse(connection.payload(), &memory.ranges(), self.machine.features())
+                        .map_err(|e| connection.protocol(e))?;
+                    if let Err(e) = self.arrived.apply(&pages, memory) {
                         self.events.push_back(Event::Failed(Reason::new(ReasonCode::Memory, e.to_string())));
                     }
                     self.applied += started.elapsed();

@@ -161,6 +161,10 @@ impl Porting for Engine {
         if let Some(last) = all.last() {
             out.gauge("vmm_migration_sent_bytes", "Bytes the last port has sent.", &[], last.bytes as f64);
             out.gauge("vmm_migration_rounds", "Rounds of the last port.", &[], last.rounds.len() as f64);
+            let help = "Pages the last port has not sent as they had no content.";
+            for (reason, pages) in [("posted", last.posted_pages), ("free", last.free_pages)] {
+                out.gauge("vmm_migration_skipped_pages", help, &[("reason", reason)], pages as f64);
+            }
         }
         let arrival = self.arrival.lock().unwrap_or_else(PoisonError::into_inner).clone().map(|p| p.shown());
         let came = arrival.and_then(|a| a.blackout_us);

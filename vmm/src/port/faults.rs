@@ -35,6 +35,9 @@ pub struct PortFaults {
     /// Divide the time limits of a port by this. For tests.
     #[arg(long, value_name = "N", hide = true)]
     pub port_hurry: Option<std::num::NonZeroU32>,
+    /// Fill pages that a port has skipped with a pattern before the guest runs here. For tests.
+    #[arg(long, hide = true)]
+    pub poison_skipped: bool,
 }
 
 /// One of the two ends.
@@ -58,13 +61,14 @@ impl Side {
 struct Faults {
     test: Option<Mutex<UnixStream>>,
     hurry: u32,
+    poison: bool,
 }
 
 static FAULTS: OnceLock<Faults> = OnceLock::new();
 
 /// To be called once, before there are other threads.
 pub fn set_up(options: &PortFaults) -> Result<()> {
-    if (&options.port_faults, options.port_hurry) == (&None, None) {
+    if *options == PortFaults::default() {
         return Ok(());
     }
     let hurry = options.port_hurry.map_or(1, std::num::NonZeroU32::get);
@@ -75,13 +79,18 @@ pub fn set_up(options: &PortFaults) -> Result<()> {
         }
         None => None,
     };
-    let _ = FAULTS.set(Faults { test, hurry });
+    let _ = FAULTS.set(Faults { test, hurry, poison: options.poison_skipped });
     Ok(())
 }
 
 /// A time limit of a port: as it is, unless a test wants it shorter.
 pub fn limit(constant: Duration) -> Duration {
     FAULTS.get().map_or(constant, |f| constant / f.hurry)
+}
+
+/// Whether a test wants pages that were skipped to be poisoned.
+pub(super) fn poisons_skipped() -> bool {
+    FAULTS.get().is_some_and(|f| f.poison)
 }
 
 /// Names of all variants, and the name of one.

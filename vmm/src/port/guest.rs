@@ -15,9 +15,11 @@ use migration::section::{Section, Sections};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::dead::LeftOut;
+use super::faults;
 use super::frames::NetFrame;
 use super::stamp;
-use super::transfer;
+use super::transfer::{self, Arrived};
 use super::urgent::Urgent;
 use crate::boot::info::{OwnerId as VmmId, random};
 use crate::config::cli::ReceiveConfig;
@@ -171,9 +173,9 @@ pub(crate) fn save(vm: &Vm) -> Result<(Sections, Epoch)> {
     Ok((sections, Epoch(epoch(vm))))
 }
 
-/// Adds a digest of memory to the state.
-pub(super) fn add_digest(vm: &Vm, sections: &mut Sections) -> Result<()> {
-    put(sections, DIGEST, &transfer::digest(vm.memory())?)
+/// Adds a digest of memory, but for what was left out, to the state.
+pub(super) fn add_digest(vm: &Vm, left_out: &LeftOut, sections: &mut Sections) -> Result<()> {
+    put(sections, DIGEST, &transfer::digest(vm.memory(), left_out)?)
 }
 
 /// Adds who runs the VM, as in its ownership record: only checkpoints need that.
@@ -369,12 +371,16 @@ pub(crate) fn decode(description: &Description) -> Result<VmDescription> {
 }
 
 /// Sets the state of vCPUs and devices.
-pub(super) fn load(incoming: &mut Incoming, sections: &Sections) -> Result<()> {
+pub(super) fn load(incoming: &mut Incoming, sections: &Sections, arrived: &Arrived) -> Result<()> {
+    let memory = incoming.vm.memory();
     if has(sections, DIGEST) {
-        let (there, here): (u64, u64) = (take(sections, DIGEST)?, transfer::digest(incoming.vm.memory())?);
+        let (there, here): (u64, u64) = (take(sections, DIGEST)?, transfer::digest(memory, arrived.left_out())?);
         if there != here {
             return Err(Error::State(format!("memory differs: digest {here:#018x} here, {there:#018x} at the source")));
         }
+    }
+    if faults::poisons_skipped() {
+        log::info!("{} pages that were skipped are poisoned", arrived.poison(memory)?);
     }
     let state = decode_state(&incoming.vm, sections)?;
     incoming.vm.load(&state)?;

@@ -70,6 +70,10 @@ pub struct RoundReport {
     pub raw_pages: u64,
     /// Zero pages.
     pub zero_pages: u64,
+    /// Pages not sent as they lie in receive buffers.
+    pub posted_pages: u64,
+    /// Pages not sent as the guest has no use for them.
+    pub free_pages: u64,
     /// Until the destination confirmed.
     pub elapsed_us: u64,
     /// Dirty when it was over.
@@ -106,6 +110,14 @@ pub struct JobStatus {
     pub residue_bytes: u64,
     /// Pages sent while the VM stood still.
     pub residue_pages: u64,
+    /// Pages that had changed and were not sent then as they lie in receive buffers.
+    pub residue_posted_pages: u64,
+    /// Pages that had changed and were not sent then as the guest has no use for them.
+    pub residue_free_pages: u64,
+    /// Pages not sent in any round as they lie in receive buffers, each as often as it was due.
+    pub posted_pages: u64,
+    /// Pages not sent in any round as the guest has no use for them, each as often as it was due.
+    pub free_pages: u64,
     /// Rounds so far.
     pub rounds: Vec<RoundReport>,
     /// How much the guest was slowed down, in percent of its time, as its memory changed faster than it could be sent.

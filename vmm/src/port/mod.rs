@@ -7,6 +7,7 @@
 mod announce;
 pub mod arbiter;
 pub mod connection;
+pub mod dead;
 pub mod destination;
 pub mod end;
 mod engine;

@@ -8,6 +8,7 @@ use migration::pages::{RunKind, Table};
 use migration::wire::{FrameType, HEADER_LEN};
 
 use super::connection::{Connection, ConnectionError};
+use super::dead::{Dead, LeftOut};
 use super::transfer::{Pending, SendError, Sent, is_zero};
 use crate::memory::{Memory, PAGE_SIZE};
 
@@ -54,24 +55,19 @@ impl Residue {
     pub fn collect(
         &mut self,
         pending: &mut Pending,
+        (dead, out): (&Dead, &mut LeftOut),
         memory: &Memory,
         connection: &mut Connection,
     ) -> Result<Sent, SendError> {
         let mut sent = Sent::default();
         for number in pending.drain() {
             let address = number * PAGE_SIZE as u64;
-            let kind = match is_zero(memory.still(address, PAGE_SIZE)?) {
-                true => RunKind::Zero,
-                false => RunKind::Raw,
-            };
+            let kind = sent.kind(dead.reason(number), || Ok(is_zero(memory.still(address, PAGE_SIZE)?)))?;
+            out.note(number, kind);
             if !self.table.push(address, kind) {
                 self.seal(memory, connection)?;
                 // An empty table takes any page.
                 let _ = self.table.push(address, kind);
-            }
-            match kind {
-                RunKind::Raw => sent.raw += 1,
-                RunKind::Zero => sent.zero += 1,
             }
         }
         if !self.table.is_empty() {

@@ -4,34 +4,38 @@
 //! what is done; a step that fails is reported to it, never dealt with here. Always true: when the thread ends, the
 //! guest runs here as before, or the VM has been stopped because the destination owns it.
 
+mod owner;
+mod pause;
+mod rounds;
+
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use migration::convergence::{Policy, RoundStats};
-use migration::message::{Message, Ownership, Reason, ReasonCode, Stamp, feature};
+use migration::convergence::Policy;
+use migration::message::{Message, Ownership, Reason, ReasonCode, feature};
 use migration::ownership::{Epoch, OwnerId};
 use migration::section::Sections;
 use migration::source::{Action, Event, Phase, Source};
-use migration::wire::{FrameType, STATE_MAX};
 
 use super::arbiter::Arbiter;
 use super::connection::{Connection, ConnectionError, Incoming};
+use super::dead::{Dead, LeftOut};
 use super::faults;
 use super::frames::Forwarder;
 use super::guest;
-use super::job::{Breakdown, Job, JobState, OrderReport, RoundReport};
+use super::job::{Job, JobState, OrderReport};
 use super::limits;
 use super::residue::Residue;
-use super::stamp;
 use super::tls::Route;
-use super::transfer::{PageWriter, Pending, SendError, Sent};
+use super::transfer::{PageWriter, Pending, Sent, Skipped};
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::error::Result;
-use crate::vm::{Phase as VmPhase, Throttle, Vm};
+use crate::vm::{Throttle, Vm};
+use pause::Pause;
 
 /// How long late network frames are forwarded.
 pub const LINGER: Duration = Duration::from_millis(500);
@@ -67,16 +71,6 @@ pub fn run(vm: &Arc<Vm>, job: &Arc<Job>, order: &Order) {
     }
 }
 
-/// The instants of the pause.
-#[derive(Debug, Default)]
-struct Pause {
-    ordered: Option<Stamp>,
-    exit: Option<Stamp>,
-    breakdown: Breakdown,
-    /// What the digest of memory took, if one was asked for.
-    digest: Duration,
-}
-
 struct Driver<'a> {
     vm: &'a Arc<Vm>,
     job: &'a Arc<Job>,
@@ -92,8 +86,11 @@ struct Driver<'a> {
     forwarder: Forwarder,
     writer: PageWriter,
     pending: Pending,
+    left_out: LeftOut,
     sections: Option<Sections>,
     last_round: Sent,
+    /// In all rounds, each page as often as it was.
+    skipped: Skipped,
     round_bytes: u64,
     round_started: Instant,
     residue: Residue,
@@ -140,8 +137,10 @@ impl<'a> Driver<'a> {
             forwarder: Forwarder::new(&guest::macs(vm)),
             writer: PageWriter::new(),
             pending: Pending::none(vm.memory()),
+            left_out: LeftOut::new(vm.memory()),
             sections: None,
             last_round: Sent::default(),
+            skipped: Skipped::default(),
             round_bytes: 0,
             round_started: Instant::now(),
             residue: Residue::new(),
@@ -262,6 +261,15 @@ impl<'a> Driver<'a> {
         }
     }
 
+    /// The pages that need not be sent, now that the dirty log has been read.
+    fn dead(&self) -> Dead {
+        if self.skips() { Dead::look(self.vm) } else { Dead::none() }
+    }
+
+    fn skips(&self) -> bool {
+        self.machine.features() & feature::SKIP != 0
+    }
+
     fn send(&mut self, message: &Message) {
         let result = match &mut self.connection {
             Some(connection) => connection.send(message),
@@ -278,261 +286,6 @@ impl<'a> Driver<'a> {
             ConnectionError::Protocol { .. } => Event::Broken(Reason::new(ReasonCode::Protocol, e.to_string())),
             _ => Event::Disconnected(disconnected(e)),
         });
-    }
-
-    fn send_round(&mut self, round: u32) -> std::result::Result<(), Event> {
-        self.round_started = Instant::now();
-        let (vm, job) = (self.vm, self.job);
-        if round > 0 {
-            self.pending.add_own(vm.memory());
-            self.pending.add_guest(vm.memory(), vm.fd(), true).map_err(|e| Event::Failed(internal(&e)))?;
-        }
-        let Some(connection) = &mut self.connection else { return Ok(()) };
-        let before = connection.sent;
-        let stop = || job.cancelled() || vm.is_to_be_reset();
-        let result = self.writer.send(&mut self.pending, vm.memory(), connection, &stop);
-        let sent = result.map_err(|e| match e {
-            SendError::Memory(e) => Event::Failed(internal(&e)),
-            SendError::Connection(ConnectionError::Stopped) => {
-                // A frame may be half written: this connection can say nothing more.
-                self.connection = None;
-                if vm.is_to_be_reset() { Event::Failed(reset()) } else { Event::Cancel }
-            }
-            SendError::Connection(e) => {
-                self.connection = None;
-                Event::Disconnected(disconnected(&e))
-            }
-        })?;
-        self.send(&Message::Round { round, pages: sent.pages() });
-        // However long that took: memory may be large and the connection slow. What is limited is the wait for the answer.
-        self.phase_since = Instant::now();
-        self.last_round = sent;
-        let bytes = self.connection.as_ref().map_or(before, |c| c.sent);
-        self.round_bytes = bytes - before;
-        self.job.update(|s| {
-            s.bytes = bytes;
-            s.round = round;
-        });
-        Ok(())
-    }
-
-    /// The guest writes more than the connection takes: it gets less of its time.
-    fn slow_down(&mut self, percent: u8) {
-        match &self.throttle {
-            Some(throttle) => throttle.set(percent),
-            None => match Throttle::begin(self.vm, percent) {
-                Ok(throttle) => self.throttle = Some(throttle),
-                Err(e) => return self.events.push_back(Event::Failed(internal(&e))),
-            },
-        }
-        log::info!("port {}: the guest is held for {percent} % of its time", self.job.id);
-        self.job.update(|s| s.throttle_percent = percent);
-    }
-
-    fn measure(&mut self) -> Event {
-        let elapsed = self.round_started.elapsed();
-        if let Err(e) = guest::flush_disks(self.vm) {
-            return Event::Failed(internal(&e));
-        }
-        let dirty_pages = match self.pending.outlook(self.vm.memory(), self.vm.fd()) {
-            Ok(pages) => pages,
-            Err(e) => return Event::Failed(internal(&e)),
-        };
-        let sent = self.last_round;
-        self.job.update(|s| {
-            s.rounds.push(RoundReport {
-                raw_pages: sent.raw,
-                zero_pages: sent.zero,
-                elapsed_us: micros(elapsed),
-                dirty_pages,
-            });
-        });
-        Event::Measured(RoundStats {
-            sent_bytes: self.round_bytes,
-            elapsed_ns: elapsed.as_nanos() as u64,
-            dirty_pages,
-            fixed_ns: FIXED_NS,
-            ..RoundStats::default()
-        })
-    }
-
-    fn stop_guest(&mut self) -> Event {
-        self.paused = true;
-        // First: the blackout begins when the guest last ran, and it may have been held for a while.
-        self.throttle = None;
-        self.urgent.extend(Urgent::port());
-        self.pause.ordered = Some(stamp::now());
-        match guest::pause(self.vm, &mut self.urgent) {
-            Ok(exit) => {
-                self.pause.exit = Some(exit);
-                let b = &mut self.pause.breakdown;
-                b.stop_us = self.pause.ordered.map_or(0, |o| exit.since(&o) / 1000);
-                b.pause_us = stamp::now().since(&exit) / 1000;
-                Event::Paused
-            }
-            Err(_) if self.vm.is_to_be_reset() => Event::Failed(reset()),
-            Err(e) => Event::Failed(state(&e)),
-        }
-    }
-
-    fn collect(&mut self) -> Event {
-        let mut clock = Instant::now();
-        let mut lap = || {
-            let us = micros(clock.elapsed());
-            clock = Instant::now();
-            us
-        };
-        let vm = self.vm;
-        // Device state first: quiescing may still write to guest memory, which the bitmap then shows.
-        if let Err(e) = guest::quiesce(vm) {
-            return Event::Failed(state(&e));
-        }
-        self.pause.breakdown.quiesce_us = lap();
-        let saved = guest::save(vm).and_then(|(mut sections, epoch)| {
-            if self.verify {
-                let began = Instant::now();
-                guest::add_digest(vm, &mut sections)?;
-                self.pause.digest = began.elapsed();
-            }
-            Ok((sections, epoch))
-        });
-        let (sections, epoch) = match saved {
-            Ok(saved) => saved,
-            Err(e) => return Event::Failed(state(&e)),
-        };
-        self.pause.breakdown.state_us = lap();
-        self.pending.add_own(vm.memory());
-        if let Err(e) = self.pending.add_guest(vm.memory(), vm.fd(), false) {
-            return Event::Failed(internal(&e));
-        }
-        self.pause.breakdown.bitmap_us = lap();
-        let Some(connection) = &mut self.connection else { return Event::Failed(gone()) };
-        self.residue.clear();
-        let result = self.residue.collect(&mut self.pending, vm.memory(), connection);
-        match result {
-            Ok(sent) => self.last_round = sent,
-            Err(e) => return Event::Failed(Reason::new(ReasonCode::State, e.to_string())),
-        }
-        self.pause.breakdown.pages_us = lap();
-        // Before the state is sent: it tells the destination that they are free.
-        self.gave_images = true;
-        if let Err(e) = vm.give_images() {
-            return Event::Failed(state(&e));
-        }
-        self.pause.breakdown.disks_us = lap();
-        self.sections = Some(sections);
-        Event::Collected(epoch)
-    }
-
-    fn send_final(&mut self, commit: Option<Epoch>) {
-        let started = Instant::now();
-        let (Some(connection), Some(sections)) = (&mut self.connection, self.sections.take()) else {
-            self.events.push_back(Event::FinalNotSent(gone()));
-            return;
-        };
-        let mut payload = Vec::new();
-        sections.encode(&mut payload);
-        if payload.len() > STATE_MAX {
-            let text = format!("{} bytes of state, at most {STATE_MAX}", payload.len());
-            self.events.push_back(Event::FinalNotSent(Reason::new(ReasonCode::State, text)));
-            return;
-        }
-        let mut rest = connection.seal(FrameType::State, &[&payload]).to_vec();
-        rest.append(&mut payload);
-        if let Some(epoch) = commit {
-            connection.seal_message(&commit_message(epoch, self.pause.exit), &mut rest);
-        }
-        let before = connection.sent;
-        let result = self.residue.write(self.vm.memory(), connection, &rest);
-        self.residue_bytes = connection.sent - before;
-        self.pause.breakdown.send_us = micros(started.elapsed());
-        self.spin_until = commit.is_none().then(|| Instant::now() + SPIN);
-        self.sent_final(result);
-    }
-
-    fn send_commit(&mut self, epoch: Epoch) {
-        let Some(connection) = &mut self.connection else {
-            self.events.push_back(Event::FinalNotSent(gone()));
-            return;
-        };
-        let result = connection.send(&commit_message(epoch, self.pause.exit));
-        self.spin_until = None;
-        self.sent_final(result);
-    }
-
-    /// COMMIT is the last frame of what was written: a write that failed did not give all of it to the kernel, and the
-    /// connection is closed, so the destination can never get it whole.
-    fn sent_final(&mut self, result: std::result::Result<(), ConnectionError>) {
-        if let Err(e) = result {
-            self.connection = None;
-            self.events.push_back(Event::FinalNotSent(disconnected(&e)));
-        }
-    }
-
-    fn arbiter(&mut self) -> Option<&mut Arbiter> {
-        let address = self.arbiter_address?;
-        let owner = OwnerId(self.vm.owner().0);
-        let vm_id = self.vm.config().vm_id;
-        Some(self.arbiter.get_or_insert_with(|| Arbiter::new(address, vm_id, owner)))
-    }
-
-    /// Tells the arbiter, while the guest still runs, who may take the VM over: its compare-and-swap in the pause is then not
-    /// held up by a disk. Without that the port only takes longer.
-    fn name_heir(&mut self) {
-        let Some((heir, epoch)) = self.heir else { return };
-        match self.arbiter().map(|a| a.name(epoch, Some(heir))) {
-            None | Some(Ok(true)) => {}
-            Some(Ok(false)) => log::info!("the arbiter does not know this process as the VM's owner: no heir is named"),
-            Some(Err(e)) => log::warn!("naming the heir: {e}"),
-        }
-    }
-
-    fn compete(&mut self, epoch: Epoch) {
-        if let Some(arbiter) = self.arbiter() {
-            arbiter.compete(epoch);
-        }
-    }
-
-    /// The guest goes on here, as if nothing had happened.
-    fn resume(&mut self, epoch: Option<Epoch>) {
-        self.throttle = None;
-        if let Some(arbiter) = &mut self.arbiter {
-            arbiter.withdraw();
-        }
-        if self.gave_images && !self.take_images_back() {
-            return;
-        }
-        if self.paused {
-            guest::resume(self.vm, epoch, self.forwarder.take_kept());
-            self.urgent.clear();
-            let paused = self.pause.exit.map(|exit| stamp::now().since(&exit) / 1000);
-            self.job.update(|s| s.paused_us = paused);
-        }
-        if self.logging
-            && let Err(e) = self.vm.memory().stop_dirty_log(self.vm.fd())
-        {
-            log::warn!("the dirty log stays on: {e}");
-        }
-    }
-
-    /// Waits until nobody else has the disks' images: a guest that goes on would write to what is another's. False if the VM was
-    /// ended meanwhile.
-    fn take_images_back(&mut self) -> bool {
-        let mut told = false;
-        while let Err(e) = self.vm.take_images() {
-            if self.vm.phase() == VmPhase::Ended {
-                return false;
-            }
-            if !told {
-                told = true;
-                self.urgent.clear();
-                log::error!("the VM stays paused until its disks are free: {e}");
-                self.job.update(|s| s.error = Some(format!("the VM stays paused until its disks are free: {e}")));
-            }
-            std::thread::sleep(guest::TAKE_PAUSE);
-        }
-        self.gave_images = false;
-        true
     }
 
     /// Everything that may have happened outside: the operator, the connection, the arbiter, time, late frames.
@@ -594,23 +347,6 @@ impl<'a> Driver<'a> {
             }
             Err(e) => self.lost(&e),
         }
-    }
-
-    /// Puts together what both sides measured.
-    fn measured(&mut self, entered: &Stamp, steps: &[u64; 4]) {
-        let Some(exit) = self.pause.exit else { return };
-        let blackout = entered.since(&exit) / 1000;
-        let b = &mut self.pause.breakdown;
-        [b.apply_us, b.load_us, b.cas_us, b.run_us] = steps.map(|ns| ns / 1000);
-        let known = b.pause_us + b.quiesce_us + b.state_us + b.bitmap_us + b.pages_us + b.disks_us + b.send_us;
-        b.transfer_us = blackout.saturating_sub(known + b.apply_us + b.load_us + b.cas_us + b.run_us);
-        let (breakdown, pages, bytes) = (b.clone(), self.last_round.pages(), self.residue_bytes);
-        self.job.update(|s| {
-            s.blackout_us = Some(blackout);
-            s.breakdown = Some(breakdown);
-            s.residue_pages = pages;
-            s.residue_bytes = bytes;
-        });
     }
 
     /// Frames that reach this side although the VM may already be elsewhere.
@@ -676,10 +412,6 @@ impl<'a> Driver<'a> {
             }
         });
     }
-}
-
-fn commit_message(epoch: Epoch, exit: Option<Stamp>) -> Message {
-    Message::Commit { epoch, paused: exit.unwrap_or_default() }
 }
 
 fn micros(duration: Duration) -> u64 {

@@ -1,7 +1,7 @@
 //! Guest memory into PAGES frames and back.
 //!
 //! Owns: which pages still have to be sent ([`Pending`]), the buffer one frame is put together in ([`PageWriter`]), the
-//! writing of received pages ([`apply`]). Always true: a page's content is copied after its bit was taken out of the
+//! writing of received pages and what is known of them ([`Arrived`]). Always true: a page's content is copied after its bit was taken out of the
 //! dirty log, so a write during the copy is seen again; the copy, not the guest's page, is what is
 //! checksummed and sent, so the frame is consistent although the guest goes on writing.
 
@@ -14,6 +14,7 @@ use migration::wire::{FrameType, PAGES_MAX};
 use vm_memory::{Bytes, GuestAddress};
 
 use super::connection::{Connection, ConnectionError};
+use super::dead::{Dead, LeftOut, Reason};
 use crate::error::{Error, Result};
 use crate::memory::{Memory, PAGE_SIZE};
 
@@ -91,12 +92,16 @@ impl Pending {
         Ok(())
     }
 
-    /// Pages that would have to be sent now: these, and what the log has. Nothing is cleared.
-    pub fn outlook(&mut self, memory: &Memory, vm: &VmFd) -> Result<u64> {
+    /// Pages that would have to be sent now: these, and what the log has, but for those that `dead` finds without content. Nothing
+    /// is cleared.
+    pub fn outlook(&mut self, memory: &Memory, vm: &VmFd, dead: impl FnOnce() -> Dead) -> Result<u64> {
         self.add_own(memory);
         let mut all = self.words.clone();
         for (word, more) in all.iter_mut().zip(memory.guest_dirty(vm)?) {
             *word |= more;
+        }
+        for (word, less) in all.iter_mut().zip(dead().words()) {
+            *word &= !less;
         }
         Ok(count(&all))
     }
@@ -149,12 +154,48 @@ pub struct Sent {
     pub raw: u64,
     /// Zero pages.
     pub zero: u64,
+    /// Pages left out.
+    pub skipped: Skipped,
+}
+
+/// Pages that were not sent as they have no content, by reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Skipped {
+    /// In buffers of devices.
+    pub posted: u64,
+    /// Not used by the guest's allocator.
+    pub free: u64,
+}
+
+impl Skipped {
+    /// Adds those of a round.
+    pub fn add(&mut self, more: Skipped) {
+        self.posted += more.posted;
+        self.free += more.free;
+    }
 }
 
 impl Sent {
-    /// All pages.
+    /// All pages sent.
     pub fn pages(&self) -> u64 {
         self.raw + self.zero
+    }
+
+    /// Counts a page: what becomes of it, given why it has no content and whether it is zero.
+    pub(super) fn kind(&mut self, dead: Option<Reason>, is_zero: impl FnOnce() -> Result<bool>) -> Result<RunKind> {
+        match dead {
+            Some(Reason::Posted) => self.skipped.posted += 1,
+            Some(Reason::Free) => self.skipped.free += 1,
+            None if is_zero()? => {
+                self.zero += 1;
+                return Ok(RunKind::Zero);
+            }
+            None => {
+                self.raw += 1;
+                return Ok(RunKind::Raw);
+            }
+        }
+        Ok(RunKind::Skipped)
     }
 }
 
@@ -180,16 +221,17 @@ impl PageWriter {
         PageWriter { table: Table::new(), data: Vec::with_capacity(PAGES_MAX) }
     }
 
-    /// Sends pending pages while the guest runs.
+    /// Sends pending pages while the guest runs, but for those that are `dead`; `out` learns which.
     pub fn send(
         &mut self,
         pending: &mut Pending,
+        (dead, out): (&Dead, &mut LeftOut),
         memory: &Memory,
         connection: &mut Connection,
         stop: &dyn Fn() -> bool,
     ) -> std::result::Result<Sent, SendError> {
         let mut head = Vec::with_capacity(TABLE_MAX);
-        self.frames(pending, memory, &mut |table, data| {
+        self.frames(pending, (dead, out), memory, &mut |table, data| {
             if stop() {
                 return Err(ConnectionError::Stopped.into());
             }
@@ -203,6 +245,7 @@ impl PageWriter {
     fn frames(
         &mut self,
         pending: &mut Pending,
+        (dead, out): (&Dead, &mut LeftOut),
         memory: &Memory,
         emit: &mut Emit<'_>,
     ) -> std::result::Result<Sent, SendError> {
@@ -212,11 +255,12 @@ impl PageWriter {
         let mut page = [0u8; PAGE_SIZE];
         for number in pending.drain() {
             let address = number * PAGE_SIZE as u64;
-            memory
-                .ram()
-                .read_slice(&mut page, GuestAddress(address))
-                .map_err(|e| Error::Memory(format!("page {address:#x}: {e}")))?;
-            let kind = if is_zero(&page) { RunKind::Zero } else { RunKind::Raw };
+            let kind = sent.kind(dead.reason(number), || {
+                let read = memory.ram().read_slice(&mut page, GuestAddress(address));
+                read.map_err(|e| Error::Memory(format!("page {address:#x}: {e}")))?;
+                Ok(is_zero(&page))
+            })?;
+            out.note(number, kind);
             if !self.table.push(address, kind) {
                 emit(&self.table, &self.data)?;
                 self.table.clear();
@@ -224,12 +268,8 @@ impl PageWriter {
                 // An empty table takes any page.
                 let _ = self.table.push(address, kind);
             }
-            match kind {
-                RunKind::Raw => {
-                    self.data.extend_from_slice(&page);
-                    sent.raw += 1;
-                }
-                RunKind::Zero => sent.zero += 1,
+            if kind == RunKind::Raw {
+                self.data.extend_from_slice(&page);
             }
         }
         if !self.table.is_empty() {
@@ -257,40 +297,77 @@ pub(crate) fn is_zero(page: &[u8]) -> bool {
     page[..64].iter().all(|b| *b == 0) && page.chunks_exact(256).all(|c| c.iter().fold(0, |a, b| a | b) == 0)
 }
 
-/// Writes received pages into guest memory. `touched` knows which pages are not zero any more, so that a zero run does not
-/// touch memory that has never been written.
-pub fn apply(pages: &Pages<'_>, memory: &Memory, touched: &mut [u64]) -> Result<u64> {
-    let mut applied = 0;
-    for (run, data) in pages.runs() {
-        let first = run.address / PAGE_SIZE as u64;
-        let write = |address: u64, bytes: &[u8]| {
-            memory.ram().write_slice(bytes, GuestAddress(address)).map_err(|e| Error::Memory(e.to_string()))
-        };
-        match run.kind {
-            RunKind::Raw => write(run.address, data)?,
-            RunKind::Zero => {}
-        }
-        for number in first..first + u64::from(run.pages) {
-            let Some(word) = touched.get_mut((number / 64) as usize) else { break };
-            let bit = 1 << (number % 64);
-            match run.kind {
-                RunKind::Raw => *word |= bit,
-                RunKind::Zero if *word & bit != 0 => write(number * PAGE_SIZE as u64, &[0; PAGE_SIZE])?,
-                RunKind::Zero => {}
-            }
-        }
-        applied += u64::from(run.pages);
-    }
-    Ok(applied)
+/// What is known of the pages of a VM that is on its way.
+#[derive(Debug, Default)]
+pub struct Arrived {
+    /// Those that are not zero any more, so that a zero run does not touch memory that has never been written.
+    touched: Vec<u64>,
+    left_out: LeftOut,
 }
 
-/// xxh3-64 of all of memory.
-pub fn digest(memory: &Memory) -> Result<u64> {
+impl Arrived {
+    /// Nothing has come.
+    pub fn new(memory: &Memory) -> Arrived {
+        Arrived { touched: vec![0; memory.bitmap_words()], left_out: LeftOut::new(memory) }
+    }
+
+    /// The pages that do not come.
+    pub fn left_out(&self) -> &LeftOut {
+        &self.left_out
+    }
+
+    /// Writes received pages into guest memory; how many they are.
+    pub fn apply(&mut self, pages: &Pages<'_>, memory: &Memory) -> Result<u64> {
+        let mut applied = 0;
+        for (run, data) in pages.runs() {
+            let first = run.address / PAGE_SIZE as u64;
+            let write = |address: u64, bytes: &[u8]| {
+                memory.ram().write_slice(bytes, GuestAddress(address)).map_err(|e| Error::Memory(e.to_string()))
+            };
+            if run.kind == RunKind::Raw {
+                write(run.address, data)?;
+            }
+            for number in first..first + u64::from(run.pages) {
+                self.left_out.note(number, run.kind);
+                let Some(word) = self.touched.get_mut((number / 64) as usize) else { break };
+                let bit = 1 << (number % 64);
+                match run.kind {
+                    RunKind::Raw => *word |= bit,
+                    RunKind::Zero if *word & bit != 0 => write(number * PAGE_SIZE as u64, &[0; PAGE_SIZE])?,
+                    RunKind::Zero | RunKind::Skipped => {}
+                }
+            }
+            applied += u64::from(run.pages);
+        }
+        Ok(applied)
+    }
+
+    /// Fills the pages that did not come with [`POISON`]; how many they are. For tests: who needs one of them finds that.
+    pub fn poison(&self, memory: &Memory) -> Result<u64> {
+        let mut poisoned = 0;
+        for address in memory.regions().flat_map(|r| r.range().step_by(PAGE_SIZE)) {
+            if self.left_out.has(address / PAGE_SIZE as u64) {
+                let written = memory.ram().write_slice(&[POISON; PAGE_SIZE], GuestAddress(address));
+                written.map_err(|e| Error::Memory(e.to_string()))?;
+                poisoned += 1;
+            }
+        }
+        Ok(poisoned)
+    }
+}
+
+/// What [`Arrived::poison`] fills pages with: no address, no length and no text that makes sense.
+pub const POISON: u8 = 0xdb;
+
+/// xxh3-64 of all of memory but what was left out.
+pub fn digest(memory: &Memory, left_out: &LeftOut) -> Result<u64> {
     let mut hash = migration::wire::Digest::default();
     let mut page = [0u8; PAGE_SIZE];
     for address in memory.regions().flat_map(|r| r.range().step_by(PAGE_SIZE)) {
-        memory.ram().read_slice(&mut page, GuestAddress(address)).map_err(|e| Error::Memory(e.to_string()))?;
-        hash.update(&page);
+        if !left_out.has(address / PAGE_SIZE as u64) {
+            memory.ram().read_slice(&mut page, GuestAddress(address)).map_err(|e| Error::Memory(e.to_string()))?;
+            hash.update(&page);
+        }
     }
     Ok(hash.finish())
 }

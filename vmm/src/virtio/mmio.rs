@@ -43,6 +43,7 @@ macro_rules! work {
 
 // After the macro, which it uses.
 mod poll;
+mod posted;
 
 /// A device and its transport.
 pub struct Transport {

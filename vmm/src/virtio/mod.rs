@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::error::Result;
-use crate::memory::Memory;
+use crate::memory::{GuestRange, Memory};
 use crate::metrics::Exposition;
 use queue::{QueueError, VirtQueue};
 
@@ -118,6 +118,9 @@ pub trait Device: Send {
     }
     /// The descriptors that are to cause [`Device::event`].
     fn descriptors(&self) -> Vec<RawFd>;
+    /// Adds the pieces of guest memory that it will write to, and has not yet, and that are the driver's again only then. A port
+    /// need not send what is in them, so it counts at any time, also after [`Device::quiesce`].
+    fn posted(&self, _work: &mut Work<'_>, _out: &mut Vec<GuestRange>) {}
     /// Stops taking in what comes from outside (received frames stay where they are).
     fn stop_input(&mut self);
     /// Completes all it has begun, with the vCPU stopped. Queues are then as the guest left them, but for what was given back.

@@ -283,6 +283,21 @@ impl VirtQueue {
         Ok(Some(chain))
     }
 
+    /// Adds the pieces the device may write of all chains that have not been taken, until there are `max` in `out` or more. A ring
+    /// that makes no sense ends it: whoever serves the queue will find that, too.
+    pub fn posted(&mut self, memory: &Memory, max: usize, out: &mut Vec<GuestRange>) {
+        let (at, moves) = (self.queue.next_avail(), self.moves);
+        for _ in 0..self.size() {
+            match self.pop(memory) {
+                Ok(Some(chain)) if out.len() < max => out.extend(chain.writable),
+                _ => break,
+            }
+        }
+        // Also behind a chain that was taken and found to make no sense.
+        self.queue.set_next_avail(at);
+        self.moves = moves;
+    }
+
     /// Puts the last `n` chains back: they were taken, not used.
     pub fn unpop(&mut self, n: u16) {
         let next = self.queue.next_avail().wrapping_sub(n);

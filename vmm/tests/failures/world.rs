@@ -116,7 +116,8 @@ impl World {
     pub fn port(&mut self, course: Course, fault: Option<(&str, Fault)>) -> (Option<Outcome>, Vec<String>) {
         let mut source = self.source();
         let at = 1 - source.at;
-        let mut destination = self.spawn(at, &["--receive", &format!("{}:4000", self.hosts[at].address)]);
+        let mut destination =
+            self.spawn(at, &["--receive", &format!("{}:4000", self.hosts[at].address), "--poison-skipped"]);
         source.points.expect(None, None);
         destination.points.expect(None, course.fails());
         let cancel_at = "destination receive ROUND";

@@ -95,8 +95,13 @@ impl Lab {
         vmm
     }
 
-    /// A `vmm` that waits for a port, on a tap of its own.
+    /// A `vmm` that waits for a port, on a tap of its own. Pages that do not come are poisoned there: who needs one finds that.
     pub fn receive(&self, tap: usize, port: u16, extra: &[&str]) -> Vmm {
+        self.receive_as_shipped(tap, port, &[&["--poison-skipped"], extra].concat())
+    }
+
+    /// The same without poison, to measure.
+    pub fn receive_as_shipped(&self, tap: usize, port: u16, extra: &[&str]) -> Vmm {
         let net = format!("tap=tap{tap},id=lan");
         let listen = format!("127.0.0.1:{port}");
         let mut args = vec!["--receive", &listen, "--net", &net];

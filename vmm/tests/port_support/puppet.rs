@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use migration::message::{Hello, Message, Ownership, Reason};
 use migration::ownership::{Epoch, OwnerId};
+use migration::pages::{Pages, RunKind};
 use migration::wire::{FrameType, HEADER_LEN, Receiver, Sender};
 
 /// A HELLO that is accepted.
@@ -47,6 +48,8 @@ pub const BEFORE_COMMIT: [Until; 4] = [Until::Hello, Until::Describe, Until::Pre
 pub struct Puppet {
     listener: TcpListener,
     pub address: SocketAddr,
+    /// What it says it knows.
+    pub features: u64,
 }
 
 /// The connection, where it stopped.
@@ -54,6 +57,8 @@ pub struct Stopped {
     socket: TcpStream,
     sender: Sender,
     receiver: Receiver,
+    /// Pages that came with content, as zero, and skipped.
+    pub pages: [u64; 3],
 }
 
 impl Puppet {
@@ -61,7 +66,7 @@ impl Puppet {
     pub fn new() -> Puppet {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        Puppet { listener, address }
+        Puppet { listener, address, features: 0 }
     }
 
     /// Its port.
@@ -74,7 +79,7 @@ impl Puppet {
         let (socket, _) = self.listener.accept().unwrap();
         socket.set_nodelay(true).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let mut s = Stopped { socket, sender: Sender::new(), receiver: Receiver::new() };
+        let mut s = Stopped { socket, sender: Sender::new(), receiver: Receiver::new(), pages: [0; 3] };
         let mut stream = false;
         loop {
             let (frame_type, payload) = s.next().expect("the source goes on");
@@ -84,6 +89,18 @@ impl Puppet {
                 FrameType::Round => Until::PreCopy,
                 FrameType::State => Until::Handing,
                 FrameType::Commit => Until::Commit,
+                FrameType::Pages => {
+                    let pages = Pages::parse(&payload, core::slice::from_ref(&(0..1 << 40)), self.features)
+                        .expect("pages as agreed on");
+                    for (run, _) in pages.runs() {
+                        s.pages[match run.kind {
+                            RunKind::Raw => 0,
+                            RunKind::Zero => 1,
+                            RunKind::Skipped => 2,
+                        }] += u64::from(run.pages);
+                    }
+                    continue;
+                }
                 _ => continue,
             };
             if at == until {
@@ -92,7 +109,7 @@ impl Puppet {
             match Message::parse(frame_type, &payload) {
                 Ok(Message::Hello(hello)) => {
                     stream = hello.ownership == Ownership::Stream;
-                    s.say(&Message::Welcome { version: 1, features: 0 });
+                    s.say(&Message::Welcome { version: 1, features: self.features });
                 }
                 Ok(Message::Describe(_)) => s.say(&Message::Ready { owner: OwnerId([7, 7]), epoch: Epoch(epoch) }),
                 Ok(Message::Round { round, .. }) => s.say(&Message::RoundDone { round }),
@@ -109,7 +126,7 @@ impl Stopped {
     pub fn connect(port: u16) -> Stopped {
         let socket = TcpStream::connect(("127.0.0.1", port)).unwrap();
         socket.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        Stopped { socket, sender: Sender::new(), receiver: Receiver::new() }
+        Stopped { socket, sender: Sender::new(), receiver: Receiver::new(), pages: [0; 3] }
     }
 
     /// Says something.

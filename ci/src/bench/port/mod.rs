@@ -119,6 +119,10 @@ fn series_rows(what: &str, seen: &Seen) -> Vec<Row> {
         let values: Vec<f64> = seen.steps.iter().filter_map(|port| Some(port.get(i)?.1)).collect();
         rows.push(row(&format!("of the blackout, step `{step}`, median"), "ms", percentile(&values, 50)));
     }
+    for (place, mib) in ["in receive buffers", "in free pages"].into_iter().zip(&seen.skipped) {
+        let name = format!("{what}: without content and not sent, {place}, median");
+        rows.push(Row::alone(name, "MiB", Better::More, percentile(mib, 50), n));
+    }
     rows.extend([
         row("longest silence for a client during a port, median", "ms", percentile(&seen.silence, 50)),
         row("longest silence for a client during a port, worst", "ms", percentile(&seen.silence, 100)),
@@ -126,6 +130,8 @@ fn series_rows(what: &str, seen: &Seen) -> Vec<Row> {
         row("client retransmits, all ports together", "segments", seen.retransmits.iter().sum()),
         row("client retransmits before each port, together", "segments", seen.retransmits_before.iter().sum()),
         row("tail loss probes (whether or not anything was lost), together", "segments", seen.probes.iter().sum()),
+        row("sent a port, median", "MiB", percentile(&seen.sent, 50)),
+        row("sent a port, most", "MiB", percentile(&seen.sent, 100)),
         row("request to end of the port, median", "ms", percentile(&seen.whole, 50)),
         row("request to end of the port, worst", "ms", percentile(&seen.whole, 100)),
     ]);

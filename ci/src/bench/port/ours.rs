@@ -81,7 +81,16 @@ pub fn one(cluster: &mut Cluster, from_node: bool, how: How, pause: Duration, se
             .filter(|(name, _)| *name != "stop_us")
             .filter_map(|(name, us)| Some((name.trim_end_matches("_us").to_owned(), us.as_f64()? / 1e3)));
         let steps = steps.collect();
-        Ok(Told { asked: ported.asked, ended: ported.ended, blackout: ported.blackout()?, steps, remark })
+        let number = |name: &str| ported.job[name].as_u64().with_context(|| format!("the job has no {name}"));
+        Ok(Told {
+            asked: ported.asked,
+            ended: ported.ended,
+            blackout: ported.blackout()?,
+            sent: number("bytes")?,
+            skipped: [number("posted_pages")?, number("free_pages")?],
+            steps,
+            remark,
+        })
     })?;
     cluster.nmodule.daemon.wait(Duration::from_secs(10)).context("the source's vmm must end after a port")?;
     cluster.nmodule = receiver;

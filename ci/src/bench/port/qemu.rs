@@ -122,6 +122,8 @@ fn migrate(guest: &mut Guest, to: &Host, setting: Setting) -> Result<Told> {
                     asked,
                     ended: Instant::now(),
                     blackout,
+                    sent: status["ram"]["transferred"].as_u64().context("no bytes transferred")?,
+                    skipped: [0; 2],
                     steps: Vec::new(),
                     remark: format!("QEMU to {}", to.name),
                 });
@@ -151,6 +153,7 @@ pub fn rows(ours: &Seen, qemu: &Both) -> Vec<Row> {
         row("longest silence for a client, median", "ms", median(&ours.silence), median(&peer.silence));
         row("longest silence for a client, p90", "ms", percentile(&ours.silence, 90), percentile(&peer.silence, 90));
         row("request to end, median", "ms", median(&ours.whole), median(&peer.whole));
+        row("sent a port, median", "MiB", median(&ours.sent), median(&peer.sent));
         let per_port = |seen: &Seen| seen.retransmits.iter().sum::<f64>() / seen.retransmits.len().max(1) as f64;
         row("client retransmits a port", "segments", per_port(ours), per_port(peer));
     }

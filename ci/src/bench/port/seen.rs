@@ -7,6 +7,9 @@ use crate::tcp;
 use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
+const MIB: f64 = 1_048_576.0;
+const PAGE: f64 = 4096.0;
+
 /// Figures of a series of ports; times in milliseconds, one of each a port.
 #[derive(Default)]
 pub struct Seen {
@@ -18,6 +21,10 @@ pub struct Seen {
     pub quiet: Vec<f64>,
     /// From the request to the end of the port.
     pub whole: Vec<f64>,
+    /// What was sent, in MiB.
+    pub sent: Vec<f64>,
+    /// What had no content and was not sent, in MiB: in receive buffers, and free.
+    pub skipped: [Vec<f64>; 2],
     /// Segments the client's connections sent again around the port, and in the pause before it.
     pub retransmits: Vec<f64>,
     /// See `retransmits`.
@@ -38,6 +45,10 @@ pub struct Told {
     pub ended: Instant,
     /// As the VMMs measure it.
     pub blackout: Duration,
+    /// Bytes sent.
+    pub sent: u64,
+    /// Pages that were due, had no content and were not sent: in receive buffers, and free.
+    pub skipped: [u64; 2],
     /// The steps of the blackout in milliseconds.
     pub steps: Vec<(String, f64)>,
     /// For the message about a port with retransmits.
@@ -75,6 +86,10 @@ impl Seen {
         self.quiet.push(log.longest_silence(quiet_from, told.asked).map_or(0.0, ms));
         self.blackout.push(ms(told.blackout));
         self.steps.push(told.steps);
+        self.sent.push(told.sent as f64 / MIB);
+        for (all, pages) in self.skipped.iter_mut().zip(told.skipped) {
+            all.push(pages as f64 * PAGE / MIB);
+        }
         self.silence.push(ms(silence));
         self.whole.push(ms(whole));
         self.retransmits.push(resent as f64);

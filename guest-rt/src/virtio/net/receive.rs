@@ -3,14 +3,15 @@
 //! Owns all receive buffers. Always true: a buffer goes back to the device as soon as its frame was looked at; a frame that
 //! comes out is whole, has at most [`MAX_FRAME`] bytes and a checksum that is right, or that the device vouches for.
 use super::super::queue::{Queue, Segment};
+use super::buffer::Buffer;
 use super::{DATA_VALID, ETHERNET, HEADER, MAX_FRAME, NEEDS_CSUM, NetStatistics, RxBuffers, SMALL, broken};
-use alloc::{boxed::Box, vec, vec::Vec};
+use alloc::{vec, vec::Vec};
 
 /// The receiving half.
 pub(crate) struct Receiver {
     pub(super) queue: Queue,
     /// All buffers, how many of them the device was ever given, and for each head in flight which it is.
-    buffers: Vec<Box<[u8]>>,
+    buffers: Vec<Buffer>,
     started: usize,
     by_head: Vec<u16>,
     /// Where frames of several buffers are put together.
@@ -70,7 +71,7 @@ impl Receiver {
         let least = if self.mergeable { HEADER + SMALL } else { HEADER + MAX_FRAME };
         let size = buffers.size.max(least);
         for _ in self.buffers.len()..usize::from(buffers.count.clamp(1, self.queue.size())) {
-            self.buffers.push(vec![0; size].into_boxed_slice());
+            self.buffers.push(Buffer::new(size));
         }
     }
 

@@ -10,6 +10,7 @@ mod control;
 pub(crate) mod feature;
 mod filter;
 mod port;
+mod posted;
 mod rx;
 mod settings;
 pub mod tap;
@@ -26,7 +27,7 @@ use crate::boot::info::random;
 use crate::config::{MacAddress, NetConfig};
 use crate::error::{Error, Result};
 use crate::limit::{LimiterState, Limits, Throttle};
-use crate::memory::Memory;
+use crate::memory::{GuestRange, Memory};
 use crate::metrics::Exposition;
 use crate::stats::Counter;
 use feature::*;
@@ -360,6 +361,10 @@ impl Device for Net {
     fn descriptors(&self) -> Vec<RawFd> {
         let timers = [self.limits.rx.as_raw_fd(), self.limits.tx.as_raw_fd()];
         self.pairs.iter().map(|p| p.tap.as_raw_fd()).chain(timers).collect()
+    }
+
+    fn posted(&self, work: &mut Work<'_>, out: &mut Vec<GuestRange>) {
+        self.posted_buffers(work, out);
     }
 
     fn stop_input(&mut self) {

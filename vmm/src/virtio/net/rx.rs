@@ -85,6 +85,11 @@ impl Receiver {
         self.tap_ready = true;
     }
 
+    /// Adds the pieces of the buffers taken from the queue and not filled yet.
+    pub fn collected(&self, out: &mut Vec<GuestRange>) {
+        out.extend(self.buffers.iter().flat_map(Buffer::pieces));
+    }
+
     /// Puts all buffers back in the queue.
     pub fn give_back(&mut self, queue: &mut VirtQueue) {
         queue.unpop(self.buffers.len() as u16);

@@ -146,6 +146,34 @@ fn a_frame_waits_for_room() {
 }
 
 #[test]
+fn posted_buffers_are_told_of_until_they_are_used() {
+    let mut w = Wire::new(MRG_RXBUF);
+    let posted = |w: &mut Wire| {
+        let mut out = Vec::new();
+        w.bench.transport.posted(&mut out);
+        let mut at: Vec<u64> = out.iter().map(|r| (r.address().0 - DATA) / 0x1000).collect();
+        at.sort_unstable();
+        at
+    };
+    assert_eq!(posted(&mut w), [0; 0]);
+    w.offer(0..40, 2048);
+    w.bench.chain(1, &[(DATA + 0x5_0000, 60, 0)]);
+    assert_eq!(posted(&mut w), (0..40).collect::<Vec<_>>());
+    // After a frame some buffers are out of the ring, waiting for the next; the first is the guest's again.
+    w.send(&frame(1, 60));
+    w.serve();
+    assert_eq!(w.bench.used(0).len(), 1);
+    assert_ne!(w.bench.transport.save().queues[0].next_avail, 1, "this tests nothing");
+    assert_eq!(posted(&mut w), (1..40).collect::<Vec<_>>());
+    w.bench.transport.quiesce();
+    assert_eq!(posted(&mut w), (1..40).collect::<Vec<_>>());
+    assert_eq!(w.bench.transport.save().queues[0].next_avail, 1);
+    // After a reset they are memory like any other.
+    w.bench.set(0x70, 0);
+    assert_eq!(posted(&mut w), [0; 0]);
+}
+
+#[test]
 fn without_mergeable_buffers_what_never_fits_is_dropped() {
     let mut w = Wire::new(0);
     w.offer(0..2, 128);

@@ -66,6 +66,34 @@ fn chains_are_taken_put_back_and_used() {
 }
 
 #[test]
+fn what_is_posted_can_be_seen_and_stays() {
+    let m = memory();
+    let mut q = queue(&m);
+    desc(&m, DESC, 0, 0x8000, 16, NEXT, 1);
+    desc(&m, DESC, 1, 0x9000, 100, NEXT | WRITE, 3);
+    desc(&m, DESC, 3, 0xb000, 10, WRITE, 0);
+    desc(&m, DESC, 2, 0xa000, 200, WRITE, 0);
+    offer(&m, &[0, 2]);
+    let posted = |q: &mut VirtQueue, max| {
+        let mut out = Vec::new();
+        q.posted(&m, max, &mut out);
+        out.iter().map(|r| (r.address().0, r.len())).collect::<Vec<_>>()
+    };
+    let (before, moves) = (q.save(), q.moves());
+    assert_eq!(posted(&mut q, 10), [(0x9000, 100), (0xb000, 10), (0xa000, 200)]);
+    assert_eq!(posted(&mut q, 1), [(0x9000, 100), (0xb000, 10)], "the bound ends it between chains");
+    assert_eq!((q.save(), q.moves()), (before, moves));
+    assert_eq!(q.pop(&m).unwrap().unwrap().head, 0);
+    assert_eq!(posted(&mut q, 10), [(0xa000, 200)]);
+    // What makes no sense ends it, and is found again by whoever serves the queue.
+    desc(&m, DESC, 2, u64::MAX - 10, 200, WRITE, 0);
+    assert_eq!(posted(&mut q, 10), []);
+    assert!(q.pop(&m).is_err());
+    put(&m, AVAIL + 2, 0x4000u16.to_le_bytes());
+    assert_eq!(posted(&mut q, 10), []);
+}
+
+#[test]
 fn a_driver_that_waits_is_interrupted_by_whoever_works_the_ring() {
     let m = memory();
     let mut q = queue(&m);
