@@ -23,6 +23,7 @@ pub mod notice;
 pub mod platform;
 mod polling;
 pub mod port;
+pub mod residence;
 pub mod sandbox;
 pub mod serial;
 pub mod socket_file;

@@ -213,6 +213,15 @@ fn serve(control: &Arc<Control>, socket: Option<SocketFile>) -> vmm::Result<(End
             }
             stopping.finish(End::Stopped);
         });
+        let started = control.clone();
+        tokio::spawn(async move {
+            // A VM that runs and is not on its way: what brought it there is over.
+            while started.need_idle_vm().is_err() {
+                tokio::time::sleep(SETTLED).await;
+            }
+            tokio::time::sleep(SETTLED).await;
+            vmm::residence::give_start_code_back();
+        });
         if let Some((listener, name)) = socket.map(SocketFile::split) {
             let listener = tokio::net::UnixListener::from_std(listener).map_err(failed)?;
             let mut stop = control.ended();
@@ -230,5 +239,7 @@ fn serve(control: &Arc<Control>, socket: Option<SocketFile>) -> vmm::Result<(End
     })
 }
 
+/// How long a VM runs before what started it is given back.
+const SETTLED: std::time::Duration = std::time::Duration::from_secs(1);
 /// How long answers under way may take when the process ends.
 const LAST_ANSWERS: std::time::Duration = std::time::Duration::from_millis(200);

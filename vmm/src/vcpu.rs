@@ -9,8 +9,8 @@ pub mod state;
 
 use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use guest_abi::platform::PARK_FOREVER;
@@ -33,6 +33,9 @@ use cpuid::CPUS_MAX;
 const KILLED_STATUS: i32 = 128 + libc::SIGKILL;
 /// KVM_EXIT_INTERNAL_ERROR data is not needed; the registers say where it happened.
 const DEADLINE_MAX: Duration = Duration::from_secs(3600);
+
+/// Attempts to get the devices before their lock is waited for: somewhat longer than a long frame takes.
+const TRIES_MAX: usize = 4096;
 
 /// Looks at the gate for each look at the clock.
 const GLANCES: usize = 32;
@@ -110,6 +113,40 @@ pub struct Context {
     pub stats: Arc<Stats>,
     /// Processors of the host this process may use.
     pub processors: usize,
+    /// What the vCPU thread leaves to the I/O thread.
+    pub looks: Looks,
+}
+
+/// A guest that parks wants all queues looked at, and may go on before that when the I/O thread, which is at the devices already,
+/// has found something for it: then the look is owed to it.
+///
+/// Always true: of a debt that [`Looks::leave`] has made the I/O thread learns at its next [`Looks::end`]. Each side writes its own
+/// flag before it reads the other's.
+#[derive(Debug, Default)]
+pub struct Looks {
+    serving: AtomicBool,
+    owed: AtomicBool,
+}
+
+impl Looks {
+    /// The I/O thread goes to the devices.
+    pub fn begin(&self) {
+        self.serving.store(true, Ordering::SeqCst);
+    }
+
+    /// It comes from them: true if all queues are to be looked at once more.
+    #[must_use]
+    pub fn end(&self) -> bool {
+        self.serving.store(false, Ordering::SeqCst);
+        self.owed.swap(false, Ordering::SeqCst)
+    }
+
+    /// Leaves a look at all queues to the I/O thread; false if it is not at the devices.
+    #[must_use]
+    fn leave(&self) -> bool {
+        self.owed.store(true, Ordering::SeqCst);
+        self.serving.load(Ordering::SeqCst)
+    }
 }
 
 /// How a vCPU thread waits at a park before it sleeps.
@@ -125,12 +162,37 @@ impl Context {
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// The devices; nothing if the I/O thread, which has them, finds something for the guest meanwhile: it looks at all queues
+    /// then, and the guest need not wait until it is through.
+    fn devices_unless_open(&self) -> Option<MutexGuard<'_, Devices>> {
+        for _ in 0..TRIES_MAX {
+            match self.devices.try_lock() {
+                Ok(devices) => return Some(devices),
+                Err(TryLockError::Poisoned(e)) => return Some(e.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            if self.gate.is_open() && !self.gate.kicked() && self.looks.leave() {
+                return None;
+            }
+            std::hint::spin_loop();
+        }
+        Some(self.devices())
+    }
+
     /// Waits until a device has something for the guest, a kick, or the deadline; serves the devices meanwhile.
     fn park(&self, ns: u64, patience: &mut Patience) {
         let stats = &self.stats.vcpu;
         stats.parks.inc();
-        if self.devices().park() == Progress::More {
-            self.gate.signal();
+        match self.devices_unless_open() {
+            Some(mut devices) => {
+                if devices.park() == Progress::More {
+                    self.gate.signal();
+                }
+            }
+            None => {
+                self.gate.pass();
+                return;
+            }
         }
         let deadline = (ns != PARK_FOREVER).then(|| Instant::now() + Duration::from_nanos(ns).min(DEADLINE_MAX));
         if !self.gate.is_open() && !self.opens_soon(deadline, patience) {

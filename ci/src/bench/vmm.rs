@@ -22,6 +22,8 @@ const MIB: u64 = 1 << 20;
 /// The file the block rows are measured on: more than any cache of a disk's own, written once so that it has its blocks.
 const DISK_BYTES: u64 = 512 * MIB;
 const TAP: &str = "bench0";
+/// After it a VMM has given back what it needed to start.
+const SETTLED: Duration = Duration::from_secs(3);
 
 /// How much is measured.
 struct Effort {
@@ -51,7 +53,7 @@ pub fn run(mut cluster: Cluster, modules: [u64; 2], quick: bool) -> Result<Vec<R
     let machine = Machine { vmm: &artifacts.vmm, image: &image, host, state: cluster.lab.state_dir() };
 
     rows.extend(starts(&machine, &disk, effort.starts)?);
-    rows.extend(at_rest(&machine, &disk)?);
+    rows.extend(memory_rows(&machine, &disk, effort.time)?);
     rows.extend(block::run(&machine, &disk, &program, effort.rounds, effort.time)?);
     rows.extend(network::run(&machine, TAP, effort.rounds, effort.time)?);
     Ok(rows)
@@ -59,11 +61,18 @@ pub fn run(mut cluster: Cluster, modules: [u64; 2], quick: bool) -> Result<Vec<R
 
 /// Memory of the processes that run the modules.
 fn of_modules(cluster: &Cluster, memory: [u64; 2]) -> Result<Vec<Row>> {
+    std::thread::sleep(SETTLED);
     let row = |name: &str, value| Row::alone(name, "MiB", Better::Less, value, 1);
     let of = |module: &Module, memory: u64| memory::beyond_guest(module.daemon.pid(), memory * MIB);
     Ok(vec![
-        row("memory of the N-module's vmm beyond its guest's", of(&cluster.nmodule, memory[0])? as f64 / MIB as f64),
-        row("memory of the D-module's vmm beyond its guest's", of(&cluster.dmodule, memory[1])? as f64 / MIB as f64),
+        row(
+            "memory of the N-module's vmm beyond its guest's, at rest",
+            of(&cluster.nmodule, memory[0])? as f64 / MIB as f64,
+        ),
+        row(
+            "memory of the D-module's vmm beyond its guest's, at rest",
+            of(&cluster.dmodule, memory[1])? as f64 / MIB as f64,
+        ),
         row("memory of the N-module", memory[0] as f64),
     ])
 }
@@ -114,23 +123,30 @@ fn starts(machine: &Machine, disk: &Path, samples: usize) -> Result<Vec<Row>> {
     Ok(rows)
 }
 
-/// Memory of both processes while their guests wait on the network.
-fn at_rest(machine: &Machine, disk: &Path) -> Result<Vec<Row>> {
-    let mut used = [0.0; 2];
+/// Memory of both processes as soon as their guests serve, while they wait, and when they have served.
+fn memory_rows(machine: &Machine, disk: &Path, time: Duration) -> Result<Vec<Row>> {
+    let mut used = [[0.0; 2]; 3];
     for monitor in in_turn(0) {
         let mut guest = Guest::start(machine, monitor, Some(disk), Some(TAP), &network::serve())?;
         guest.line("serving")?;
-        used[monitor as usize] = memory::beyond_guest(guest.pid(), guest::MEMORY_MIB * MIB)? as f64 / MIB as f64;
+        let pid = guest.pid();
+        let beyond = || memory::beyond_guest(pid, guest::MEMORY_MIB * MIB).map(|bytes| bytes as f64 / MIB as f64);
+        used[0][monitor as usize] = beyond()?;
+        std::thread::sleep(SETTLED);
+        used[1][monitor as usize] = beyond()?;
+        network::measure(machine, monitor, time)?;
+        used[2][monitor as usize] = beyond()?;
         network::quit(machine.host)?;
         guest.end()?;
     }
-    let name = "memory beyond the guest's, with a disk and a network card";
-    Ok(vec![Row {
-        name: name.into(),
+    let when = ["just started", "at rest after 3 s", "after serving TCP"];
+    let row = |(when, [ours, peer]): (&str, [f64; 2])| Row {
+        name: format!("memory beyond the guest's, with a disk and a network card, {when}"),
         unit: "MiB",
-        ours: used[0],
-        peer: Some(used[1]),
+        ours,
+        peer: Some(peer),
         better: Better::Less,
         samples: 1,
-    }])
+    };
+    Ok(when.into_iter().zip(used).map(row).collect())
 }

@@ -307,6 +307,7 @@ impl Vm {
             console,
             stats,
             processors: std::thread::available_parallelism().map_or(1, usize::from),
+            looks: Default::default(),
         };
         let tsc_khz = shell.vcpus[0].get_tsc_khz().map_err(crate::error::kvm("get TSC frequency"))?;
         let vcpus = shell

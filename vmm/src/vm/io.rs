@@ -36,9 +36,19 @@ pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
 }
 
 fn serve(context: &Context, ready: &Ready, handle: fn(&mut Devices, Token) -> Progress) {
+    context.looks.begin();
     for token in ready.iter().filter(|t| *t != Token::Wake) {
         // The lock is given up in between, so that a long queue does not keep the guest from the other devices.
         while handle(&mut context.devices(), token) == Progress::More {}
+    }
+    pay(context);
+}
+
+/// Comes from the devices, with what the vCPU has left to do there done.
+fn pay(context: &Context) {
+    while context.looks.end() {
+        context.looks.begin();
+        while context.devices().process_all() == Progress::More {}
     }
 }
 
@@ -48,7 +58,9 @@ fn look(context: &Context, stop: &AtomicBool, patience: Duration, offers: &mut O
     offers.came();
     while last.elapsed() < patience && !context.gate.is_asleep() && !stop.load(Ordering::Acquire) {
         // Rings are looked at more often than descriptors, which take a system call.
+        context.looks.begin();
         let mut any = (0..LOOKS).any(|_| context.devices().poll());
+        pay(context);
         let ready = context.events.io.wait(Some(Duration::ZERO));
         serve(context, &ready, Devices::handle_polled);
         any |= !ready.is_empty();

@@ -146,13 +146,18 @@ pub fn run(machine: &Machine, tap: &str, rounds: usize, time: Duration) -> Resul
 fn with_guest(machine: &Machine, monitor: Monitor, tap: &str, time: Duration) -> Result<Vec<f64>> {
     let mut guest = Guest::start(machine, monitor, None, Some(tap), &serve())?;
     guest.line("serving")?;
-    let measured = machine.host.enter(|| {
+    let measured = measure(machine, monitor, time)?;
+    quit(machine.host)?;
+    guest.end()?;
+    Ok(measured)
+}
+
+/// Each figure once, of a guest that serves.
+pub fn measure(machine: &Machine, monitor: Monitor, time: Duration) -> Result<Vec<f64>> {
+    machine.host.enter(|| {
         MEASURES
             .iter()
             .map(|(name, _, measure)| measure(time).with_context(|| format!("{monitor:?}: {name}")))
             .collect()
-    })?;
-    quit(machine.host)?;
-    guest.end()?;
-    Ok(measured)
+    })
 }
