@@ -147,6 +147,11 @@ impl Devices {
         self.virtio.iter_mut().fold(false, |any, device| device.poll() | any)
     }
 
+    /// Whether the host works on something for a device, so that an event is near.
+    pub fn await_host(&self) -> bool {
+        self.virtio.iter().any(Transport::awaits_host)
+    }
+
     /// Asks all drivers to ring again, and looks at what they did before they could know. [`Progress::More`] asks to be called
     /// again.
     pub fn end_poll(&mut self) -> Progress {

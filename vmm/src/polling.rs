@@ -2,15 +2,15 @@
 //! often it offers its processor meanwhile: as often as that was taken lately.
 //!
 //! A sleep that is over soon costs more than the wait (being woken on another processor takes tens of microseconds); a long one
-//! costs nothing. Always true: the time is at most [`POLL_MAX`], and nothing once sleeps have been long; the processor is
+//! costs nothing. Always true: the time is at most [`POLL_MAX`], or [`POLL_IDLE`], and nothing once sleeps have been long; the processor is
 //! offered at least once in [`LOOKS_MAX`] looks in vain.
 
 use std::time::{Duration, Instant};
 
 /// Longest time of looking for events in vain: somewhat more than a request to a fast disk takes.
 pub(crate) const POLL_MAX: Duration = Duration::from_micros(100);
-/// Where it begins to grow.
-const POLL_START: Duration = Duration::from_micros(25);
+/// The same where nothing is under way: what comes then may need the processor that this would take.
+pub(crate) const POLL_IDLE: Duration = Duration::from_micros(25);
 
 /// The policy's state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,18 +26,18 @@ impl Polling {
         Polling { allowed: processors > 1, budget: Duration::ZERO }
     }
 
-    /// How long to look before the next sleep.
-    pub fn budget(&self) -> Duration {
-        self.budget
+    /// How long to look before the next sleep; `near`: something is under way whose end will be seen.
+    pub fn budget(&self, near: bool) -> Duration {
+        if near { self.budget } else { self.budget.min(POLL_IDLE) }
     }
 
-    /// A sleep has ended after `slept`, having been preceded by [`Polling::budget`] in vain.
+    /// A sleep has ended after `slept`, having been preceded by all of [`Polling::budget`] in vain.
     pub fn slept(&mut self, slept: Duration) {
         let missed = self.budget + slept;
         self.budget = match () {
             () if !self.allowed => Duration::ZERO,
-            () if missed <= POLL_MAX => (self.budget * 2).clamp(POLL_START, POLL_MAX),
-            () if self.budget <= POLL_START => Duration::ZERO,
+            () if missed <= POLL_MAX => (self.budget * 2).clamp(POLL_IDLE, POLL_MAX),
+            () if self.budget <= POLL_IDLE => Duration::ZERO,
             () => self.budget / 2,
         };
     }
@@ -116,27 +116,27 @@ mod tests {
     #[test]
     fn it_grows_while_sleeps_are_short_and_ends_when_they_are_long() {
         let mut polling = Polling::new(2);
-        assert_eq!(polling.budget(), Duration::ZERO);
+        assert_eq!(polling.budget(true), Duration::ZERO);
         polling.slept(SHORT);
-        assert_eq!(polling.budget(), POLL_START);
+        assert_eq!(polling.budget(true), POLL_IDLE);
         for _ in 0..10 {
             polling.slept(SHORT);
-            assert!(polling.budget() <= POLL_MAX);
+            assert!(polling.budget(true) <= POLL_MAX && polling.budget(false) <= POLL_IDLE);
         }
         let mut sleeps = 0;
-        while polling.budget() > Duration::ZERO {
+        while polling.budget(true) > Duration::ZERO {
             polling.slept(LONG);
             sleeps += 1;
         }
         assert!(sleeps <= 4, "{sleeps}");
         polling.slept(LONG);
-        assert_eq!(polling.budget(), Duration::ZERO);
+        assert_eq!(polling.budget(true), Duration::ZERO);
     }
 
     #[test]
     fn a_single_processor_never_polls() {
         let mut polling = Polling::new(1);
         polling.slept(SHORT);
-        assert_eq!(polling.budget(), Duration::ZERO);
+        assert_eq!(polling.budget(true), Duration::ZERO);
     }
 }

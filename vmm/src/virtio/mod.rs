@@ -109,6 +109,10 @@ pub trait Device: Send {
     fn pending(&mut self, _work: &Work<'_>) -> bool {
         false
     }
+    /// Whether the host works on something for it, so that an event is near.
+    fn awaits_host(&self) -> bool {
+        false
+    }
     /// One of the device's descriptors is ready; [`Device::process`] follows.
     fn event(&mut self) {}
     /// The guest waits by parking, after [`Device::process`]: it has looked at its rings and is to be woken for the next buffer,

@@ -29,8 +29,8 @@ pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
         let begin = Instant::now();
         serve(context, &context.events.io.wait(None), Devices::handle);
         polling.slept(begin.elapsed());
-        if !polling.budget().is_zero() {
-            look(context, stop, polling.budget(), &mut offers);
+        if !polling.budget(true).is_zero() {
+            look(context, stop, &polling, &mut offers);
         }
     }
 }
@@ -53,9 +53,10 @@ fn pay(context: &Context) {
 }
 
 /// Serves what comes, until nothing has come for so long.
-fn look(context: &Context, stop: &AtomicBool, patience: Duration, offers: &mut Offers) {
+fn look(context: &Context, stop: &AtomicBool, polling: &Polling, offers: &mut Offers) {
     let mut last = Instant::now();
     offers.came();
+    let mut patience = polling.budget(context.devices().await_host());
     while last.elapsed() < patience && !context.gate.is_asleep() && !stop.load(Ordering::Acquire) {
         // Rings are looked at more often than descriptors, which take a system call.
         context.looks.begin();
@@ -67,6 +68,7 @@ fn look(context: &Context, stop: &AtomicBool, patience: Duration, offers: &mut O
         if any {
             last = Instant::now();
             offers.came();
+            patience = polling.budget(context.devices().await_host());
         } else if offers.is_due() {
             // Whoever is waited for may want this very processor.
             offers.offer();

@@ -412,6 +412,10 @@ impl Device for Blk {
         true
     }
 
+    fn awaits_host(&self) -> bool {
+        self.engine.in_flight() > 0
+    }
+
     fn pending(&mut self, work: &Work<'_>) -> bool {
         self.engine.has_completed() || self.engine.room() && work.queues.iter().any(|q| q.depth(work.memory) > 0)
     }

@@ -20,6 +20,11 @@ impl Transport {
         self.moves() != before
     }
 
+    /// Whether an event of a device that can be polled is near.
+    pub fn awaits_host(&self) -> bool {
+        self.device.is_pollable() && self.device.awaits_host()
+    }
+
     /// [`Transport::event`], or [`Transport::process`] for a doorbell, for who goes on polling: a driver that rings because it could
     /// not know yet is not asked to go on doing so.
     pub fn polled(&mut self, own: bool) -> Progress {

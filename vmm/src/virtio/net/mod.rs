@@ -52,7 +52,7 @@ const CONTROL_SIZE: u16 = 64;
 const BUDGET: usize = 256;
 /// Bytes handled likewise: long frames are turned over to the other side while the next are copied, and what answers them is not
 /// kept waiting by all the rest.
-const BUDGET_BYTES: u64 = 128 << 10;
+const BUDGET_BYTES: u64 = 64 << 10;
 /// Bits of the status field.
 const LINK_UP: u16 = 1;
 const ANNOUNCE: u16 = 2;
