@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use port_support::arbiter::Arbiter;
 use port_support::disks::{MIB, lock, read_lock, rounds, run, sparse, works};
@@ -186,28 +187,12 @@ fn a_source_that_waits_for_its_lock_can_be_shut_down() {
     assert!(here.wait().success());
 }
 
-/// The calling thread is more urgent than those of a port.
-struct Hasty;
-
-impl Hasty {
-    fn new() -> Hasty {
-        // Processes started by it are not.
-        Hasty::set(libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, 3);
-        Hasty
-    }
-
-    fn set(policy: libc::c_int, priority: libc::c_int) {
-        let parameters = libc::sched_param { sched_priority: priority };
-        // SAFETY: the call reads the parameters; only this thread changes.
-        let rc = unsafe { libc::sched_setscheduler(0, policy, &parameters) };
-        assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
-impl Drop for Hasty {
-    fn drop(&mut self) {
-        Hasty::set(libc::SCHED_OTHER, 0);
-    }
+/// Makes the calling thread more urgent than those of a port.
+fn hurry() {
+    let parameters = libc::sched_param { sched_priority: 3 };
+    // SAFETY: the call reads the parameters; only this thread changes.
+    let rc = unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) };
+    assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
 }
 
 /// Somebody who is quicker than the destination: it does not commit, and the guest goes on at the source when the image is free.
@@ -221,19 +206,24 @@ fn a_lock_that_somebody_else_gets_first() {
     for attempt in 0..20u16 {
         let mut there = lab.receive(usize::from((attempt + 1) % 2), 4000 + attempt, &[]);
         let id = here.port_to(4000 + attempt);
-        let thief = eventually("the lock is taken, or the port is over", || {
-            loop {
-                // Nobody has it for as long as the residue is on its way. To ask the API each time would take longer, and both sides are
-                // urgent then: with two processors nobody else would run.
-                let hasty = Hasty::new();
-                if let Some(file) = (0..2000).find_map(|_| lock(&image)) {
-                    return Some(Some(file));
+        // Nobody has it for as long as the residue is on its way. Both sides are urgent then: who asks for it in between must not do
+        // anything else.
+        let over = AtomicBool::new(false);
+        let thief = std::thread::scope(|scope| {
+            let thief = scope.spawn(|| {
+                hurry();
+                loop {
+                    match lock(&image) {
+                        None if !over.load(Ordering::Relaxed) => {}
+                        end => return end,
+                    }
                 }
-                drop(hasty);
-                if there.state() == "running" {
-                    return Some(None);
-                }
-            }
+            });
+            eventually("the lock is taken, or the port is over", || {
+                (thief.is_finished() || there.state() == "running").then_some(())
+            });
+            over.store(true, Ordering::Relaxed);
+            thief.join().unwrap()
         });
         if thief.is_none() {
             // The destination was quicker.
