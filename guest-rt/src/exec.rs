@@ -2,7 +2,8 @@
 //!
 //! Owns the tasks. One vCPU, so futures need not be `Send`. A round polls the tasks that were ready when it began,
 //! then all devices, then the timers. When a round did nothing the executor first *spins*: it looks at the devices'
-//! rings for a bounded time (`spin_us=` on the command line, default [`SPIN_US`]); then it *parks* until a device
+//! rings for a bounded time (`spin_us=` on the command line, default [`SPIN_US`]; up to [`SPIN_GROWTH`] times as long while
+//! parks are that short: a park costs more than it saves then); then it *parks* until a device
 //! has something or the earliest deadline. Before a park under our VMM no doorbell is rung (the VMM looks at the
 //! queues); in all other cases it is, once a round, for each queue that wants it.
 //!
@@ -21,6 +22,9 @@ use core::task::{Context, Poll, Waker};
 
 /// Default of `spin_us=`: how long an idle guest polls before it parks.
 pub const SPIN_US: u64 = 50;
+
+/// How many times as long as that it polls while parks turn out to be short.
+pub const SPIN_GROWTH: u32 = 4;
 
 /// How long an image whose main has ended waits for what is on its way out.
 pub const GRACE: Duration = Duration::from_millis(200);
@@ -124,6 +128,8 @@ impl Executor {
 struct Runtime {
     executor: Executor,
     devices: RefCell<Vec<Rc<dyn Device>>>,
+    /// What was asked for, and how long it is now.
+    spin_least: Cell<Duration>,
     spin: Cell<Duration>,
     generation: Cell<u32>,
     generation_waiters: RefCell<Vec<Waker>>,
@@ -152,6 +158,7 @@ fn runtime() -> &'static Runtime {
             Box::leak(Box::new(Runtime {
                 executor: Executor::default(),
                 devices: RefCell::default(),
+                spin_least: Cell::new(Duration::from_micros(SPIN_US)),
                 spin: Cell::new(Duration::from_micros(SPIN_US)),
                 generation: Cell::new(time::generation()),
                 generation_waiters: RefCell::default(),
@@ -165,6 +172,7 @@ fn runtime() -> &'static Runtime {
 pub(crate) fn init(cmdline: &Cmdline) {
     let r = runtime();
     if let Some(us) = cmdline.number("spin_us") {
+        r.spin_least.set(Duration::from_micros(us));
         r.spin.set(Duration::from_micros(us));
     }
 }
@@ -342,6 +350,7 @@ impl Runtime {
             self.count(|s| s.parks += 1);
             let ns = if deadline == Instant::FAR_FUTURE { u64::MAX } else { deadline.since(now).as_nanos() as u64 };
             park::park(ns);
+            self.spin.set(next_spin(self.spin_least.get(), spin, Instant::now().since(now)));
         }
     }
 
@@ -350,6 +359,12 @@ impl Runtime {
         f(&mut s);
         self.statistics.set(s);
     }
+}
+
+/// How long to spin after a spin of `spin` in vain and a park of `parked`: longer if the longest would have won.
+fn next_spin(least: Duration, spin: Duration, parked: Duration) -> Duration {
+    let most = least.saturating_mul(SPIN_GROWTH);
+    if spin.saturating_add(parked) <= most { spin.saturating_mul(2).min(most) } else { (spin / 2).max(least) }
 }
 
 #[cfg(not(test))]

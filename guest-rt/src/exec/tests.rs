@@ -208,6 +208,24 @@ impl Device for Clockwork {
 }
 
 #[test]
+fn spins_grow_while_parks_are_short() {
+    let least = Duration::from_micros(50);
+    let mut spin = least;
+    for expected in [100, 200, 200] {
+        spin = next_spin(least, spin, Duration::from_micros(200) - spin);
+        assert_eq!(spin, Duration::from_micros(expected));
+    }
+    for expected in [100, 50, 50] {
+        spin = next_spin(least, spin, Duration::from_millis(1));
+        assert_eq!(spin, Duration::from_micros(expected));
+    }
+    // None at all stays none, and what is for ever does not overflow.
+    assert_eq!(next_spin(Duration::ZERO, Duration::ZERO, Duration::ZERO), Duration::ZERO);
+    let ever = Duration::from_secs(1_000_000);
+    assert!(next_spin(ever, ever, ever) >= ever);
+}
+
+#[test]
 fn idle_spins_then_parks_until_the_earliest_deadline() {
     block_on(async {
         let start = Instant::now();
