@@ -126,6 +126,11 @@ impl Devices {
         self.all(Transport::process)
     }
 
+    /// [`Devices::process_all`] for who goes on with [`Devices::poll`].
+    pub fn process_all_polled(&mut self) -> Progress {
+        self.all(|t| t.polled(false))
+    }
+
     /// [`Devices::process_all`] for a guest that has parked: it is woken for whatever a device has next.
     pub fn park(&mut self) -> Progress {
         self.all(Transport::park)

@@ -28,6 +28,7 @@ pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
     while !stop.load(Ordering::Acquire) {
         let begin = Instant::now();
         serve(context, &context.events.io.wait(None), Devices::handle);
+        pay(context, Devices::process_all);
         polling.slept(begin.elapsed());
         if !polling.budget(true).is_zero() {
             look(context, stop, &polling, &mut offers);
@@ -41,14 +42,13 @@ fn serve(context: &Context, ready: &Ready, handle: fn(&mut Devices, Token) -> Pr
         // The lock is given up in between, so that a long queue does not keep the guest from the other devices.
         while handle(&mut context.devices(), token) == Progress::More {}
     }
-    pay(context);
 }
 
 /// Comes from the devices, with what the vCPU has left to do there done.
-fn pay(context: &Context) {
+fn pay(context: &Context, look: fn(&mut Devices) -> Progress) {
     while context.looks.end() {
         context.looks.begin();
-        while context.devices().process_all() == Progress::More {}
+        while look(&mut context.devices()) == Progress::More {}
     }
 }
 
@@ -61,9 +61,9 @@ fn look(context: &Context, stop: &AtomicBool, polling: &Polling, offers: &mut Of
         // Rings are looked at more often than descriptors, which take a system call.
         context.looks.begin();
         let mut any = (0..LOOKS).any(|_| context.devices().poll());
-        pay(context);
         let ready = context.events.io.wait(Some(Duration::ZERO));
         serve(context, &ready, Devices::handle_polled);
+        pay(context, Devices::process_all_polled);
         any |= !ready.is_empty();
         if any {
             last = Instant::now();
