@@ -1,45 +1,34 @@
-//! A vCPU: its run loop, its park, its kick.
+//! A vCPU: its run loop, its kick.
 //!
 //! Owns the vCPU's descriptor. Always true: a kick that was given before or while the vCPU runs makes
 //! [`Vcpu::run`] return, with every access of the guest completed, so that the state can be read.
 
 pub mod cpuid;
+pub mod park;
 pub mod reset;
 pub mod state;
 
 use std::cell::Cell;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use guest_abi::platform::PARK_FOREVER;
 use kvm_ioctls::{VcpuExit, VcpuFd};
 
 use crate::acpi::{self, Command};
 use crate::console::Console;
 use crate::devices::Devices;
 use crate::error::{Result, host};
-use crate::event::{Events, Token};
+use crate::event::Events;
 use crate::gate::Gate;
 use crate::memory::GuestRam;
 use crate::platform::{self, Action, PLATFORM_BASE, PLATFORM_SIZE};
-use crate::polling::{Offers, Polling};
 use crate::stats::Stats;
-use crate::virtio::Progress;
 use cpuid::CPUS_MAX;
+use park::{Looks, Patience};
 
 /// Exit status of a process that was killed over its control interface: as if by SIGKILL.
 const KILLED_STATUS: i32 = 128 + libc::SIGKILL;
-/// KVM_EXIT_INTERNAL_ERROR data is not needed; the registers say where it happened.
-const DEADLINE_MAX: Duration = Duration::from_secs(3600);
-
-/// Attempts to get the devices before their lock is waited for: somewhat longer than a long frame takes.
-const TRIES_MAX: usize = 4096;
-
-/// Looks at the gate for each look at the clock.
-const GLANCES: usize = 32;
-
 /// Most exits for one access of the guest: the longest string there is in a page, by bytes.
 const PIECES_MAX: usize = 4096;
 
@@ -117,166 +106,11 @@ pub struct Context {
     pub looks: Looks,
 }
 
-/// A guest that parks wants all queues looked at, and may go on before that when the I/O thread, which is at the devices already,
-/// has found something for it: then the look is owed to it.
-///
-/// Always true: of a debt that [`Looks::leave`] has made the I/O thread learns at its next [`Looks::end`]. Each side writes its own
-/// flag before it reads the other's.
-#[derive(Debug, Default)]
-pub struct Looks {
-    serving: AtomicBool,
-    owed: AtomicBool,
-}
-
-impl Looks {
-    /// The I/O thread goes to the devices.
-    pub fn begin(&self) {
-        self.serving.store(true, Ordering::SeqCst);
-    }
-
-    /// It comes from them: true if all queues are to be looked at once more.
-    #[must_use]
-    pub fn end(&self) -> bool {
-        self.serving.store(false, Ordering::SeqCst);
-        self.owed.swap(false, Ordering::SeqCst)
-    }
-
-    /// Leaves a look at all queues to the I/O thread; false if it is not at the devices.
-    #[must_use]
-    fn leave(&self) -> bool {
-        self.owed.store(true, Ordering::SeqCst);
-        self.serving.load(Ordering::SeqCst)
-    }
-}
-
-/// How a vCPU thread waits at a park before it sleeps.
-struct Patience {
-    polling: Polling,
-    offers: Offers,
-}
-
 impl Context {
     /// All devices.
     pub fn devices(&self) -> MutexGuard<'_, Devices> {
         // A device that panicked is a bug, but the state behind the lock is only ever changed in whole steps.
         self.devices.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// The devices; nothing if the I/O thread, which has them, finds something for the guest meanwhile: it looks at all queues
-    /// then, and the guest need not wait until it is through.
-    fn devices_unless_open(&self) -> Option<MutexGuard<'_, Devices>> {
-        for _ in 0..TRIES_MAX {
-            match self.devices.try_lock() {
-                Ok(devices) => return Some(devices),
-                Err(TryLockError::Poisoned(e)) => return Some(e.into_inner()),
-                Err(TryLockError::WouldBlock) => {}
-            }
-            if self.gate.is_open() && !self.gate.kicked() && self.looks.leave() {
-                return None;
-            }
-            std::hint::spin_loop();
-        }
-        Some(self.devices())
-    }
-
-    /// Waits until a device has something for the guest, a kick, or the deadline; serves the devices meanwhile.
-    fn park(&self, ns: u64, patience: &mut Patience) {
-        let stats = &self.stats.vcpu;
-        stats.parks.inc();
-        match self.devices_unless_open() {
-            Some(mut devices) => {
-                if devices.park() == Progress::More {
-                    self.gate.signal();
-                }
-            }
-            None => {
-                self.gate.pass();
-                return;
-            }
-        }
-        let deadline = (ns != PARK_FOREVER).then(|| Instant::now() + Duration::from_nanos(ns).min(DEADLINE_MAX));
-        if !self.gate.is_open() && !self.opens_soon(deadline, patience) {
-            stats.slept.inc();
-            let begin = Instant::now();
-            loop {
-                let left = deadline.map(|d| d.saturating_duration_since(Instant::now()));
-                if left == Some(Duration::ZERO) {
-                    break;
-                }
-                if self.gate.may_sleep() {
-                    let ready = self.events.vcpu.wait(left);
-                    self.gate.awake();
-                    self.serve(&ready);
-                }
-                if self.gate.is_open() {
-                    break;
-                }
-            }
-            patience.polling.slept(begin.elapsed());
-        }
-        if self.gate.kicked() {
-            self.collect();
-        }
-        self.gate.pass();
-    }
-
-    /// Looks at the gate for as long as that has paid lately; the I/O thread serves the devices meanwhile. True if it has opened,
-    /// or the deadline has come.
-    fn opens_soon(&self, deadline: Option<Instant>, patience: &mut Patience) -> bool {
-        // The guest has looked by itself before it parked.
-        let budget = patience.polling.budget(false);
-        if budget.is_zero() {
-            return false;
-        }
-        let begin = Instant::now();
-        patience.offers.came();
-        loop {
-            for _ in 0..GLANCES {
-                if self.gate.is_open() {
-                    return true;
-                }
-                std::hint::spin_loop();
-            }
-            let now = Instant::now();
-            if deadline.is_some_and(|d| now >= d) {
-                return true;
-            }
-            if now.duration_since(begin) >= budget {
-                return false;
-            }
-            if patience.offers.is_due() {
-                patience.offers.offer();
-            }
-        }
-    }
-
-    /// Serves what this thread alone was told of, without waiting: see [`crate::event`].
-    fn collect(&self) {
-        loop {
-            let ready = self.events.vcpu.wait(Some(Duration::ZERO));
-            self.serve(&ready);
-            if !ready.is_full() {
-                break;
-            }
-        }
-    }
-
-    fn serve(&self, ready: &crate::event::Ready) {
-        if ready.is_empty() {
-            return;
-        }
-        let mut devices = self.devices();
-        for token in ready.iter() {
-            match token {
-                Token::Wake => self.gate.drain(),
-                token => {
-                    // More to do means that something was given to the guest: it is let run, and parks again.
-                    if devices.handle(token) == Progress::More {
-                        self.gate.signal();
-                    }
-                }
-            }
-        }
     }
 }
 
@@ -307,7 +141,7 @@ impl Vcpu {
     pub fn run(&mut self, context: &Context) -> Outcome {
         let _kickable = Kickable::new(&mut self.fd);
         let mut parked = false;
-        let mut patience = Patience { polling: Polling::new(context.processors), offers: Offers::new() };
+        let mut patience = Patience::new(context.processors);
         loop {
             let leaving = context.gate.kicked();
             if leaving {
