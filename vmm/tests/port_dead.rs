@@ -48,7 +48,7 @@ fn free_pages_are_not_sent() {
     let lab = Lab::new(2);
     let mut here = lab.boot("heap", &[]);
     let mut echo = Echo::new(&lab);
-    let mut skipped_late = 0;
+    let (mut skipped_late, mut met) = (0, 0);
     for turn in 0..12u16 {
         let there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         echo.turns(50);
@@ -64,13 +64,15 @@ fn free_pages_are_not_sent() {
         let rounds = status["rounds"].as_array().unwrap();
         // More than half of the guest's memory is never in use at once; a round that met an allocation each time it looked is possible.
         let first = rounds[0]["free_pages"].as_u64().unwrap();
-        assert!(first > 4000 || turn > 0 && first == 0, "{status}");
+        assert!(first > 4000 || first == 0, "{status}");
+        met += u32::from(first == 0);
         skipped_late += rounds[1..].iter().map(|r| r["free_pages"].as_u64().unwrap()).sum::<u64>();
         skipped_late += status["residue_free_pages"].as_u64().unwrap();
         here = there;
         echo.turns(200);
         assert_eq!(here.state(), "running", "{}", lab.console(&format!("receive{}", 4000 + turn)));
     }
+    assert!(met <= 3, "{met} of 12 first rounds found no map that holds");
     assert!(skipped_late > 0, "pages freed after they were written in later rounds, too");
 }
 

@@ -16,6 +16,8 @@ use crate::memory::{Memory, PAGE_SIZE};
 /// How often a map that is just being changed is looked at again. An allocation takes less than a microsecond; a stopped guest
 /// does not go on with one.
 const TRIES: u32 = 200;
+/// After so many the guest seems to have lost its processor in the middle of one: it is offered this one.
+const TRIES_BEFORE_YIELD: u32 = 100;
 
 /// The map as it is now, in the form of a bitmap of all pages; `None`: there is none that holds.
 pub(super) fn read(memory: &Memory, info: InfoPage) -> Option<Vec<u64>> {
@@ -37,7 +39,10 @@ pub(super) fn read(memory: &Memory, info: InfoPage) -> Option<Vec<u64>> {
     let mut bytes = vec![0; header.pages.div_ceil(64) as usize * size_of::<u64>()];
     let seq_at = GuestAddress(at + offset_of!(FreePages, seq) as u64);
     let seq = || memory.ram().load::<u32>(seq_at, Ordering::Acquire).ok();
-    for _ in 0..TRIES {
+    for n in 0..TRIES {
+        if n >= TRIES_BEFORE_YIELD {
+            std::thread::yield_now();
+        }
         let before = seq()?;
         if before.is_multiple_of(2) {
             memory.ram().read_slice(&mut bytes, GuestAddress(words_at)).ok()?;
