@@ -46,6 +46,8 @@ pub const ALL: &[libc::c_long] = &[
     libc::SYS_recvmsg,
     libc::SYS_restart_syscall,
     libc::SYS_rseq,
+    // A signal that ends the process may be any thread's, and the terminal is put right then.
+    libc::SYS_rt_sigaction,
     libc::SYS_rt_sigprocmask,
     libc::SYS_rt_sigreturn,
     libc::SYS_sched_getaffinity,
@@ -127,7 +129,6 @@ pub const CONTROL: &[libc::c_long] = &[
     libc::SYS_renameat,
     libc::SYS_renameat2,
     libc::SYS_rmdir,
-    libc::SYS_rt_sigaction,
     libc::SYS_sched_getparam,
     libc::SYS_sched_getscheduler,
     libc::SYS_sched_setscheduler,
