@@ -31,9 +31,9 @@ impl Polling {
         if near { self.budget } else { self.budget.min(POLL_IDLE) }
     }
 
-    /// A sleep has ended after `slept`, having been preceded by all of [`Polling::budget`] in vain.
-    pub fn slept(&mut self, slept: Duration) {
-        let missed = self.budget + slept;
+    /// A sleep has ended after `slept`, and before it was looked for `looked` in vain.
+    pub fn slept(&mut self, looked: Duration, slept: Duration) {
+        let missed = looked + slept;
         self.budget = match () {
             () if !self.allowed => Duration::ZERO,
             () if missed <= POLL_MAX => (self.budget * 2).clamp(POLL_IDLE, POLL_MAX),
@@ -117,26 +117,39 @@ mod tests {
     fn it_grows_while_sleeps_are_short_and_ends_when_they_are_long() {
         let mut polling = Polling::new(2);
         assert_eq!(polling.budget(true), Duration::ZERO);
-        polling.slept(SHORT);
+        polling.slept(polling.budget(true), SHORT);
         assert_eq!(polling.budget(true), POLL_IDLE);
         for _ in 0..10 {
-            polling.slept(SHORT);
+            polling.slept(polling.budget(true), SHORT);
             assert!(polling.budget(true) <= POLL_MAX && polling.budget(false) <= POLL_IDLE);
         }
         let mut sleeps = 0;
         while polling.budget(true) > Duration::ZERO {
-            polling.slept(LONG);
+            polling.slept(polling.budget(true), LONG);
             sleeps += 1;
         }
         assert!(sleeps <= 4, "{sleeps}");
-        polling.slept(LONG);
+        polling.slept(polling.budget(true), LONG);
         assert_eq!(polling.budget(true), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_counts_is_how_long_was_looked() {
+        let mut polling = Polling::new(2);
+        while polling.budget(true) < POLL_MAX {
+            polling.slept(polling.budget(true), SHORT);
+        }
+        // Nothing was under way: it would have come while looking for long.
+        polling.slept(polling.budget(false), POLL_MAX - POLL_IDLE);
+        assert_eq!(polling.budget(true), POLL_MAX);
+        polling.slept(polling.budget(false), POLL_MAX);
+        assert_eq!(polling.budget(true), POLL_MAX / 2);
     }
 
     #[test]
     fn a_single_processor_never_polls() {
         let mut polling = Polling::new(1);
-        polling.slept(SHORT);
+        polling.slept(polling.budget(true), SHORT);
         assert_eq!(polling.budget(true), Duration::ZERO);
     }
 }

@@ -117,7 +117,7 @@ impl Context {
                     break;
                 }
             }
-            patience.polling.slept(begin.elapsed());
+            patience.polling.slept(patience.polling.budget(false), begin.elapsed());
         }
         if self.gate.kicked() {
             self.collect();

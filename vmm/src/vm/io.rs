@@ -25,14 +25,16 @@ pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
         return;
     }
     let mut offers = Offers::new();
+    let mut looked = Duration::ZERO;
     while !stop.load(Ordering::Acquire) {
         let begin = Instant::now();
         serve(context, &context.events.io.wait(None), Devices::handle);
         pay(context, Devices::process_all);
-        polling.slept(begin.elapsed());
-        if !polling.budget(true).is_zero() {
-            look(context, stop, &polling, &mut offers);
-        }
+        polling.slept(looked, begin.elapsed());
+        looked = match polling.budget(true) {
+            Duration::ZERO => Duration::ZERO,
+            _ => look(context, stop, &polling, &mut offers),
+        };
     }
 }
 
@@ -52,8 +54,8 @@ fn pay(context: &Context, look: fn(&mut Devices) -> Progress) {
     }
 }
 
-/// Serves what comes, until nothing has come for so long.
-fn look(context: &Context, stop: &AtomicBool, polling: &Polling, offers: &mut Offers) {
+/// Serves what comes, until nothing has come for a while: how long.
+fn look(context: &Context, stop: &AtomicBool, polling: &Polling, offers: &mut Offers) -> Duration {
     let mut last = Instant::now();
     offers.came();
     let mut patience = polling.budget(context.devices().await_host());
@@ -74,5 +76,7 @@ fn look(context: &Context, stop: &AtomicBool, polling: &Polling, offers: &mut Of
             offers.offer();
         }
     }
+    let looked = last.elapsed();
     while context.devices().end_poll() == Progress::More {}
+    looked
 }
