@@ -161,10 +161,10 @@ fn measure() {
     println!("retransmits {}", echo.retransmits());
 }
 
-/// A guest that writes memory much faster than the network takes it, with a client that asks on.
-fn writer(mbit: u32, extra: &[&str]) -> (Lab, Vmm, Echo) {
+/// A guest that writes memory much faster than the network takes it (a page in no less than `pace_us`), with a client that asks on.
+fn writer(mbit: u32, pace_us: u32, extra: &[&str]) -> (Lab, Vmm, Echo) {
     let lab = Lab::new(2);
-    let here = lab.boot("writer", extra);
+    let here = lab.boot(&format!("writer pace_us={pace_us}"), extra);
     let echo = Echo::new(&lab);
     let limited = format!("qdisc add dev lo root tbf rate {mbit}mbit burst 256kb latency 100ms");
     let output = std::process::Command::new("tc").args(limited.split(' ')).output().unwrap();
@@ -174,7 +174,7 @@ fn writer(mbit: u32, extra: &[&str]) -> (Lab, Vmm, Echo) {
 
 #[test]
 fn a_guest_that_writes_too_fast_is_slowed_down() {
-    let (lab, mut here, mut echo) = writer(400, &[]);
+    let (lab, mut here, mut echo) = writer(400, 0, &[]);
     let there = lab.receive(1, 4001, &[]);
     let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":20,"limit_ms":20,"throttle_max":98}"#);
     let (status, ..) = follow(&mut here, id, &mut echo);
@@ -189,7 +189,7 @@ fn a_guest_that_writes_too_fast_is_slowed_down() {
 
 #[test]
 fn a_guest_that_may_not_be_slowed_down_stays() {
-    let (lab, here, mut echo) = writer(400, &[]);
+    let (lab, here, mut echo) = writer(400, 0, &[]);
     let mut there = lab.receive(1, 4001, &[]);
     let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":5,"limit_ms":5,"throttle_max":0}"#);
     let status = here.wait_port(id);
@@ -237,7 +237,7 @@ fn a_switch_that_heard_nothing_hears_it_later() {
 #[test]
 fn a_slow_connection_takes_its_time() {
     let limit = Duration::from_millis(20_000 / 5);
-    let (lab, mut here, mut echo) = writer(100, &["--port-hurry", "5"]);
+    let (lab, mut here, mut echo) = writer(100, 100, &["--port-hurry", "5"]);
     // Poisoning all that was skipped would take half of the time there is for the hand-over.
     let there = lab.receive_as_shipped(1, 4001, &[]);
     let id = here.order(r#"{"to":"127.0.0.1:4001","blackout_ms":120,"limit_ms":120,"throttle_max":98}"#);

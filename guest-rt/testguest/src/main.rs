@@ -30,7 +30,8 @@ async fn main(env: Env) -> Result<(), String> {
             network::echo(env).await
         }
         "writer" => {
-            guest_rt::spawn(memory::write_for_ever());
+            let pace = env.cmdline.get("pace_us").map_or(Ok(0), str::parse).map_err(|e| format!("pace_us: {e}"))?;
+            guest_rt::spawn(memory::write_for_ever(Duration::from_micros(pace)));
             network::echo(env).await
         }
         "heap" => {

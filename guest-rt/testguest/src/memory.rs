@@ -2,6 +2,7 @@
 use alloc::{boxed::Box, format, string::String, vec, vec::Vec};
 use core::hint::black_box;
 use guest_rt::println;
+use guest_rt::time::{Duration, Instant};
 
 unsafe extern "C" {
     fn memcpy(d: *mut u8, s: *const u8, n: usize) -> *mut u8;
@@ -31,15 +32,21 @@ const PAGE: usize = 4096;
 
 /// Writes page after page as quickly as it can, while others get their turn, and compares what it has written the time before:
 /// more than a port can copy without slowing the guest down.
-pub async fn write_for_ever() {
+///
+/// A page takes at least `pace`: how fast memory is written is then the test's choice, not the machine's.
+pub async fn write_for_ever(pace: Duration) {
     let mut pages = vec![0u64; WRITTEN_PAGES * WORDS];
     for round in 1u64.. {
         for page in pages.chunks_exact_mut(WORDS) {
+            let start = Instant::now();
             for word in page {
                 assert_eq!(black_box(*word), round - 1, "memory has changed by itself");
                 *word = round;
             }
             guest_rt::yield_now().await;
+            while start.elapsed() < pace {
+                guest_rt::yield_now().await;
+            }
         }
     }
 }
