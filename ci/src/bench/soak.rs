@@ -1,5 +1,5 @@
 //! Very many ports to and fro under a load that is verified: nothing may be lost, and nothing may grow.
-use super::port::{MEMORY, USUAL, one};
+use super::port::{Around, MEMORY, USUAL, one};
 use super::{Better, Row};
 use crate::load::SyncFill;
 use crate::modules::{self, Cluster, Module};
@@ -12,7 +12,7 @@ use std::time::Duration;
 /// Written, acknowledged piece by piece and read back again and again.
 const FILE_BYTES: u64 = 256 << 20;
 /// Before and after a port.
-const PAUSE: Duration = Duration::from_millis(10);
+const AROUND: Around = Around { pause: Duration::from_millis(10), record: None };
 /// After so many ports everything that is only made once has been made: growth is counted from there.
 const WARM_UP: usize = 20;
 
@@ -47,7 +47,7 @@ pub fn run(cluster: &mut Cluster, program: &Path, ports: usize) -> Result<Vec<Ro
     let (mut verified, mut warm) = (0, None);
     let mut progress = Progress::start(&format!("soak: {ports} ports under verified load"));
     for i in 0..ports {
-        one(cluster, i % 2 == 0, USUAL, PAUSE, &mut seen)?;
+        one(cluster, i % 2 == 0, USUAL, AROUND, &mut seen)?;
         if i + 1 == WARM_UP.min(ports) {
             warm = Some([Holds::of(&cluster.dmodule)?, Holds::of(&cluster.nmodule)?]);
         }

@@ -6,6 +6,7 @@
 mod control;
 mod ours;
 mod qemu;
+mod record;
 mod seen;
 
 use super::{Better, Row};
@@ -16,7 +17,8 @@ use crate::report::percentile;
 use crate::{copy, steal};
 use anyhow::{Result, bail};
 use ours::Others;
-pub(super) use ours::{USUAL, one};
+pub(super) use ours::{Around, USUAL, one};
+use record::Record;
 pub(super) use seen::Seen;
 use std::path::Path;
 use std::time::Duration;
@@ -44,18 +46,23 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
     cluster.nmodule = module;
     let before = steal::now()?;
 
+    let record = Record::start().inspect_err(|e| eprintln!("no figures by the kernel's record: {e:#}")).ok();
+    let around = |pause| Around { pause, record: record.as_ref() };
+
     let mut writer = start_load(cluster, program)?;
     let mut others = Others::default();
     let loaded =
-        ours::series(cluster, samples.ours, LOADED_PAUSE, "under load", Some(&mut others), &mut || check(&mut writer))?;
+        ours::series(cluster, samples.ours, around(LOADED_PAUSE), "under load", Some(&mut others), &mut || {
+            check(&mut writer)
+        })?;
     let pauses = control::series(cluster, samples.ours)?;
     check(&mut writer)?;
     writer.kill()?;
-    let idle = ours::series(cluster, samples.ours, IDLE_PAUSE, "idle", None, &mut || Ok(()))?;
+    let idle = ours::series(cluster, samples.ours, around(IDLE_PAUSE), "idle", None, &mut || Ok(()))?;
     let stolen = before.share_until(&steal::now()?);
 
     cluster.nmodule.daemon.kill()?;
-    let qemu = qemu::series(cluster, program, samples.qemu)?;
+    let qemu = qemu::series(cluster, program, samples.qemu, record.as_ref())?;
 
     let mut rows = series_rows("N-module of 64 MiB under load", &loaded);
     rows.extend(series_rows("N-module of 64 MiB idle", &idle));

@@ -1,4 +1,5 @@
 //! Ports by our VMMs.
+use super::record::{self, Record};
 use super::seen::{Seen, Told};
 use crate::modules::{self, Cluster, Tls};
 use crate::report::{Progress, median};
@@ -20,6 +21,15 @@ pub struct How {
 /// As always.
 pub const USUAL: How = How { tls: Tls::On, verify: false };
 
+/// What stays the same in a series of ports.
+#[derive(Clone, Copy)]
+pub struct Around<'a> {
+    /// Before and after each.
+    pub pause: Duration,
+    /// What the kernel has to say of each.
+    pub record: Option<&'a Record>,
+}
+
 /// Ports in other ways than the usual one, for comparison.
 #[derive(Default)]
 pub struct Others {
@@ -34,7 +44,7 @@ pub struct Others {
 pub fn series(
     cluster: &mut Cluster,
     samples: usize,
-    pause: Duration,
+    around: Around,
     how: &str,
     mut others: Option<&mut Others>,
     check: &mut impl FnMut() -> Result<()>,
@@ -42,37 +52,40 @@ pub fn series(
     let mut seen = Seen::default();
     let mut progress = Progress::start(&format!("port: {samples} ports {how}"));
     for i in 0..samples {
-        one(cluster, i % 2 == 0, USUAL, pause, &mut seen)?;
+        one(cluster, i % 2 == 0, USUAL, around, &mut seen)?;
         if let Some(Others { plain, verified }) = others.as_deref_mut()
             && i % 2 == 1
             && (i / 2).is_multiple_of(OTHERS_EVERY)
         {
             let ways = [(How { tls: Tls::Off, ..USUAL }, plain), (How { verify: true, ..USUAL }, verified)];
             for (how, seen) in ways {
-                one(cluster, true, how, pause, seen)?;
-                one(cluster, false, how, pause, seen)?;
+                one(cluster, true, how, around, seen)?;
+                one(cluster, false, how, around, seen)?;
             }
         }
         check()?;
         progress.update(&format!("{} of {samples}, median blackout {:.2} ms", i + 1, median(&seen.blackout)));
     }
     if samples % 2 == 1 {
-        one(cluster, false, USUAL, pause, &mut Seen::default())?;
+        one(cluster, false, USUAL, around, &mut Seen::default())?;
     }
     progress.done(&format!("median blackout {:.2} ms", median(&seen.blackout)));
     Ok(seen)
 }
 
 /// One port with its measurements.
-pub fn one(cluster: &mut Cluster, from_node: bool, how: How, pause: Duration, seen: &mut Seen) -> Result<()> {
+pub fn one(cluster: &mut Cluster, from_node: bool, how: How, around: Around, seen: &mut Seen) -> Result<()> {
     let lab = &cluster.lab;
     let (from, to) = if from_node { (&lab.node1, &lab.client1) } else { (&lab.client1, &lab.node1) };
     let receiver = modules::receive(lab, &cluster.artifacts, to)?;
     modules::protect(lab, &cluster.artifacts, from, &cluster.nmodule, how.tls)?;
     modules::protect(lab, &cluster.artifacts, to, &receiver, how.tls)?;
     let nmodule = &mut cluster.nmodule;
-    seen.watch(&lab.client1, pause, || {
+    let threads = record::threads(nmodule.daemon.pid())?;
+    seen.watch(&lab.client1, around.pause, || {
+        around.record.map_or(Ok(()), Record::clear)?;
         let ported = modules::port_as(nmodule, to, how.verify)?;
+        let recorded = around.record.map(|r| r.gap(&threads, &record::threads(receiver.daemon.pid())?));
         let remark = format!("to {}, {} frames forwarded", to.name, ported.job["forwarded_frames"]);
         // All but the first, which is over when the blackout begins.
         let breakdown = ported.job["breakdown"].as_object().context("the job has no breakdown")?;
@@ -86,6 +99,7 @@ pub fn one(cluster: &mut Cluster, from_node: bool, how: How, pause: Duration, se
             asked: ported.asked,
             ended: ported.ended,
             blackout: ported.blackout()?,
+            recorded: recorded.transpose()?,
             sent: number("bytes")?,
             skipped: [number("posted_pages")?, number("free_pages")?],
             steps,

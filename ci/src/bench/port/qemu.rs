@@ -2,6 +2,7 @@
 //!
 //! Twice: with what QEMU allows itself unless told otherwise (a downtime of up to 300 ms), and told to aim at 1 ms with as
 //! much bandwidth as there is.
+use super::record::{self, Record};
 use super::seen::{Seen, Told};
 use super::{LOADED_PAUSE, check, start_load};
 use crate::bench::{Better, Row};
@@ -48,7 +49,7 @@ struct Guest {
 }
 
 /// `samples` migrations with each setting, in turn, under the same load as ours.
-pub fn series(cluster: &Cluster, program: &Path, samples: usize) -> Result<Both> {
+pub fn series(cluster: &Cluster, program: &Path, samples: usize, record: Option<&Record>) -> Result<Both> {
     let lab = &cluster.lab;
     for host in [&lab.node1, &lab.client1] {
         host.add_tap(TAP)?;
@@ -67,7 +68,13 @@ pub fn series(cluster: &Cluster, program: &Path, samples: usize) -> Result<Both>
         );
         let receiver = start(lab, cluster, to, i + 1, Some(to))?;
         let seen = if setting == Setting::Default { &mut both.default } else { &mut both.tuned };
-        seen.watch(&lab.client1, LOADED_PAUSE, || migrate(&mut guest, to, setting))?;
+        let threads = record::threads(guest.daemon.pid())?;
+        seen.watch(&lab.client1, LOADED_PAUSE, || {
+            record.map_or(Ok(()), Record::clear)?;
+            let told = migrate(&mut guest, to, setting)?;
+            let recorded = record.map(|r| r.gap(&threads, &record::threads(receiver.daemon.pid())?));
+            Ok(Told { recorded: recorded.transpose()?, ..told })
+        })?;
         guest.daemon.kill()?;
         guest = receiver;
         check(&mut writer)?;
@@ -122,6 +129,7 @@ fn migrate(guest: &mut Guest, to: &Host, setting: Setting) -> Result<Told> {
                     asked,
                     ended: Instant::now(),
                     blackout,
+                    recorded: None,
                     sent: status["ram"]["transferred"].as_u64().context("no bytes transferred")?,
                     skipped: [0; 2],
                     steps: Vec::new(),
@@ -149,7 +157,15 @@ pub fn rows(ours: &Seen, qemu: &Both) -> Vec<Row> {
             median(&ours.blackout),
             median(&peer.blackout),
         );
-        row("blackout, p90", "ms", percentile(&ours.blackout, 90), percentile(&peer.blackout, 90));
+        row("blackout by its own account, p90", "ms", percentile(&ours.blackout, 90), percentile(&peer.blackout, 90));
+        if !(ours.recorded.is_empty() || peer.recorded.is_empty()) {
+            let mut recorded = |name: &str, percent| {
+                let (ours, theirs) = (percentile(&ours.recorded, percent), percentile(&peer.recorded, percent));
+                row(&format!("blackout by the kernel's record, {name}"), "ms", ours, theirs);
+            };
+            recorded("median", 50);
+            recorded("p90", 90);
+        }
         row("longest silence for a client, median", "ms", median(&ours.silence), median(&peer.silence));
         row("longest silence for a client, p90", "ms", percentile(&ours.silence, 90), percentile(&peer.silence, 90));
         row("request to end, median", "ms", median(&ours.whole), median(&peer.whole));

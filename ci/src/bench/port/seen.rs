@@ -15,6 +15,8 @@ const PAGE: f64 = 4096.0;
 pub struct Seen {
     /// As the VMMs measure it.
     pub blackout: Vec<f64>,
+    /// The same by the kernel's record, where there is one.
+    pub recorded: Vec<f64>,
     /// Longest silence for a client during the port.
     pub silence: Vec<f64>,
     /// The same, for as long, before it.
@@ -45,6 +47,8 @@ pub struct Told {
     pub ended: Instant,
     /// As the VMMs measure it.
     pub blackout: Duration,
+    /// The same by the kernel's record, where there is one.
+    pub recorded: Option<Duration>,
     /// Bytes sent.
     pub sent: u64,
     /// Pages that were due, had no content and were not sent: in receive buffers, and free.
@@ -85,6 +89,7 @@ impl Seen {
         let quiet_from = told.asked.checked_sub(whole).unwrap_or(began).max(began);
         self.quiet.push(log.longest_silence(quiet_from, told.asked).map_or(0.0, ms));
         self.blackout.push(ms(told.blackout));
+        self.recorded.extend(told.recorded.map(ms));
         self.steps.push(told.steps);
         self.sent.push(told.sent as f64 / MIB);
         for (all, pages) in self.skipped.iter_mut().zip(told.skipped) {
