@@ -35,6 +35,10 @@ pub trait Device {
     fn poll(&self) -> bool;
     /// Whether `poll` would find something: a cheap look, made over and over while spinning.
     fn pending(&self) -> bool;
+    /// Whether doorbells are due, as far as can be seen.
+    fn wants_kick(&self) -> bool {
+        false
+    }
     /// Rings the doorbells that are due.
     fn kick(&self);
     /// When `poll` should run at the latest even if the device has nothing.
@@ -318,6 +322,10 @@ impl Runtime {
         }
     }
 
+    fn wants_kick(&self) -> bool {
+        self.devices.borrow().iter().any(|d| d.wants_kick())
+    }
+
     fn pending(&self) -> bool {
         self.devices.borrow().iter().any(|d| d.pending())
     }
@@ -331,8 +339,11 @@ impl Runtime {
     fn idle(&self) {
         let deadline = self.deadline().unwrap_or(Instant::FAR_FUTURE);
         let start = Instant::now();
-        let spin = self.spin.get();
-        if !spin.is_zero() {
+        let (least, spin) = (self.spin_least.get(), self.spin.get());
+        // A park serves the queues on this processor, for what a doorbell costs, and nobody is woken on another. Not where parks are
+        // short: there whoever was woken goes on looking, and needs no doorbells.
+        let serves = park::looks_at_queues() && (spin.is_zero() || (spin == least && self.wants_kick()));
+        if !serves {
             self.kick();
             let until = (start + spin).min(deadline);
             while Instant::now() < until {
@@ -342,15 +353,13 @@ impl Runtime {
                 }
                 park::spin();
             }
-        } else if !park::looks_at_queues() {
-            self.kick();
         }
         let now = Instant::now();
         if now < deadline && !self.pending() {
             self.count(|s| s.parks += 1);
             let ns = if deadline == Instant::FAR_FUTURE { u64::MAX } else { deadline.since(now).as_nanos() as u64 };
             park::park(ns);
-            self.spin.set(next_spin(self.spin_least.get(), spin, Instant::now().since(now)));
+            self.spin.set(next_spin(least, spin, Instant::now().since(now)));
         }
     }
 

@@ -183,6 +183,7 @@ struct Clockwork {
     at: RefCell<VecDeque<Instant>>,
     polled: Cell<u32>,
     kicked: Cell<u32>,
+    wants_kick: bool,
     arrived: Notify,
 }
 
@@ -198,6 +199,9 @@ impl Device for Clockwork {
     }
     fn pending(&self) -> bool {
         self.at.borrow().front().is_some_and(|at| *at <= Instant::now())
+    }
+    fn wants_kick(&self) -> bool {
+        self.wants_kick
     }
     fn kick(&self) {
         self.kicked.set(self.kicked.get() + 1);
@@ -235,6 +239,7 @@ fn idle_spins_then_parks_until_the_earliest_deadline() {
             at: RefCell::new(at.into_iter().collect()),
             polled: Cell::new(0),
             kicked: Cell::new(0),
+            wants_kick: false,
             arrived: Notify::new(),
         });
         let before = statistics();
@@ -248,5 +253,26 @@ fn idle_spins_then_parks_until_the_earliest_deadline() {
         assert!(statistics().parks > first.parks);
         assert!(start.elapsed() >= ms(50) && start.elapsed() < ms(51));
         assert!(device.kicked.get() > 0, "a spinning guest rings its doorbells");
+    });
+}
+
+#[test]
+fn a_park_serves_what_waits_for_a_doorbell() {
+    block_on(async {
+        let start = Instant::now();
+        let device = Rc::new(Clockwork {
+            at: RefCell::new([start + ms(50)].into()),
+            polled: Cell::new(0),
+            kicked: Cell::new(0),
+            wants_kick: true,
+            arrived: Notify::new(),
+        });
+        let before = statistics();
+        register(device.clone());
+        let d = device.clone();
+        device.arrived.wait_until(|| d.polled.get() == 1).await;
+        // Once, for the task it has woken.
+        assert_eq!((statistics().parks, device.kicked.get()), (before.parks + 1, 1));
+        assert_eq!(start.elapsed(), ms(50), "nor did it spin before");
     });
 }

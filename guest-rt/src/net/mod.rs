@@ -338,6 +338,10 @@ impl Device for StackInner {
         self.touched.get() || net.device.has_received() || net.device.is_unblocked()
     }
 
+    fn wants_kick(&self) -> bool {
+        self.net.borrow().device.net.wants_kick()
+    }
+
     fn kick(&self) {
         self.net.borrow_mut().device.net.kick();
     }

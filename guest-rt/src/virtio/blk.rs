@@ -466,6 +466,10 @@ impl Device for Disk {
         state.broken.is_some() || state.queue.in_flight() == 0
     }
 
+    fn wants_kick(&self) -> bool {
+        self.state.borrow().queue.wants_kick()
+    }
+
     fn kick(&self) {
         self.state.borrow_mut().queue.kick(&self.transport);
     }

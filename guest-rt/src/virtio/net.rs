@@ -192,6 +192,11 @@ impl NetDevice {
         self.rx.start(buffers);
     }
 
+    /// Whether doorbells are due.
+    pub(crate) fn wants_kick(&self) -> bool {
+        self.rx.queue.wants_kick() || self.tx.queue.wants_kick()
+    }
+
     /// Rings the doorbells that are due.
     pub(crate) fn kick(&mut self) {
         self.rx.queue.kick(&self.transport);

@@ -310,6 +310,11 @@ impl Queue {
         Ok(Some((head, written)))
     }
 
+    /// Whether something was made available since the last doorbell and the device wants to be told: what it says may change at any time.
+    pub fn wants_kick(&self) -> bool {
+        self.notified != self.available && self.memory.used_flags().load(Ordering::Relaxed) & NO_NOTIFY == 0
+    }
+
     /// Rings the doorbell, if something was made available since the last time and the device wants to be told.
     pub fn kick(&mut self, transport: &Transport) {
         if self.notified == self.available {
