@@ -85,7 +85,7 @@ struct Driver<'a> {
     /// The source's guest is stopped: what comes now is the last.
     pausing: bool,
     spin_until: Option<Instant>,
-    /// This thread and the vCPU's, from the end of the first round until the guest runs.
+    /// This thread and the vCPU's, from the end of the first round until the guest has run for a while.
     urgent: Vec<Urgent>,
     heard: Instant,
 }
@@ -340,6 +340,7 @@ impl<'a> Driver<'a> {
             self.entered();
         }
         if self.run_at.is_some() {
+            self.settle();
             self.announce();
             self.gate(quiet);
         }
@@ -454,10 +455,10 @@ impl<'a> Driver<'a> {
         let mut fds = Vec::new();
         fds.extend(self.connection.as_ref().map(|c| (c.as_raw_fd(), Interest::Read)));
         fds.extend(self.arbiter.as_ref().and_then(Arbiter::descriptor).map(|fd| (fd, Interest::Read)));
-        let tick = match (self.run_at, REPEAT_MS.get(self.announced)) {
-            (Some(at), Some(due)) => Duration::from_millis(*due).saturating_sub(at.elapsed()),
+        let tick = match self.run_at {
             _ if self.machine.phase() == Phase::Starting => Duration::from_micros(50),
-            _ => TICK,
+            Some(at) => self.next_due().saturating_sub(at.elapsed()),
+            None => TICK,
         };
         let tick = self.gate.as_ref().and_then(|g| g.left(Instant::now())).map_or(tick, |left| left.min(tick));
         let _ = wait(&fds, Some(tick));

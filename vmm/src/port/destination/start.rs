@@ -12,6 +12,11 @@ use crate::port::announce::REPEAT_MS;
 use crate::port::order::Gate;
 use crate::port::{guest, stamp};
 
+/// How long the guest's first entry is waited for before its addresses are announced all the same.
+const ENTRY_MAX: Duration = Duration::from_millis(1);
+/// How long the vCPUs stay urgent, from the order to run: until the guest has answered what waited for it.
+pub(super) const START: Duration = Duration::from_millis(3);
+
 impl Driver<'_> {
     pub(super) fn start(&mut self, epoch: Option<Epoch>) {
         let Some(shell) = &self.shell else { return };
@@ -31,7 +36,6 @@ impl Driver<'_> {
             log::error!("the VM that arrived cannot run: {e}");
             shell.vm.stop();
         }
-        self.announce();
         self.gate = Some(Gate::new(guest::nets(&vm), Instant::now(), ordered));
         self.arrival.runs(&vm);
     }
@@ -64,14 +68,31 @@ impl Driver<'_> {
         }
     }
 
-    /// Sends the announcements that are due.
+    /// Sends the announcements that are due. The first waits for the guest's entry, if that comes soon: passing a frame on would take its
+    /// processor.
     pub(super) fn announce(&mut self) {
         let (Some(at), Some(shell)) = (self.run_at, &self.shell) else { return };
+        if self.machine.phase() == Phase::Starting && at.elapsed() < ENTRY_MAX {
+            return;
+        }
         while let Some(due) = REPEAT_MS.get(self.announced)
             && at.elapsed() >= Duration::from_millis(*due)
         {
             guest::announce(&shell.vm);
             self.announced += 1;
+        }
+    }
+
+    /// When something is to be done next, from the order to run on.
+    pub(super) fn next_due(&self) -> Duration {
+        let announcement = REPEAT_MS.get(self.announced).map_or(Duration::MAX, |due| Duration::from_millis(*due));
+        if self.urgent.is_empty() { announcement } else { announcement.min(START) }
+    }
+
+    /// The guest has had its start: from now on it is one among others.
+    pub(super) fn settle(&mut self) {
+        if self.run_at.is_some_and(|at| at.elapsed() >= START) {
+            self.urgent.clear();
         }
     }
 
@@ -83,7 +104,6 @@ impl Driver<'_> {
             let steps = [self.applied, self.load_took, self.cas_took, run].map(|d| d.as_nanos() as u64);
             let steps = [steps[0], steps[1], steps[2], steps[3].saturating_sub(late)];
             let epoch = Epoch(guest::epoch(&shell.vm));
-            self.urgent.clear();
             self.progress.lock().blackout_us = self.paused.map(|p| entered.since(&p) / 1000);
             self.events.push_back(Event::Entered(Message::Running { epoch, entered, steps }));
         } else if shell.vm.end().is_some() {
