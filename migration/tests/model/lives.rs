@@ -14,6 +14,9 @@ use std::collections::BTreeSet;
 
 pub(crate) const VM: VmId = VmId(1);
 
+/// Takes what one of the next states differs in.
+pub(crate) type Add<'a> = dyn FnMut(&dyn Fn(&mut State)) + 'a;
+
 /// What may still happen, and what is on its way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Lives {
@@ -50,7 +53,7 @@ impl Lives {
 impl State {
     /// The record as the D-module has it.
     pub(crate) fn current(&self) -> Option<OwnerRecord> {
-        (self.record.epoch != Epoch(0)).then(|| OwnerRecord {
+        (self.record.epoch != Epoch(0)).then_some(OwnerRecord {
             vm_id: VM,
             epoch: CfEpoch(self.record.epoch.0),
             session: CfEpoch(self.session.0),
@@ -64,7 +67,7 @@ impl State {
     }
 
     /// All that can happen to the record from outside of the port.
-    pub(crate) fn from_outside(&self, add: &mut dyn FnMut(&dyn Fn(&mut State))) {
+    pub(crate) fn what_others_do(&self, add: &mut Add<'_>) {
         if self.lives.operators > 0 && self.current().is_some() {
             add(&|s| {
                 s.lives.operators -= 1;
