@@ -457,6 +457,7 @@ fn a_record_is_released() {
 #[test]
 fn a_vm_is_started_afresh() {
     lives_on(false, Lives::new(1, 0, 1, 0));
+    lives_on(true, Lives::new(1, 0, 0, 0));
 }
 
 #[test]
