@@ -177,6 +177,12 @@ impl Destination {
         self.hello.as_ref()
     }
 
+    /// The arbiter has said that the VM is this side's. An heir that gives it back then says so to the source alone: to renounce would
+    /// let the arbiter, should it have forgotten, give the epoch to a fresh start as well.
+    pub fn has_won(&self) -> bool {
+        self.won.is_some()
+    }
+
     /// Takes an event; returns what to do, in order.
     pub fn on_event(&mut self, event: Event) -> Vec<Action> {
         use Phase as P;
@@ -306,6 +312,11 @@ impl Destination {
                 self.memory_max >> 20
             );
             return self.refuse(Reason::new(ReasonCode::Memory, text));
+        }
+        if hello.ownership == Ownership::Arbiter && hello.epoch == Epoch(0) {
+            // After a release, a late compare-and-swap from 0 would win as if it were the first.
+            let text = "the VM has no ownership record yet: its source takes that first";
+            return self.refuse(Reason::new(ReasonCode::NotOwner, text));
         }
         self.epoch = hello.epoch;
         self.hello = Some(hello);

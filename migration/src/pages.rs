@@ -8,7 +8,8 @@
 //! ```
 //!
 //! Always true of a parsed [`Pages`]: addresses are page-aligned, every run is at least one page long and lies within
-//! one of the ranges of memory given to [`Pages::parse`], a skipped one is there only where both sides have
+//! one of the ranges of memory given to [`Pages::parse`] and behind the one before it (so a frame costs its receiver no more than
+//! memory has pages), a skipped one is there only where both sides have
 //! [`feature::SKIP`], and the data is exactly as long as the raw runs.
 use std::ops::Range;
 
@@ -135,17 +136,18 @@ impl<'a> Pages<'a> {
         }
         let table = r.bytes(count * RUN_LEN)?;
         let data = r.rest();
-        let mut raw = 0u64;
+        let (mut raw, mut next) = (0u64, 0u64);
         for entry in table.chunks_exact(RUN_LEN) {
             let run = parse_run(entry)?;
             let end = run.address.checked_add(run.bytes());
-            let inside = |end: u64| memory.iter().any(|m| m.start <= run.address && end <= m.end);
-            if run.pages == 0 || !end.is_some_and(inside) {
+            let inside = |end: &u64| memory.iter().any(|m| m.start <= run.address && *end <= m.end);
+            let Some(end) = end.filter(|end| run.pages > 0 && inside(end)) else {
                 return Err(Error::OutsideMemory { address: run.address, pages: u64::from(run.pages) });
-            }
-            if !run.address.is_multiple_of(PAGE_SIZE as u64) {
+            };
+            if !run.address.is_multiple_of(PAGE_SIZE as u64) || run.address < next {
                 return Err(Error::Value { what: "page run address", value: run.address });
             }
+            next = end;
             match run.kind {
                 RunKind::Raw => raw += run.bytes(),
                 RunKind::Skipped if features & feature::SKIP == 0 => {

@@ -118,13 +118,7 @@ fn several_queues_are_there_for_a_driver_that_uses_one() {
 #[test]
 fn another_process_works_the_queues() {
     let lab = Lab::new(1);
-    let socket = lab.dir.path().join("wire.sock");
-    let connected = net_support::serve(&socket, "tap0");
-    let cmdline = format!("test=echo ip={GUEST}/24 log=warn");
-    let net = format!("vhost_user={},mac={MAC},id=lan", socket.display());
-    let args = ["--image", image().to_str().unwrap(), "--memory", "64M", "--cmdline", &cmdline, "--net", &net];
-    let mut vmm = lab.spawn("boot", &args);
-    let connection = connected.recv().unwrap();
+    let (mut vmm, connection) = net_support::boot(&lab);
     let mut echo = Echo::new(&lab);
     for _ in 0..200 {
         echo.turn();

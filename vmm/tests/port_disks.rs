@@ -146,7 +146,7 @@ fn the_source_goes_on_only_with_its_lock() {
         // nobody else wants it
         let puppet = Puppet::new();
         let id = here.port_to(puppet.port());
-        drop(puppet.follow(until, 0));
+        drop(puppet.follow(until, u64::from(!more.is_empty())));
         let status = here.wait_port(id);
         assert_eq!(status["state"], "failed", "{status}");
         works(&mut here, &mut echo, &image);

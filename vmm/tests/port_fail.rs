@@ -226,8 +226,9 @@ fn with_an_arbiter_the_source_takes_the_vm_back() {
     let mut echo = Echo::new(&lab);
     let puppet = Puppet::new();
     let id = vmm.port_to(puppet.port());
+    let stopped = puppet.follow(Until::Commit, 1);
     arbiter.set_silent(true);
-    drop(puppet.follow(Until::Commit, 0));
+    drop(stopped);
     // The arbiter does not answer: it stays paused, however long that takes.
     eventually("it competes", || (vmm.port(id)["phase"] == "competing").then_some(()));
     std::thread::sleep(std::time::Duration::from_millis(300));
@@ -235,22 +236,47 @@ fn with_an_arbiter_the_source_takes_the_vm_back() {
     arbiter.set_silent(false);
     let status = vmm.wait_port(id);
     assert_eq!(status["state"], "failed", "{status}");
-    assert_eq!(arbiter.record(9).unwrap().epoch.0, 1, "it runs with the epoch it has won");
+    assert_eq!(arbiter.record(9).unwrap().epoch.0, 2, "it runs with the epoch it has won");
     carries_on(&lab, &mut vmm, &mut echo);
 }
 
 #[test]
-fn with_an_arbiter_the_loser_destroys_its_copy() {
+fn what_a_port_took_is_released_at_the_end() {
     let lab = Lab::plain(1);
     let arbiter = Arbiter::start();
     let address = arbiter.address.to_string();
     let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
-    let _echo = Echo::new(&lab);
-    let puppet = Puppet::new();
-    vmm.port_to(puppet.port());
-    let stopped = puppet.follow(Until::Commit, 0);
-    // The destination wins, then the connection breaks before it can say so.
-    arbiter.usurp(9);
-    drop(stopped);
-    assert!(vmm.wait().success(), "the VM is somebody else's now");
+    for _ in 0..2 {
+        // Nobody listens there. The guest holds no epoch, before and after.
+        let status = vmm.wait_port(vmm.port_to(1));
+        assert_eq!(status["state"], "failed", "{status}");
+        assert_eq!(arbiter.record(9).unwrap().epoch.0, 1, "taken once");
+        assert_eq!(vmm.api("GET", "/v1/vm", None)["epoch"], 0);
+    }
+    vmm.api("PUT", "/v1/vm/shutdown", None);
+    assert!(vmm.wait().success());
+    assert!(arbiter.record(9).is_none());
+}
+
+#[test]
+fn with_an_arbiter_the_loser_destroys_its_copy() {
+    for released in [false, true] {
+        let lab = Lab::plain(1);
+        let arbiter = Arbiter::start();
+        let address = arbiter.address.to_string();
+        let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+        let _echo = Echo::new(&lab);
+        let puppet = Puppet::new();
+        vmm.port_to(puppet.port());
+        let stopped = puppet.follow(Until::Commit, 1);
+        // The destination wins, then the connection breaks before it can say so.
+        arbiter.usurp(9);
+        if released {
+            // The VM has even ended there: there is no record, and that is no invitation to an old copy.
+            arbiter.release(9);
+        }
+        drop(stopped);
+        assert!(vmm.wait().success(), "the VM is somebody else's now");
+        assert_eq!(arbiter.record(9).is_none(), released);
+    }
 }

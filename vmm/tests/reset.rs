@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use control::Process;
 use port_support::disks::{MIB, rounds, run as run_program, sparse};
 use port_support::puppet::{Puppet, Until};
-use port_support::{Echo, GUEST, Lab, MAC, eventually, image};
+use port_support::{Echo, Lab, eventually, image};
 use storage_daemon::StorageDaemon;
 use vm_memory::{Bytes, GuestAddress};
 use vmm::config::{Config, MemorySize, OnReset, SerialOutput, TlsConfig};
@@ -302,13 +302,7 @@ fn a_guest_at_work_on_its_disk_begins_again() {
 #[test]
 fn a_guest_whose_network_another_process_serves_begins_again() {
     let lab = Lab::new(1);
-    let socket = lab.dir.path().join("wire.sock");
-    let connected = net_support::serve(&socket, "tap0");
-    let cmdline = format!("test=echo ip={GUEST}/24 log=warn");
-    let net = format!("vhost_user={},mac={MAC},id=lan", socket.display());
-    let args = ["--image", image().to_str().unwrap(), "--memory", "64M", "--cmdline", &cmdline, "--net", &net];
-    let mut vmm = lab.spawn("boot", &args);
-    let _connection = connected.recv().unwrap();
+    let (mut vmm, _connection) = net_support::boot(&lab);
     for n in 1..=10 {
         Echo::new(&lab).turns(20);
         assert_eq!(vmm.api("PUT", "/v1/vm/reset", None)["resets"], n);

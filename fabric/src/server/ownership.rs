@@ -171,7 +171,9 @@ impl Ownership {
         let record = match question {
             Question::Get(_) => held,
             // The owner knows of the next epoch from its heir alone, which gave the VM back; this D-module has forgotten it.
-            Question::Cas(_, expect, owner) if *owner == held.owner && Some(*expect) == held.epoch.next() => {
+            Question::Cas(_, expect, owner)
+                if current.is_some() && *owner == held.owner && Some(*expect) == held.epoch.next() =>
+            {
                 let given = OwnerRecord { epoch: *expect, ..held };
                 compare_and_swap(Some(given), floor, vm_id, *expect, *owner)?
             }

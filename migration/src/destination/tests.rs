@@ -20,6 +20,17 @@ fn hello(ownership: Ownership) -> Hello {
     }
 }
 
+#[test]
+fn an_arbiter_does_not_decide_from_epoch_0() {
+    for (ownership, phase) in [(Ownership::Arbiter, Phase::Destroyed), (Ownership::Stream, Phase::Describe)] {
+        let mut d = Destination::new(MEMORY);
+        let actions = d.on_event(Event::Message(Message::Hello(Hello { epoch: Epoch(0), ..hello(ownership) })));
+        assert_eq!(d.phase(), phase);
+        let refused = matches!(&actions[0], Action::Send(Message::Refuse(r)) if r.code == ReasonCode::NotOwner);
+        assert_eq!(refused, ownership == Ownership::Arbiter, "{actions:?}");
+    }
+}
+
 fn commit() -> Event {
     Event::Message(Message::Commit { epoch: Epoch(7), paused: Stamp::default() })
 }

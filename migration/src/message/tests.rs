@@ -7,6 +7,9 @@ fn bytes(message: &Message) -> Vec<u8> {
     out
 }
 
+/// xxh3-64 of no bytes.
+const NOTHING: u64 = 0x2d06_8005_38d3_94c2;
+
 fn stamp(n: u64) -> Stamp {
     Stamp { boot: [9; 16], mono_ns: n, real_ns: n + 1 }
 }
@@ -22,6 +25,8 @@ fn golden() {
         (Message::Ready { owner: OwnerId([1, 2]), epoch: Epoch(3) }, 0x7c68_b490_6e7e_a780),
         (Message::Round { round: 1, pages: 2 }, 0x07ee_86c2_8144_6bef),
         (Message::RoundDone { round: 1 }, 0x2fbc_5935_64db_792e),
+        (Message::Pausing, NOTHING),
+        (Message::Loaded, NOTHING),
         (Message::Commit { epoch: Epoch(1), paused: stamp(5) }, 0x5ad3_94b2_d101_bed8),
         (Message::Running { epoch: Epoch(1), entered: stamp(5), steps: [1, 2, 3, 4] }, 0x84b4_dc03_ccc1_a986),
         (Message::Aborted { reason: Reason::new(ReasonCode::State, "bad"), epoch: Epoch(4) }, 0x04ce_9bc4_1864_458e),
@@ -33,6 +38,12 @@ fn golden() {
     let got: Vec<u64> = all.iter().map(|(m, _)| xxhash_rust::xxh3::xxh3_64(&bytes(m))).collect();
     let expected: Vec<u64> = all.iter().map(|(_, sum)| *sum).collect();
     assert_eq!(got, expected, "{got:#018x?}");
+    // PAGES and STATE have golden bytes beside their own modules, FRAMES below.
+    let bulk = [FrameType::Pages, FrameType::State, FrameType::Frames];
+    for frame_type in FrameType::ALL {
+        let here = all.iter().any(|(m, _)| m.frame_type() == frame_type);
+        assert!(here != bulk.contains(&frame_type), "{}", frame_type.name());
+    }
 }
 
 /// A ticket stands behind all that a HELLO without one has.
@@ -47,6 +58,19 @@ fn golden_hello_with_a_ticket() {
     assert_eq!(bytes(&Message::Hello(with)), expected);
     let too_long = hello().with_ticket(vec![0; TICKET_MAX + 1]);
     assert!(matches!(Message::parse(FrameType::Hello, &bytes(&Message::Hello(too_long))), Err(Error::Bound { .. })));
+}
+
+#[test]
+fn golden_frames() {
+    let mut got = Vec::new();
+    Frames { device: 2, frames: vec![b"abc", b""] }.encode(&mut got);
+    assert_eq!(got, *b"\x02\0\0\0\x02\0\0\0\x03\0\0\0abc\0\0\0\0");
+    // Counts and lengths are bounded whatever is there.
+    for (at, value) in [(4, NET_FRAMES_MAX as u32 + 1), (8, NET_FRAME_MAX as u32 + 1), (4, u32::MAX), (8, u32::MAX)] {
+        let mut bad = got.clone();
+        bad[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        assert!(matches!(Frames::parse(&bad), Err(Error::Bound { .. })), "{value} at {at}");
+    }
 }
 
 #[test]

@@ -62,6 +62,21 @@ fn runs_outside_of_memory_are_refused() {
 }
 
 #[test]
+fn no_page_comes_twice_in_a_frame() {
+    let all = (MEMORY / 4096) as u32;
+    for runs in [
+        &[(0, all, 1), (0, all, 1)][..],
+        &[(0x3000, 1, 1), (0x2000, 1, 1)],
+        &[(0x2000, 2, 1), (0x3000, 1, 2)],
+        &[(HIGH, 1, 1), (0, 1, 1)],
+    ] {
+        let refused = Pages::parse(&table(runs), &MAP, feature::SKIP).err();
+        assert_eq!(refused, Some(Error::Value { what: "page run address", value: runs[1].0 }), "{runs:x?}");
+    }
+    assert!(Pages::parse(&table(&[(0x2000, 2, 1), (0x4000, 1, 2), (HIGH, 1, 1)]), &MAP, feature::SKIP).is_ok());
+}
+
+#[test]
 fn pages_are_skipped_only_if_agreed_on() {
     let mut bytes = table(&[(0, 1, 0), (4096, 7, 2)]);
     bytes.extend_from_slice(&[7; PAGE_SIZE]);

@@ -1,30 +1,39 @@
 //! The arbiter: one record, its heir, and a restart that may forget what was answered before it was durable.
+use super::lives::VM;
 use super::{DESTINATION, SOURCE, START, Side, State};
-use migration::ownership::{Epoch, Record, Verdict};
+use fabric::id::{Epoch as CfEpoch, Owner};
+use fabric::owner::{OwnerError, OwnerRecord, compare_and_swap};
+use migration::ownership::{Epoch, Record};
 
 impl State {
     /// The arbiter receives a request; the answer goes on its way.
     pub(crate) fn arbitrate(&mut self, side: Side, expected: Epoch) {
         let owner = if side == Side::Source { SOURCE } else { DESTINATION };
-        if owner == self.record.owner && expected == self.record.epoch.next() {
-            // Known from the heir alone: it was given, forgotten in a restart, and given back.
-            self.record = Record { epoch: expected, owner: DESTINATION };
-        } else if self.sealed && expected == self.record.epoch && owner != DESTINATION {
+        let before = self.current();
+        let (expect, asker) = (CfEpoch(expected.0), Owner(owner.0));
+        // Known from the heir alone: it was given, forgotten in a restart, and given back.
+        let forgotten = before.filter(|r| r.owner == asker && r.epoch.next() == Some(expect));
+        let current = forgotten.map(|r| OwnerRecord { epoch: expect, ..r }).or(before);
+        let (won, epoch) = match compare_and_swap(current, CfEpoch(self.floor.0), VM, expect, asker) {
             // Nobody knows: asked again later.
-            return;
-        }
-        let before = self.record;
-        let (won, epoch) = match self.record.compete(expected, owner) {
-            Verdict::Won(epoch) => (true, epoch),
-            Verdict::Lost(record) => (false, record.epoch),
+            Ok(record) if Some(record) != before && self.sealed && owner != DESTINATION && forgotten.is_none() => {
+                return;
+            }
+            Ok(record) => {
+                if Some(record) != before {
+                    assert!(before.is_none_or(|r| record.epoch > r.epoch) && record.epoch.0 > self.floor.0);
+                    self.set(record);
+                    self.given |= owner == DESTINATION;
+                    self.forgettable =
+                        self.heir && owner == DESTINATION && before.is_some_and(|r| r.epoch.0 == START.0);
+                    self.heir = self.forgettable;
+                    self.sealed = false;
+                }
+                (true, Epoch(record.epoch.0))
+            }
+            Err(OwnerError::Lost(record)) => (false, Epoch(record.epoch.0)),
+            Err(e) => panic!("{e}"),
         };
-        assert!(before == self.record || self.record.epoch == before.epoch.next());
-        if before != self.record {
-            self.given |= owner == DESTINATION;
-            self.forgettable = self.heir && owner == DESTINATION && before.epoch == START;
-            self.heir = self.forgettable;
-            self.sealed = false;
-        }
         self.answers.insert((side, expected, won, epoch));
     }
 

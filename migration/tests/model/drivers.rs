@@ -108,7 +108,7 @@ impl State {
                 self.task(Side::Destination, Task::Start);
             }
             A::Destroy => {
-                self.renounces = self.heir;
+                self.renounces = self.heir && !self.destination.has_won();
                 assert!(self.destination_runs.is_none(), "destroys a VM that runs");
                 self.competing.remove(&Side::Destination);
                 self.destroyed = true;

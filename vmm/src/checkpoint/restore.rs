@@ -105,7 +105,7 @@ fn claim(vm: &Vm, checkpoint: &Checkpoint) -> Result<Option<u64>> {
     let mut arbiter = Arbiter::new(address, vm_id, RecordOwner(vm.owner().0));
     let record = arbiter.record().map_err(|e| failed(&e))?;
     let saved = guest::owner(&checkpoint.sections)?;
-    let as_left = record.owner == saved && (vm.info().is_none() || record.epoch.0 == epoch);
+    let as_left = record.owner == saved && (epoch == 0 || record.epoch.0 == epoch);
     // A VM nobody has claimed yet has no record.
     if !as_left && (record.epoch.0, epoch) != (0, 0) {
         return Err(failed(&format_args!(

@@ -2,7 +2,7 @@
 //!
 //! Owns the connection to it. Always true: a compare-and-swap is repeated until it is answered; repeating is harmless, the
 //! record knows its owner. Nothing here waits except for a connection ([`CONNECT_MAX`]) and for
-//! [`Arbiter::record`], [`Arbiter::name`] and [`Arbiter::release`]; within the pause the connection is already there.
+//! [`Arbiter::record`], [`Arbiter::take`], [`Arbiter::name`] and [`Arbiter::release`]; within the pause the connection is already there.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -77,6 +77,29 @@ impl Arbiter {
         let question = owner_get(self.vm_id).map_err(|e| ArbiterError::Wire(self.address, e))?;
         match self.answered(&question)? {
             OwnerAnswer::Record(r) => Ok(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) }),
+            other => Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
+        }
+    }
+
+    /// Sees to it that the VM, whose guest holds no epoch, has a record of this process's; waits for the answer. Gives the epoch.
+    ///
+    /// A compare-and-swap from epoch 0 must not be what decides about a port: after a release a late one wins as if it were the first.
+    /// This one says nothing about who runs the VM but that it is this process, which does.
+    pub fn take(&mut self) -> Result<Epoch, ArbiterError> {
+        let question = owner_cas(self.vm_id, CfEpoch::UNCLAIMED, Owner(self.owner.0))
+            .map_err(|e| ArbiterError::Wire(self.address, e))?;
+        let answer = self.answered(&question);
+        if answer.is_err() {
+            self.link = None;
+        }
+        match answer? {
+            OwnerAnswer::Cas(CasStatus::Won, r) => Ok(Epoch(r.epoch.0)),
+            // Won with a port, and the guest has no place to keep it in.
+            OwnerAnswer::Cas(CasStatus::Lost, r) if r.owner.0 == self.owner.0 => Ok(Epoch(r.epoch.0)),
+            OwnerAnswer::Cas(CasStatus::Lost, r) => {
+                let text = format!("the VM is another process's, at epoch {}", r.epoch.0);
+                Err(ArbiterError::Answer(self.address, text))
+            }
             other => Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
         }
     }

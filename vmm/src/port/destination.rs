@@ -222,7 +222,9 @@ impl<'a> Driver<'a> {
                 if let Some(arbiter) = &mut self.arbiter {
                     arbiter.withdraw();
                     // An arbiter that was restarted waits for this, should the source compete with it.
-                    if let Err(e) = arbiter.name(self.found, None) {
+                    if !self.machine.has_won()
+                        && let Err(e) = arbiter.name(self.found, None)
+                    {
                         log::warn!("giving the VM up: {e}");
                     }
                 }

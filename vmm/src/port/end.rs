@@ -13,11 +13,20 @@ use migration::ownership::{Epoch, OwnerId};
 pub fn release(vm: &Vm) {
     let (vm_id, epoch) = (vm.config().vm_id, guest::epoch(vm));
     let Some(address) = vm.config().arbiter else { return };
-    // A guest that has claimed nothing has nothing to release.
-    if vm_id == 0 || epoch == 0 || vm.may_go_on() {
+    if vm_id == 0 || vm.may_go_on() {
         return;
     }
-    match Arbiter::new(address, vm_id, OwnerId(vm.owner().0)).release(Epoch(epoch)) {
+    let owner = OwnerId(vm.owner().0);
+    let mut arbiter = Arbiter::new(address, vm_id, owner);
+    let epoch = match epoch {
+        // A guest that has claimed nothing has something to release only if a port of it was begun, which took the record.
+        0 => match arbiter.record() {
+            Ok(record) if record.owner == owner => record.epoch,
+            _ => return,
+        },
+        epoch => Epoch(epoch),
+    };
+    match arbiter.release(epoch) {
         Ok(true) => log::info!("the ownership record of VM {vm_id} is released"),
         Ok(false) => log::info!("the ownership record of VM {vm_id} stays: another process has it, or may have it"),
         Err(e) => log::warn!("the ownership record of VM {vm_id} stays (vmm release): {e}"),

@@ -33,7 +33,7 @@ use super::tls::Route;
 use super::transfer::{PageWriter, Pending, Sent, Skipped};
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::vm::{Throttle, Vm};
 use pause::Pause;
 
@@ -77,6 +77,8 @@ struct Driver<'a> {
     machine: Source,
     events: VecDeque<Event>,
     connection: Option<Connection>,
+    /// Epoch of the record taken for a guest that holds none.
+    taken: Option<Epoch>,
     arbiter: Option<Arbiter>,
     arbiter_address: Option<SocketAddr>,
     /// Who said READY, and the epoch of the record it found.
@@ -115,6 +117,14 @@ impl<'a> Driver<'a> {
     fn new(vm: &'a Arc<Vm>, job: &'a Arc<Job>, order: &'a Order) -> Result<Driver<'a>> {
         let ownership = if order.arbiter.is_some() { Ownership::Arbiter } else { Ownership::Stream };
         let mut hello = guest::hello(vm, ownership)?;
+        let (mut arbiter, mut taken) = (None, None);
+        if let Some(address) = order.arbiter
+            && hello.epoch == Epoch(0)
+        {
+            let answer = arbiter.insert(Arbiter::new(address, hello.vm_id, hello.owner)).take();
+            hello.epoch = answer.map_err(|e| Error::Conflict(format!("the ownership record: {e}")))?;
+            taken = Some(hello.epoch);
+        }
         if let Route::Tls { ticket, .. } = &order.route
             && !ticket.is_empty()
         {
@@ -126,10 +136,11 @@ impl<'a> Driver<'a> {
         Ok(Driver {
             vm,
             job,
+            taken,
             machine: Source::new(hello, description, order.policy),
             events: VecDeque::new(),
             connection: None,
-            arbiter: None,
+            arbiter,
             arbiter_address: order.arbiter,
             heir: None,
             verify: order.verify,

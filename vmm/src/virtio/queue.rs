@@ -94,7 +94,12 @@ impl VirtQueue {
     /// A queue not set up yet.
     pub fn new(max_size: u16) -> Result<VirtQueue> {
         let queue = Queue::new(max_size).map_err(|e| Error::State(e.to_string()))?;
-        Ok(VirtQueue {
+        Ok(VirtQueue::around(queue))
+    }
+
+    /// A queue nobody has looked at yet.
+    fn around(queue: Queue) -> VirtQueue {
+        VirtQueue {
             queue,
             armed_at: None,
             used: false,
@@ -105,7 +110,7 @@ impl VirtQueue {
             told: None,
             moves: 0,
             waited_at: None,
-        })
+        }
     }
 
     /// The registers.
@@ -390,18 +395,7 @@ impl VirtQueue {
             used_ring: state.used_ring,
         };
         let queue = Queue::try_from(raw).map_err(|e| Error::State(format!("queue: {e}")))?;
-        let queue = VirtQueue {
-            queue,
-            armed_at: None,
-            used: false,
-            wanted: false,
-            polled: false,
-            muted: false,
-            resting: false,
-            told: None,
-            moves: 0,
-            waited_at: None,
-        };
+        let queue = VirtQueue::around(queue);
         if queue.ready() && !queue.is_valid(memory) {
             return Err(Error::State("queue outside memory".into()));
         }

@@ -15,6 +15,8 @@ use virtio_queue::QueueT;
 use vm_memory::{Bytes, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
+use crate::port_support::{GUEST, Lab, MAC, Vmm, image};
+
 /// `struct virtio_net_hdr_v1`.
 const HEADER: usize = 12;
 /// Longest frame with its header.
@@ -146,7 +148,7 @@ impl VhostUserBackendMut for Wire {
 }
 
 /// Serves one connection at `socket`, in threads of its own; gives what ends that connection.
-pub fn serve(socket: &Path, tap: &str) -> std::sync::mpsc::Receiver<ShutdownHandle> {
+fn serve(socket: &Path, tap: &str) -> std::sync::mpsc::Receiver<ShutdownHandle> {
     let memory = Memory::new(GuestMemoryMmap::new());
     let tap = open_tap(tap);
     // SAFETY: dup of a descriptor that is open; the result is ours.
@@ -165,4 +167,15 @@ pub fn serve(socket: &Path, tap: &str) -> std::sync::mpsc::Receiver<ShutdownHand
         drop(heard);
     });
     rx
+}
+
+/// A guest that echoes, and whose network is served here, over `tap0`; and the end of that.
+pub fn boot(lab: &Lab) -> (Vmm, ShutdownHandle) {
+    let socket = lab.dir.path().join("wire.sock");
+    let connected = serve(&socket, "tap0");
+    let cmdline = format!("test=echo ip={GUEST}/24 log=warn");
+    let net = format!("vhost_user={},mac={MAC},id=lan", socket.display());
+    let args = ["--image", image().to_str().unwrap(), "--memory", "64M", "--cmdline", &cmdline, "--net", &net];
+    let vmm = lab.spawn("boot", &args);
+    (vmm, connected.recv().unwrap())
 }

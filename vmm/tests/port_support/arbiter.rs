@@ -56,6 +56,11 @@ impl Arbiter {
         table.apply(&OwnerChange::Set(record, None));
     }
 
+    /// Releases a VM's record, whoever has it.
+    pub fn release(&self, vm_id: u64) {
+        self.table.lock().unwrap().apply(&OwnerChange::Release(VmId(vm_id)));
+    }
+
     /// Takes questions without answering or deciding them, or ends that.
     pub fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Release);

@@ -155,6 +155,8 @@ fn a_vm_that_has_ended_is_forgotten_and_its_epochs_are_not_given_again() {
         s.frame(B, hello(epoch));
         assert_eq!(did(&mut s), [Did::Sent(B, Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(0) }))]);
         assert_eq!(cas(&mut s, epoch, OTHER), [told(CasStatus::Lost, none)]);
+        // Nor is nobody, who is not the owner of a record that is not there.
+        assert_eq!(cas(&mut s, epoch, Owner::default()), [told(CasStatus::Lost, none)]);
     }
     s.frame(B, hello(0));
     assert_eq!(did(&mut s), [Did::Write(Some(record(3, 3, ME)))], "above all that was released");

@@ -96,7 +96,8 @@ impl Driver<'_> {
         }
         self.pause.breakdown.disks_us = lap();
         self.sections = Some(sections);
-        Event::Collected(epoch)
+        // A guest that held none, and has not claimed one meanwhile, has what was taken for it.
+        Event::Collected(if epoch == Epoch(0) { self.taken.unwrap_or(epoch) } else { epoch })
     }
 
     pub(super) fn send_final(&mut self, commit: Option<Epoch>) {

@@ -49,14 +49,19 @@ struct Patience<'a> {
 }
 
 impl Patience<'_> {
-    fn wait(&self, interest: Interest) -> Result<(), TlsError> {
+    /// How much of the time is left.
+    fn left(&self) -> Result<Duration, TlsError> {
         if (self.stop)() {
             return Err(TlsError::Stopped);
         }
-        let left = self.until.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(TlsError::Slow(self.limit));
+        match self.until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Err(TlsError::Slow(self.limit)),
+            left => Ok(left),
         }
+    }
+
+    fn wait(&self, interest: Interest) -> Result<(), TlsError> {
+        let left = self.left()?;
         wait(&[(self.socket.as_raw_fd(), interest)], Some(left.min(STOP_CHECK))).map_err(TlsError::Io)?;
         Ok(())
     }
@@ -125,10 +130,15 @@ impl Patience<'_> {
             if !tls.is_handshaking() {
                 return Ok(());
             }
+            // Also with a peer that never lets us wait.
+            self.left()?;
             self.read_record(&mut record)?;
             let mut rest = &record[..];
             while !rest.is_empty() {
-                tls.read_tls(&mut rest).map_err(TlsError::Io)?;
+                // Of a session that is over rustls takes nothing, without an error.
+                if tls.read_tls(&mut rest).map_err(TlsError::Io)? == 0 {
+                    return Err(TlsError::Closed);
+                }
                 if let Err(e) = tls.process_new_packets() {
                     // The alert, as far as the peer takes it.
                     let _ = self.flush(tls);
@@ -199,3 +209,6 @@ pub fn say_goodbye(socket: &TcpStream, stop: &dyn Fn() -> bool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

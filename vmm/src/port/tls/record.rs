@@ -3,8 +3,10 @@
 //! rustls makes the session and gives its traffic keys away ([`rustls::ExtractedSecrets`], as for a kernel's TLS); the records
 //! themselves are sealed and opened here, by ring's AEADs, because rustls allocates and copies for each: in the pause nothing may be
 //! allocated. Owns one direction's key, nonce and sequence number each. Always true: a sequence number is used once with a key; nothing
-//! of a record is shown before its tag was checked; after [`AES_RECORDS_MAX`] records nothing more is sealed. There are no tickets for
-//! resumption and no key updates; a peer that sends either breaks the connection.
+//! of a record is shown before its tag was checked; after [`AES_RECORDS_MAX`] records nothing more is sealed; behind an error nothing
+//! more is opened. There are no tickets for resumption, no key updates, no records without content (they would keep a reader busy
+//! for nothing, and none is sealed here); a peer that sends any of these breaks the connection. Frames end a port, not
+//! close_notify: a stream that is cut short is a connection that was lost.
 
 use ring::aead::{AES_128_GCM, Aad, Algorithm, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use rustls::{AlertDescription, ConnectionTrafficSecrets};
@@ -19,7 +21,7 @@ pub const CONTENT_MAX: usize = 1 << 14;
 pub const RECORD_MAX: usize = HEADER_LEN + CONTENT_MAX + 256;
 /// What a record costs beside its content: header, type, tag.
 pub const OVERHEAD: usize = HEADER_LEN + 1 + TAG_LEN;
-/// Most records under one key with AES-GCM: half of what RFC 8446, section 5.5, allows; 256 GiB of content.
+/// Most records under one key with AES-GCM, below the 2^24.5 that RFC 8446, section 5.5, allows; 256 GiB of content.
 pub const AES_RECORDS_MAX: u64 = 1 << 24;
 
 const TAG_LEN: usize = 16;
@@ -95,13 +97,14 @@ impl Sealer {
     /// for another whole record within the capacity of `out`: it never allocates.
     pub fn fill(&mut self, parts: &mut Parts<'_>, out: &mut Vec<u8>) -> Result<(), TlsError> {
         while !parts.is_empty() && out.capacity() - out.len() >= CONTENT_MAX + OVERHEAD {
+            // First: where there is none, nothing is left in `out` that is not sealed.
+            let nonce = self.0.nonce()?;
             let at = out.len();
             out.extend_from_slice(&[0; HEADER_LEN]);
             parts.take(CONTENT_MAX, out);
             out.push(APPLICATION_DATA);
             let header = header(out.len() - at - HEADER_LEN + TAG_LEN);
             out[at..at + HEADER_LEN].copy_from_slice(&header);
-            let nonce = self.0.nonce()?;
             let body = &mut out[at + HEADER_LEN..];
             let tag = self.0.key.seal_in_place_separate_tag(nonce, Aad::from(header), body);
             out.extend_from_slice(tag.map_err(|_| TlsError::Record("that is too long"))?.as_ref());
@@ -171,35 +174,60 @@ pub fn length(bytes: &[u8]) -> Result<Option<usize>, TlsError> {
 
 /// Opens what is received.
 #[derive(Debug)]
-pub struct Opener(Direction);
+pub struct Opener {
+    direction: Direction,
+    /// A record was opened.
+    begun: bool,
+    /// A record was refused, or was the last.
+    over: bool,
+}
 
 impl Opener {
     /// With a session's key.
     pub fn new(secrets: (u64, ConnectionTrafficSecrets)) -> Result<Opener, TlsError> {
-        Direction::new(secrets).map(Opener)
+        Direction::new(secrets).map(Opener::with)
     }
 
-    /// Opens the whole record at `buffer[at..]` and moves its content to the front of the buffer; gives the content's length.
+    fn with(direction: Direction) -> Opener {
+        Opener { direction, begun: false, over: false }
+    }
+
+    /// Opens the whole record at `buffer[at..]` and moves its content to the front of the buffer; gives the content's length,
+    /// which is not 0.
     ///
     /// # Panics
     /// When `at` and the record's length are not within the buffer: an error of the program, not of the peer.
     pub fn open(&mut self, buffer: &mut [u8], at: usize) -> Result<usize, TlsError> {
+        if self.over {
+            return Err(TlsError::Record("behind the last one"));
+        }
+        let opened = self.open_next(buffer, at);
+        self.begun = true;
+        self.over = opened.is_err();
+        opened
+    }
+
+    fn open_next(&mut self, buffer: &mut [u8], at: usize) -> Result<usize, TlsError> {
         let (_, record) = buffer.split_at(at);
         let Some(header) = record.first_chunk::<HEADER_LEN>().copied() else { return Err(TlsError::Damaged) };
-        if header[0] == ALERT {
-            // In the clear: from a peer that could not agree on a key.
+        if header[0] == ALERT && !self.begun {
+            // In the clear: from a peer that could not agree on a key. Later anybody but the peer may have put it there.
             return Err(record.get(HEADER_LEN + 1).map_or(TlsError::Damaged, |code| alert(*code)));
         }
         if header[0] != APPLICATION_DATA {
-            return Err(TlsError::Record("of the handshake, after it"));
+            return Err(TlsError::Record("in the clear, after the handshake"));
         }
-        let nonce = self.0.nonce()?;
-        let content = self.0.key.open_within(nonce, Aad::from(header), buffer, at + HEADER_LEN..);
+        let nonce = self.direction.nonce()?;
+        let content = self.direction.key.open_within(nonce, Aad::from(header), buffer, at + HEADER_LEN..);
         let content = content.map_err(|_| TlsError::Damaged)?;
-        // Behind the content its type, then any number of zeroes.
+        // The content, its type, any number of zeroes: all that is no longer than the longest content and a type.
+        if content.len() > CONTENT_MAX + 1 {
+            return Err(TlsError::Record("that is too long"));
+        }
         let end = content.iter().rposition(|b| *b != 0).ok_or(TlsError::Record("without a type"))?;
         match (content[end], &content[..end]) {
-            (APPLICATION_DATA, _) if end <= CONTENT_MAX => Ok(end),
+            (APPLICATION_DATA, []) => Err(TlsError::Record("without content")),
+            (APPLICATION_DATA, _) => Ok(end),
             (ALERT, [_, code]) => Err(alert(*code)),
             (HANDSHAKE, _) => Err(TlsError::Record("that asks for another key")),
             _ => Err(TlsError::Record("that is not allowed here")),

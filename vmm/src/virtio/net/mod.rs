@@ -129,6 +129,8 @@ pub struct Net {
     config_changed: bool,
     /// An announcement taken from a queue of the tap, until all other queues are empty.
     parting: Option<(usize, Frame)>,
+    /// For [`Tap::read_frame`], while frames are forwarded.
+    aside: Vec<u8>,
     limits: Throttles,
     /// The kernel may serve the queues.
     kernel: Option<Vhost>,
@@ -189,6 +191,7 @@ impl Net {
             gone: false,
             config_changed: false,
             parting: None,
+            aside: Vec::new(),
             limits: Throttles { rx: Throttle::new(config.rx_limits)?, tx: Throttle::new(config.tx_limits)? },
             kernel: None,
             kept: false,

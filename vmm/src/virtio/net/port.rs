@@ -56,7 +56,7 @@ impl Net {
                 }
                 continue;
             }
-            match self.pairs[queue].tap.read_frame(FRAME_MAX) {
+            match self.pairs[queue].tap.read_frame(FRAME_MAX, &mut self.aside) {
                 Ok(Some(frame))
                     if queues > 1 && super::is_announcement(&frame, self.mac.0) && self.parting.is_none() =>
                 {

@@ -64,6 +64,8 @@ pub(super) struct Receiver {
     frame_max: usize,
     tap_ready: bool,
     scratch: Vec<IoVec>,
+    /// For [`Tap::read_frame`].
+    aside: Vec<u8>,
 }
 
 impl Receiver {
@@ -222,7 +224,7 @@ impl Receiver {
     }
 
     fn read_aside(&mut self, tap: &Tap, stats: &NetStats) -> Option<usize> {
-        match tap.read_frame(self.frame_max) {
+        match tap.read_frame(self.frame_max, &mut self.aside) {
             Ok(Some(frame)) => {
                 let len = frame.len();
                 match len {

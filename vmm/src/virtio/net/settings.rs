@@ -42,12 +42,12 @@ impl Net {
     /// first if `keep`.
     pub(super) fn apply_pairs(&mut self, active: usize, keep: bool) -> Result<()> {
         self.active = active;
-        let mut left = Vec::new();
+        let (mut left, mut aside) = (Vec::new(), Vec::new());
         let room = if keep { self.room() } else { 0 };
         let result = self.with_taps(|pairs| {
             for (i, pair) in pairs.iter_mut().enumerate() {
                 while i >= active && pair.tap.is_attached() && left.len() < room {
-                    match pair.tap.read_frame(FRAME_MAX) {
+                    match pair.tap.read_frame(FRAME_MAX, &mut aside) {
                         Ok(Some(frame)) if frame.len() >= HEADER_SIZE => left.push(frame),
                         Ok(Some(_)) => {}
                         Ok(None) | Err(_) => break,

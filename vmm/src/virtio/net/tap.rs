@@ -262,16 +262,14 @@ impl Tap {
         }
     }
 
-    /// Reads one frame of at most `max` bytes aside.
-    pub fn read_frame(&self, max: usize) -> io::Result<Option<Frame>> {
-        let mut frame = vec![0u8; max];
-        let piece = IoVec(libc::iovec { iov_base: frame.as_mut_ptr().cast(), iov_len: frame.len() });
-        let n = self.read(&[piece])?;
-        Ok(n.map(|n| {
-            frame.truncate(n);
-            frame.shrink_to_fit();
-            frame
-        }))
+    /// Reads one frame of at most `max` bytes, by way of `aside`, to be given again: that grows once, so that a frame costs no more
+    /// memory than it is long, and a look at an empty tap none.
+    pub fn read_frame(&self, max: usize, aside: &mut Vec<u8>) -> io::Result<Option<Frame>> {
+        if aside.len() < max {
+            aside.resize(max, 0);
+        }
+        let piece = IoVec(libc::iovec { iov_base: aside.as_mut_ptr().cast(), iov_len: max });
+        Ok(self.read(&[piece])?.map(|n| aside[..n].to_vec()))
     }
 
     /// Sends one frame, with its header, from `pieces`.
