@@ -278,6 +278,10 @@ impl Source {
             (P::Committed | P::Competing, Event::Message(Message::Aborted { reason, epoch })) => {
                 self.aborted(reason, epoch)
             }
+            (P::Forwarding, Event::Message(Message::Running { .. })) if !self.runs_there => {
+                self.runs_there = true;
+                vec![Action::Linger]
+            }
             (P::Forwarding, Event::Message(Message::Aborted { reason, epoch }))
                 if !self.runs_there && epoch == self.epoch.next() =>
             {
@@ -303,7 +307,8 @@ impl Source {
                     vec![Action::Close, Action::TearDown]
                 }
             }
-            (P::Forwarding, Event::LingerOver | Event::Timeout | Event::Cancel) => {
+            // Until the destination is heard of it may still give the VM back, and this is the only copy then.
+            (P::Forwarding, Event::LingerOver | Event::Timeout | Event::Cancel) if self.runs_there => {
                 self.phase = P::Ended;
                 vec![Action::Finish, Action::TearDown]
             }
@@ -411,7 +416,7 @@ impl Source {
             }
             Verdict::Lost(_) if self.connected => {
                 self.phase = Phase::Forwarding;
-                vec![Action::Linger]
+                vec![]
             }
             Verdict::Lost(_) => {
                 self.phase = Phase::Ended;

@@ -1,6 +1,7 @@
 //! Where the guest's text goes, and where what is typed to it comes from.
 //!
-//! Owns both ends. A console that cannot take text loses it; the guest never waits for longer than one write. Input is read only
+//! Owns both ends. A console that cannot take text (its disk is full, say) loses it, and says so once; what comes when it can again is
+//! there again. The guest never waits for longer than one write. Input is read only
 //! as far as the serial port has room for it ([`Console::read`] never waits): the rest stays with the kernel, so no more than
 //! that is ever held here. A terminal gets its own settings back however the process ends ([`terminal`]).
 
@@ -12,6 +13,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::os::fd::{AsRawFd, RawFd};
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::config::SerialOutput;
@@ -22,14 +24,18 @@ use terminal::Input;
 
 /// Output shared by the platform device and the serial port, and input for the latter.
 #[derive(Debug, Clone)]
-pub struct Console(Arc<Mutex<Sink>>);
+pub struct Console {
+    sink: Arc<Mutex<Sink>>,
+    /// What was written last was lost.
+    losing: Arc<AtomicBool>,
+}
 
 #[derive(Debug)]
 enum Sink {
     None,
     Stdout,
     Stdio(Input),
-    File(File),
+    File(File, PathBuf),
     Socket(Socket),
     Pty(Pty),
 }
@@ -47,21 +53,23 @@ impl Console {
                     .append(true)
                     .open(path)
                     .map_err(host(format!("serial output {}", path.display())))?,
+                path.clone(),
             ),
             SerialOutput::Socket(path) => Sink::Socket(Socket::bind(path)?),
             SerialOutput::Pty => {
                 let pty = Pty::open()?;
                 let text = format!("the console is {}", pty.path().display());
-                eprintln!("vmm: {text}");
+                // A file on a full disk, perhaps: no reason not to start.
+                let _ = writeln!(io::stderr(), "vmm: {text}");
                 crate::notice::device("serial", &text);
                 Sink::Pty(pty)
             }
         };
-        Ok(Console(Arc::new(Mutex::new(sink))))
+        Ok(Console { sink: Arc::new(Mutex::new(sink)), losing: Arc::default() })
     }
 
     fn sink(&self) -> MutexGuard<'_, Sink> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sink.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The descriptor that is ready when there may be input; edges are enough. `None`: there is never any.
@@ -70,7 +78,7 @@ impl Console {
             Sink::Stdio(input) => Some(input.as_raw_fd()),
             Sink::Socket(socket) => Some(socket.as_raw_fd()),
             Sink::Pty(pty) => Some(pty.as_raw_fd()),
-            Sink::None | Sink::Stdout | Sink::File(_) => None,
+            Sink::None | Sink::Stdout | Sink::File(..) => None,
         }
     }
 
@@ -95,7 +103,7 @@ impl Console {
             Sink::Stdio(input) => input.read(buffer),
             Sink::Socket(socket) => socket.read(buffer),
             Sink::Pty(pty) => pty.read(buffer),
-            Sink::None | Sink::Stdout | Sink::File(_) => 0,
+            Sink::None | Sink::Stdout | Sink::File(..) => 0,
         }
     }
 }
@@ -109,7 +117,7 @@ impl Write for Console {
                 let mut out = io::stdout().lock();
                 out.write_all(text).and_then(|()| out.flush())
             }
-            Sink::File(file) => file.write_all(text),
+            Sink::File(file, _) => file.write_all(text),
             // Nobody there, or somebody who does not read: lost.
             Sink::Socket(socket) => {
                 socket.write(text);
@@ -120,9 +128,16 @@ impl Write for Console {
                 Ok(())
             }
         };
-        if let Err(e) = result {
-            log::warn!("console output ends: {e}");
-            *sink = Sink::None;
+        let losing = result.is_err();
+        if self.losing.swap(losing, Ordering::Relaxed) != losing {
+            let name = match &*sink {
+                Sink::File(_, path) => path.display().to_string(),
+                _ => "standard output".into(),
+            };
+            match result {
+                Ok(()) => log::info!("console: {name} takes text again"),
+                Err(e) => log::warn!("console: {name}: {e}; what the guest prints is lost until that changes"),
+            }
         }
         Ok(text.len())
     }

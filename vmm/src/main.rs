@@ -109,15 +109,20 @@ impl Command {
             Ok(()) => ExitCode::SUCCESS,
             Err(e) if e.kind() == std::io::ErrorKind::BrokenPipe => ExitCode::SUCCESS,
             Err(e) => {
-                eprintln!("vmm: standard output: {e}");
+                say(format_args!("vmm: standard output: {e}"));
                 ExitCode::from(STATUS_FAILED)
             }
         }
     }
 }
 
+/// Says it to who looks at standard error. That may be a file on a full disk: the exit status must be right all the same.
+fn say(text: std::fmt::Arguments) {
+    let _ = writeln!(std::io::stderr(), "{text}");
+}
+
 fn failed(command: &str, why: &str) -> ExitCode {
-    eprintln!("vmm {command}: {why}");
+    say(format_args!("vmm {command}: {why}"));
     ExitCode::from(STATUS_FAILED)
 }
 
@@ -128,7 +133,7 @@ fn wrong_usage(error: &clap::Error) -> ! {
         (error.kind(), error.get(ContextKind::InvalidSubcommand))
         && Cli::command().find_subcommand("ctl").is_some_and(|ctl| ctl.find_subcommand(name).is_some())
     {
-        eprintln!("\nTo tell a running VM: vmm ctl {name}");
+        say(format_args!("\nTo tell a running VM: vmm ctl {name}"));
     }
     std::process::exit(error.exit_code())
 }
@@ -157,7 +162,7 @@ fn main() -> ExitCode {
         Ok(status) => ExitCode::from(status),
         Err(e) => {
             for line in e.to_string().lines() {
-                eprintln!("vmm: {line}");
+                say(format_args!("vmm: {line}"));
             }
             ExitCode::from(if matches!(e, vmm::Error::Config(_)) { STATUS_USAGE } else { STATUS_FAILED })
         }
@@ -191,7 +196,7 @@ fn run(order: Order, socket: Option<SocketFile>) -> vmm::Result<u8> {
         port::end::release(&vm);
     }
     match &end {
-        End::TripleFault | End::Crash(_) => eprintln!("vmm: {end}"),
+        End::TripleFault | End::Crash(_) => say(format_args!("vmm: {end}")),
         end => log::info!("the VM has ended: {end:?}"),
     }
     Ok(end.status() as u8)

@@ -231,7 +231,9 @@ fn with_an_arbiter_the_source_takes_the_vm_back() {
     drop(stopped);
     // The arbiter does not answer: it stays paused, however long that takes.
     eventually("it competes", || (vmm.port(id)["phase"] == "competing").then_some(()));
-    std::thread::sleep(std::time::Duration::from_millis(300));
+    eventually("the operator is told why", || {
+        vmm.port(id)["error"].as_str().filter(|e| e.contains(&format!("arbiter {address}"))).map(|_| ())
+    });
     assert_eq!((vmm.state().as_str(), &vmm.port(id)["phase"]), ("paused", &"competing".into()));
     arbiter.set_silent(false);
     let status = vmm.wait_port(id);

@@ -21,6 +21,8 @@ guest_code!(
 "
 );
 
+guest_code!(triple_fault, "fault_start", "fault_end", "ud2");
+
 fn run(args: &[&str]) -> Output {
     vmm().args(args).stdin(Stdio::null()).output().unwrap()
 }
@@ -191,4 +193,22 @@ fn what_the_host_lacks_is_said_in_a_sentence() {
         assert!(text.contains(said), "{preparation}: {text}");
         assert_eq!(text.lines().count(), 1, "{preparation}: {text}");
     }
+}
+
+/// Standard error may be a log on a full disk: what became of the guest is still told by the status, and nobody panics.
+#[test]
+fn a_full_log_changes_no_exit_status() {
+    let full = || Stdio::from(std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap());
+    for args in [["--image", "/nonexistent"], ["--memory", "nonsense"], ["--no-such-flag", ""]] {
+        let wrong = vmm().args(args).stdin(Stdio::null()).stderr(full()).status().unwrap();
+        assert_eq!(wrong.code(), run(&args).status.code(), "{args:?}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let image = dir.path().join("image");
+    std::fs::write(&image, guest::image(triple_fault())).unwrap();
+    let mut command = vmm();
+    command.args(["--memory", "8M", "--serial", "none", "--image"]).arg(&image).stdin(Stdio::null());
+    let said = command.output().unwrap();
+    assert!(String::from_utf8_lossy(&said.stderr).contains("fault"), "{said:?}");
+    assert_eq!(command.stdout(full()).stderr(full()).status().unwrap().code(), said.status.code());
 }

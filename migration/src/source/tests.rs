@@ -180,3 +180,26 @@ fn a_guest_that_writes_too_fast_is_slowed_down_then_given_up() {
     assert_eq!(reason.code, ReasonCode::NotConverging);
     assert!(reason.text.contains("slowed down by 90 %"), "{}", reason.text);
 }
+
+#[test]
+fn a_copy_is_kept_until_the_destination_that_has_won_is_heard_of() {
+    let mut lost = source(Ownership::Arbiter);
+    play(&mut lost, &script(Ownership::Arbiter));
+    lost.on_event(Event::Collected(Epoch(7)));
+    assert_eq!(lost.on_event(Event::Timeout), [Action::Compete(Epoch(7))]);
+    let verdict = Verdict::Lost(Record { epoch: Epoch(8), owner: OwnerId([6, 6]) });
+    // The destination itself may have no answer yet, and may not be able to load the state.
+    assert_eq!(lost.on_event(Event::Verdict { expected: Epoch(7), verdict }), []);
+    for nothing in [Event::LingerOver, Event::Timeout, Event::Cancel] {
+        assert_eq!(lost.on_event(nothing), []);
+    }
+    let mut runs = lost.clone();
+    assert_eq!(runs.on_event(running()), [Action::Linger]);
+    assert_eq!(runs.on_event(Event::LingerOver), [Action::Finish, Action::TearDown]);
+    let mut gone = lost.clone();
+    let cut = Event::Disconnected(Reason::new(ReasonCode::Disconnected, "cut"));
+    assert_eq!(gone.on_event(cut), [Action::Close, Action::TearDown]);
+    let reason = Reason::new(ReasonCode::State, "cannot load");
+    let aborted = Event::Message(Message::Aborted { reason, epoch: Epoch(8) });
+    assert_eq!(lost.on_event(aborted), [Action::Compete(Epoch(8))]);
+}

@@ -65,6 +65,8 @@ struct State {
     /// The destination, which has given up, tells the arbiter so.
     renounces: bool,
     up: bool,
+    /// The connection was lost by a fault, not closed by one of the two.
+    severed: bool,
     to_destination: VecDeque<Wire>,
     to_source: VecDeque<Message>,
     source_told: bool,
@@ -119,6 +121,7 @@ fn start(ownership: Ownership, heir: bool) -> State {
         given: false,
         renounces: false,
         up: true,
+        severed: false,
         to_destination: VecDeque::new(),
         to_source: VecDeque::new(),
         source_told: false,
@@ -150,9 +153,18 @@ impl State {
         self.up = false;
     }
 
+    fn sever(&mut self) {
+        self.cut();
+        self.severed = true;
+    }
+
     fn answer(&mut self, answer: (Side, Epoch, bool, Epoch)) {
         self.answers.remove(&answer);
         let (side, expected, won, epoch) = answer;
+        if side == Side::Source && self.competing.get(&side) == Some(&expected) {
+            // The driver asks no more.
+            self.competing.remove(&side);
+        }
         let verdict = if won { Verdict::Won(epoch) } else { Verdict::Lost(Record { epoch, owner: OwnerId([9, 9]) }) };
         match side {
             Side::Source if self.source_alive => self.source_event(source::Event::Verdict { expected, verdict }),
@@ -192,7 +204,7 @@ impl State {
     }
 
     fn crash(&mut self, side: Side) {
-        self.cut();
+        self.sever();
         self.tasks.retain(|(s, _)| *s != side);
         self.competing.remove(&side);
         match side {
@@ -226,7 +238,8 @@ impl State {
         }
         if self.source_alive && !self.source_told {
             add(&State::deliver_to_source);
-            if !self.up {
+            // What was said before an orderly end is heard before it.
+            if !self.up && (self.severed || self.to_source.is_empty()) {
                 add(&State::tell_source);
             }
         }
@@ -258,7 +271,7 @@ impl State {
             });
         }
         if self.up {
-            add(&State::cut);
+            add(&State::sever);
         }
         if self.forgettable {
             add(&State::written);
@@ -411,7 +424,8 @@ impl State {
             let running = usize::from(self.source_runs.is_some()) + usize::from(self.destination_runs.is_some());
             // A destination that won, then failed to load, and could not say so any more: its host broke in the
             // instant of the hand-over. The VM was the destination's and nobody runs; that is as a crash.
-            let broke = ownership == Ownership::Arbiter && self.destroyed && self.given && !self.given_back;
+            let mute = self.severed && !self.given_back;
+            let broke = ownership == Ownership::Arbiter && self.destroyed && self.given && mute;
             let lost = self.lives.taken_away || self.lives.claimed_between;
             assert!(running == 1 || broke || lost, "nobody runs: {self:#?}");
         }

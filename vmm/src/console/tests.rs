@@ -82,3 +82,24 @@ fn a_pseudo_terminal_is_a_console_without_line_editing() {
     terminal.write_all(b"again").unwrap();
     assert_eq!(read_all(&console), b"again");
 }
+
+#[test]
+fn a_file_that_takes_no_text_for_a_while_gets_what_comes_later() {
+    use std::os::unix::fs::OpenOptionsExt;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("console");
+    let name = std::ffi::CString::new(path.to_str().unwrap()).unwrap();
+    // SAFETY: the name is valid for the call.
+    assert_eq!(unsafe { libc::mkfifo(name.as_ptr(), 0o600) }, 0);
+    let reader = || OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(&path).unwrap();
+    let first = reader();
+    let mut console = Console::open(&SerialOutput::File(path.clone())).unwrap();
+    drop(first);
+    // Fails as on a full disk: the guest is not to notice.
+    assert_eq!(console.write(b"lost").unwrap(), 4);
+    let mut second = reader();
+    console.write_all(b"here").unwrap();
+    let mut text = [0; 8];
+    let n = second.read(&mut text).unwrap();
+    assert_eq!(&text[..n], b"here");
+}

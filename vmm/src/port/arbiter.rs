@@ -34,6 +34,12 @@ pub enum ArbiterError {
     /// It does not speak the protocol.
     #[error("arbiter {0}: {1}")]
     Wire(SocketAddr, fabric::wire::WireError),
+    /// It cannot make the change durable, or has been restarted and may have given the VM away before.
+    #[error(
+        "arbiter {0}: it cannot change the ownership record: its disk does not take it (full?), or it was restarted while the VM was \
+         handed over"
+    )]
+    Undecided(SocketAddr),
     /// An answer to another question, or a refusal.
     #[error("arbiter {0}: {1}")]
     Answer(SocketAddr, String),
@@ -49,12 +55,14 @@ pub struct Arbiter {
     /// What is competed with, and since when the question has been out (`None`: not asked on this connection).
     competing: Option<(Epoch, Option<Instant>)>,
     not_before: Option<Instant>,
+    /// Why there is no verdict yet, since it was last taken.
+    trouble: Option<String>,
 }
 
 impl Arbiter {
     /// Nothing is asked or connected yet.
     pub fn new(address: SocketAddr, vm_id: u64, owner: OwnerId) -> Arbiter {
-        Arbiter { address, vm_id: VmId(vm_id), owner, link: None, competing: None, not_before: None }
+        Arbiter { address, vm_id: VmId(vm_id), owner, link: None, competing: None, not_before: None, trouble: None }
     }
 
     /// Reads the record; waits for the answer. The connection stays for the compare-and-swap.
@@ -114,7 +122,10 @@ impl Arbiter {
         if answer.is_err() {
             self.link = None;
         }
-        Ok(matches!(answer?, OwnerAnswer::Cas(CasStatus::Won, _)))
+        match answer? {
+            OwnerAnswer::Cas(CasStatus::Unknown, _) => Err(ArbiterError::Undecided(self.address)),
+            answer => Ok(matches!(answer, OwnerAnswer::Cas(CasStatus::Won, _))),
+        }
     }
 
     /// Says at this epoch, as its owner, that the VM has ended for good; waits for the answer. False if the arbiter will not have
@@ -183,6 +194,10 @@ impl Arbiter {
             Ok(Some(OwnerAnswer::Cas(CasStatus::Lost, r))) => {
                 Verdict::Lost(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) })
             }
+            Ok(Some(OwnerAnswer::Cas(CasStatus::Unknown, _))) => {
+                self.retry(&ArbiterError::Undecided(self.address));
+                return None;
+            }
             Ok(Some(other)) => {
                 self.retry(&ArbiterError::Answer(self.address, format!("unexpected {other:?}")));
                 return None;
@@ -196,8 +211,14 @@ impl Arbiter {
         Some((expected, verdict))
     }
 
+    /// Why there is no verdict yet, if that is known and was not told before.
+    pub fn take_trouble(&mut self) -> Option<String> {
+        self.trouble.take()
+    }
+
     fn retry(&mut self, why: &ArbiterError) {
         log::warn!("{why}; asking again");
+        self.trouble = Some(why.to_string());
         self.link = None;
         self.not_before = Some(Instant::now() + RETRY);
         if let Some((_, asked)) = &mut self.competing {

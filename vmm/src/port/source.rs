@@ -319,10 +319,8 @@ impl<'a> Driver<'a> {
                 Err(e) => self.lost(&e),
             }
         }
-        if self.machine.phase() == Phase::Competing
-            && let Some((expected, verdict)) = self.arbiter.as_mut().and_then(Arbiter::poll)
-        {
-            self.events.push_back(Event::Verdict { expected, verdict });
+        if self.machine.phase() == Phase::Competing {
+            self.hear_arbiter();
         }
         if matches!(self.machine.phase(), Phase::Committed | Phase::Competing | Phase::Forwarding | Phase::Unknown) {
             self.forward();

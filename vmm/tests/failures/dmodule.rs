@@ -12,7 +12,8 @@ use fabric::id::{Epoch, Owner, VmId};
 use fabric::owner::OwnerRecord;
 use fabric::wire::{Frame, FrameReader, Hello, Refusal, VERSION, encode};
 
-use crate::port_support::{PATIENCE, eventually};
+use crate::disk::Disk;
+use crate::port_support::{PATIENCE, eventually, stop};
 
 /// Size of its disk, in bytes; a hole but for a few blocks.
 const DISK: u64 = 64 << 20;
@@ -45,6 +46,13 @@ impl Dmodule {
         let _ = self.child.wait();
         let (child, _) = spawn(&self.disk, &self.address.to_string());
         self.child = child;
+    }
+
+    /// Its disk's file system is full from now on.
+    pub fn fill(&self, disk: &Disk) {
+        stop(self.child.id());
+        disk.fill_under(&self.disk);
+        self.signal(libc::SIGCONT);
     }
 
     /// A VM's record.

@@ -31,8 +31,15 @@ of their own: it is cancelled by the operator, refused (the destination cannot m
 - **unknown**: without an arbiter only. The source stands still and shows `unknown`; the operator has said who runs, which one does.
 - **nobody**: the VM was on the host that died.
 
-Faults that last (stopped, pulled, not heard, silent) take 1.3 s here, with all time limits of a port divided by ten; the time is theirs
-and what was left to be done after their end. Two outcomes in a cell: it depends on which of two that raced was first.
+A full disk is a file system without a block or an inode left; the destination's stays so until the VM has gone on. A **destination** writes its
+log, the guest's console, and sockets (control, console, vsock), all when it makes the VM or later; memory and all that is taken over it has in
+memory. So up to `destination do Prepare` it refuses, naming the file it cannot make; from then on a port is done, and what there was to be written is
+lost. (Images of disks are the guest's, and the same for both hosts.) The **arbiter** writes the ownership record. Up to `source do StartDirtyLog`,
+where the heir is named, the source gives the port up with that as the reason; from then on the answer does not wait for the disk.
+
+Faults that last (stopped, pulled, not heard, silent, the arbiter's disk full) take 1.3 s here, with all time limits of a port divided by ten; the time is theirs
+and what was left to be done after their end. Two outcomes in a cell: it depends on which of two that raced was first. Faults that last, and no memory, race
+with the limits and the allocations of a port: another run may find the other host in a cell, never both and, while a host has it, never none.
 ";
 
 fn path() -> PathBuf {

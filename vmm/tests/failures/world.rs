@@ -1,17 +1,19 @@
 //! One VM that is ported to and fro between two hosts while everything fails, and what became of it each time.
 
 use std::net::UdpSocket;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use fabric::id::Owner;
-use serde_json::Value;
 
+use crate::disk::{self, Disk};
 use crate::dmodule::Dmodule;
 use crate::hold::Points;
 use crate::network::Host;
-use crate::port_support::{Echo, GUEST, Lab, MAC, PATIENCE, Vmm, eventually, image, ip};
+use crate::port_support::{Echo, GUEST, Lab, MAC, PATIENCE, eventually, image, ip};
+use crate::stand::{Instance, Stand, owner, signal, source_is_over, stand, starve};
 use crate::{Course, Fault, Ownership};
 
 const VM_ID: u64 = 9;
@@ -21,6 +23,12 @@ const DWELL: Duration = Duration::from_millis(1300);
 const HURRY: u32 = 10;
 /// The same where nothing has to time out: a busy machine must not look like a fault.
 const HURRY_LITTLE: u32 = 2;
+
+/// What each host and the arbiter write is in one of these.
+const DIRECTORIES: [&str; 3] = ["host0", "host1", "arbiter"];
+const ARBITER: usize = 2;
+/// What a destination logs when it loads the state.
+const LOADING: &str = "pages that were skipped are poisoned";
 
 /// Which copy was left when it was decided.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,24 +49,6 @@ pub struct Outcome {
     pub after: Duration,
 }
 
-struct Instance {
-    vmm: Vmm,
-    points: Points,
-    at: usize,
-}
-
-/// How a process stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stand {
-    Dead,
-    Running,
-    /// Waits for a VM, and none is on its way.
-    Waiting,
-    Unknown,
-    /// In the middle of something.
-    Busy,
-}
-
 pub struct World {
     ownership: Ownership,
     hurry: u32,
@@ -67,6 +57,10 @@ pub struct World {
     echo: Option<Echo>,
     arbiter: Option<Dmodule>,
     hosts: [Host; 2],
+    /// Of each host and of the arbiter, where one of them gets full.
+    disks: Vec<Disk>,
+    /// The log of a process on a disk that is full, and its length then.
+    full: Option<(PathBuf, u64)>,
     noise: Arc<AtomicBool>,
     /// Of the port under way.
     source_owner: Option<Owner>,
@@ -82,8 +76,16 @@ impl Drop for World {
 }
 
 impl World {
-    pub fn new(ownership: Ownership, lasting: bool) -> World {
+    pub fn new(ownership: Ownership, fault: Fault) -> World {
         let lab = Lab::plain(0);
+        for directory in DIRECTORIES {
+            std::fs::create_dir(lab.dir.path().join(directory)).unwrap();
+        }
+        let mut disks = Vec::new();
+        if matches!(fault, Fault::DestinationFull | Fault::ArbiterFull) {
+            disk::own_mounts();
+            disks.extend(DIRECTORIES.map(|directory| Disk::mount(&lab.dir.path().join(directory))));
+        }
         let hosts = [Host::new(0), Host::new(1)];
         let noise = Arc::new(AtomicBool::new(false));
         let over = noise.clone();
@@ -95,7 +97,7 @@ impl World {
                 std::thread::sleep(Duration::from_millis(1));
             }
         });
-        let hurry = if lasting { HURRY } else { HURRY_LITTLE };
+        let hurry = if fault.lasts() { HURRY } else { HURRY_LITTLE };
         World {
             ownership,
             hurry,
@@ -104,6 +106,8 @@ impl World {
             echo: None,
             arbiter: None,
             hosts,
+            disks,
+            full: None,
             noise,
             source_owner: None,
             told: false,
@@ -147,6 +151,7 @@ impl World {
             }
         }
         let mut began = Instant::now();
+        let mut gives_up = false;
         if let Some((point, fault)) = fault {
             let at_source = point.starts_with("source");
             let held = if at_source { &source.points } else { &destination.points };
@@ -157,12 +162,47 @@ impl World {
             }
             began = Instant::now();
             self.told = destination.points.passed("destination receive COMMIT");
+            gives_up = match fault {
+                Fault::DestinationFull => !destination.points.passed("destination on Prepared"),
+                Fault::ArbiterFull => !source.points.passed("source do SendRound"),
+                _ => false,
+            } && course == Course::Straight;
             self.strike(fault, &mut source, &mut destination, id);
             if at_source { &source.points } else { &destination.points }.release(fault == Fault::StepFails);
             self.mend(fault, &mut source, &mut destination);
         }
+        let log = destination.log.clone();
         let (outcome, trace) = self.settle(source, destination, began, id, fault.map(|(_, fault)| fault));
+        if let Some((_, fault @ (Fault::DestinationFull | Fault::ArbiterFull))) = fault {
+            self.was_full(
+                fault,
+                if gives_up { Survivor::Source } else { course.end() },
+                outcome,
+                gives_up.then_some(id),
+            );
+        } else if fault.is_none() && outcome.survivor == Survivor::Destination {
+            assert!(std::fs::read_to_string(log).unwrap().contains(LOADING));
+        }
         (Some(outcome), trace)
+    }
+
+    /// The port did what it has room for: all of it, or, if its end was not in doubt yet, it was `given_up`, with the reason.
+    fn was_full(&mut self, fault: Fault, expected: Survivor, outcome: Outcome, given_up: Option<u64>) {
+        assert_eq!(outcome.survivor, expected);
+        if let Some(id) = given_up {
+            let status = self.here.as_ref().unwrap().vmm.port(id);
+            let error = status["error"].as_str().unwrap();
+            let parts = match fault {
+                Fault::DestinationFull => ["serial output", "No space left on device"],
+                _ => ["arbiter", "its disk does not take it"],
+            };
+            assert!(parts.iter().all(|part| error.contains(part)), "{status}");
+        }
+        if let Some((log, length)) = self.full.take() {
+            // What it had to say meanwhile is lost (LOADING, for one), and nothing else.
+            assert_eq!(std::fs::metadata(log).unwrap().len(), length, "the disk was not full");
+            self.disks.iter().for_each(Disk::free);
+        }
     }
 
     /// The VM, where it runs; a new one if it is lost.
@@ -172,7 +212,7 @@ impl World {
         }
         self.echo = None;
         if self.ownership == Ownership::Arbiter {
-            self.arbiter = Some(Dmodule::start(&self.lab.dir.path().join("disk")));
+            self.arbiter = Some(Dmodule::start(&self.lab.dir.path().join(DIRECTORIES[ARBITER]).join("disk")));
         }
         let cmdline = format!("test=echo ip={GUEST}/24 log=warn");
         let vm_id = VM_ID.to_string();
@@ -199,15 +239,16 @@ impl World {
 
     fn spawn(&mut self, at: usize, args: &[&str]) -> Instance {
         self.number += 1;
-        let name = format!("vmm{}", self.number);
-        let points = Points::listen(&self.lab.dir.path().join(format!("{name}.points")));
+        let points = Points::listen(&self.lab.dir.path().join(format!("vmm{}.points", self.number)));
+        let name = format!("{}/vmm{}", DIRECTORIES[at], self.number);
         let receives = args.contains(&"--receive");
         let net = format!("tap=tap0,id=lan{}", if receives { String::new() } else { format!(",mac={MAC}") });
         let hurry = self.hurry.to_string();
         let mut all = args.to_vec();
         all.extend(["--net", &net, "--port-faults", points.socket.to_str().unwrap(), "--port-hurry", &hurry]);
         let vmm = self.lab.spawn_in(&self.hosts[at].namespace, &name, &all);
-        Instance { vmm, points, at }
+        let log = self.lab.dir.path().join(format!("{name}.log"));
+        Instance { vmm, points, at, log }
     }
 
     fn strike(&mut self, fault: Fault, source: &mut Instance, destination: &mut Instance, id: u64) {
@@ -223,6 +264,14 @@ impl World {
             Fault::ArbiterRestarted => self.arbiter.as_mut().unwrap().restart(),
             Fault::ArbiterSilent => self.arbiter.as_ref().unwrap().signal(libc::SIGSTOP),
             Fault::OutOfMemory => starve(destination, true),
+            Fault::DestinationFull => {
+                destination.vmm.stop();
+                self.disks[destination.at].fill();
+                let length = std::fs::metadata(&destination.log).unwrap().len();
+                self.full = Some((destination.log.clone(), length));
+                destination.vmm.signal(libc::SIGCONT);
+            }
+            Fault::ArbiterFull => self.arbiter.as_ref().unwrap().fill(&self.disks[ARBITER]),
             Fault::StepFails => {}
             Fault::Cancel => {
                 // It may have ended.
@@ -245,6 +294,7 @@ impl World {
             Fault::SourceUnheard => self.hosts[source.at].mute(false),
             Fault::DestinationUnheard => self.hosts[destination.at].mute(false),
             Fault::ArbiterSilent => self.arbiter.as_ref().unwrap().signal(libc::SIGCONT),
+            Fault::ArbiterFull => self.disks[ARBITER].free(),
             _ => {}
         }
     }
@@ -374,63 +424,4 @@ impl World {
             assert_eq!(arbiter.hello(VM_ID, epoch - 1, owner), Err(epoch), "a stale epoch");
         }
     }
-}
-
-/// The id by which the ownership record knows a process.
-fn owner(vmm: &Vmm) -> Option<Owner> {
-    let (_, info) = vmm.try_api("GET", "/v1/vm", None)?;
-    let hex = info["owner"].as_str()?;
-    let half = |range| u64::from_str_radix(hex.get(range)?, 16).ok();
-    Some(Owner([half(0..16)?, half(16..32)?]))
-}
-
-/// The source has done all it does for the port: it has ended, or its guest goes on.
-fn source_is_over(vmm: &Vmm, id: u64) -> bool {
-    match vmm.try_api("GET", &format!("/v1/migrations/{id}"), None) {
-        Some((_, status)) => !["running", "completed"].contains(&status["state"].as_str().unwrap_or_default()),
-        None => true,
-    }
-}
-
-fn stand(vmm: &mut Vmm, port: Option<u64>) -> Stand {
-    if !vmm.is_alive() {
-        return Stand::Dead;
-    }
-    let of_port = match port {
-        Some(id) => match vmm.try_api("GET", &format!("/v1/migrations/{id}"), None) {
-            Some((200, status)) => status["state"].clone(),
-            _ => return Stand::Busy,
-        },
-        None => Value::Null,
-    };
-    let Some((200, info)) = vmm.try_api("GET", "/v1/vm", None) else { return Stand::Busy };
-    match (of_port.as_str(), info["state"].as_str()) {
-        (Some("unknown"), _) => Stand::Unknown,
-        (Some("running" | "completed"), _) => Stand::Busy,
-        (_, Some("running")) => Stand::Running,
-        (_, Some("receiving")) if info["arrival"]["phase"] == "" => Stand::Waiting,
-        _ => Stand::Busy,
-    }
-}
-
-/// Not to a process that has ended and been waited for.
-fn signal(instance: &mut Instance, signal: i32) {
-    if instance.vmm.is_alive() {
-        instance.vmm.signal(signal);
-    }
-}
-
-/// From now on the process gets no more memory, or any again.
-fn starve(instance: &mut Instance, starve: bool) {
-    if !instance.vmm.is_alive() {
-        return;
-    }
-    let pid = instance.vmm.pid();
-    let statm = std::fs::read_to_string(format!("/proc/{pid}/statm")).unwrap();
-    let pages: u64 = statm.split(' ').next().unwrap().parse().unwrap();
-    let bytes = if starve { pages * 4096 } else { libc::RLIM_INFINITY };
-    let limit = libc::rlimit { rlim_cur: bytes, rlim_max: libc::RLIM_INFINITY };
-    // SAFETY: the limit is valid for the call; nothing is asked back.
-    let rc = unsafe { libc::prlimit(pid as i32, libc::RLIMIT_AS, &limit, std::ptr::null_mut()) };
-    assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
 }

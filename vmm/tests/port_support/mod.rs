@@ -188,6 +188,17 @@ pub fn eventually<T>(what: &str, mut attempt: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Stops a child; all of its threads stand still then.
+pub fn stop(pid: u32) {
+    // SAFETY: the process is our own child and not waited for yet; an all-zero siginfo is valid, and the call writes one.
+    let rc = unsafe {
+        libc::kill(pid as i32, libc::SIGSTOP);
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        libc::waitid(libc::P_PID, pid, &mut info, libc::WSTOPPED)
+    };
+    assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
+}
+
 /// A `vmm` process.
 pub struct Vmm {
     child: Child,
@@ -207,7 +218,9 @@ impl Vmm {
     fn start(lab: &Lab, name: &str, args: &[&str], console_given: bool, namespace: Option<&std::fs::File>) -> Vmm {
         let sock = lab.dir.path().join(format!("{name}.sock"));
         let console = lab.dir.path().join(format!("{name}.console"));
-        let log = std::fs::File::create(lab.dir.path().join(format!("{name}.log"))).unwrap();
+        let log = lab.dir.path().join(format!("{name}.log"));
+        let _ = std::fs::remove_file(&log);
+        let log = std::fs::File::options().create(true).append(true).open(log).unwrap();
         // To measure another build beside this one.
         let vmm = std::env::var_os("VMM").unwrap_or(env!("CARGO_BIN_EXE_vmm").into());
         let mut command = Command::new(vmm);
@@ -323,6 +336,11 @@ impl Vmm {
     pub fn signal(&self, signal: i32) {
         // SAFETY: no memory is involved; the process is our own child and not waited for yet.
         unsafe { libc::kill(self.child.id() as i32, signal) };
+    }
+
+    /// SIGSTOP, and all of its threads stand still.
+    pub fn stop(&self) {
+        stop(self.child.id());
     }
 
     /// Id of the process.

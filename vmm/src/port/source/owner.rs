@@ -1,9 +1,11 @@
 //! Who runs the VM: the arbiter is told and asked, and the guest goes on here if the destination does not have it.
 
+use migration::message::{Reason, ReasonCode};
 use migration::ownership::{Epoch, OwnerId};
+use migration::source::Event;
 
 use super::Driver;
-use crate::port::arbiter::Arbiter;
+use crate::port::arbiter::{Arbiter, ArbiterError};
 use crate::port::{guest, stamp};
 use crate::vm::Phase as VmPhase;
 
@@ -16,12 +18,16 @@ impl Driver<'_> {
     }
 
     /// Tells the arbiter, while the guest still runs, who may take the VM over: its compare-and-swap in the pause is then not
-    /// held up by a disk. Without that the port only takes longer.
+    /// held up by a disk. Without that the port only takes longer; but an arbiter whose disk takes no change could not say in the
+    /// pause who runs, and the guest would stand still until it can: then there is no pause.
     pub(super) fn name_heir(&mut self) {
         let Some((heir, epoch)) = self.heir else { return };
         match self.arbiter().map(|a| a.name(epoch, Some(heir))) {
             None | Some(Ok(true)) => {}
             Some(Ok(false)) => log::info!("the arbiter does not know this process as the VM's owner: no heir is named"),
+            Some(Err(e @ ArbiterError::Undecided(_))) => {
+                self.events.push_back(Event::Failed(Reason::new(ReasonCode::Arbiter, e.to_string())));
+            }
             Some(Err(e)) => log::warn!("naming the heir: {e}"),
         }
     }
@@ -29,6 +35,16 @@ impl Driver<'_> {
     pub(super) fn compete(&mut self, epoch: Epoch) {
         if let Some(arbiter) = self.arbiter() {
             arbiter.compete(epoch);
+        }
+    }
+
+    /// A verdict, or why the VM still stands still.
+    pub(super) fn hear_arbiter(&mut self) {
+        let Some(arbiter) = &mut self.arbiter else { return };
+        if let Some((expected, verdict)) = arbiter.poll() {
+            self.events.push_back(Event::Verdict { expected, verdict });
+        } else if let Some(why) = arbiter.take_trouble() {
+            self.job.update(|s| s.error = Some(format!("the VM stays paused until it is known who runs it: {why}")));
         }
     }
 
