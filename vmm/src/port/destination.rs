@@ -206,12 +206,13 @@ impl<'a> Driver<'a> {
                 self.events.push_back(event);
             }
             Action::Compete(epoch) => {
-                self.reserve = Vec::new();
                 match &mut self.arbiter {
                     Some(arbiter) => arbiter.compete(epoch),
                     // `prepare` has made it, or READY would not have been said.
                     None => log::error!("no arbiter to ask"),
                 }
+                // Behind the question, before what needs it: giving it back takes as long as a third of the answer.
+                self.reserve = Vec::new();
             }
             Action::Run(epoch) => {
                 self.reserve = Vec::new();
