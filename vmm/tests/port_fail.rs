@@ -3,9 +3,10 @@
 
 mod port_support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::net::UnixListener;
 
-use migration::message::{Hello, Message, Ownership, ReasonCode};
+use migration::message::{Hello, Message, Ownership, Reason, ReasonCode};
 use migration::ownership::{Epoch, OwnerId};
 use port_support::arbiter::Arbiter;
 use port_support::puppet::{BEFORE_COMMIT, Puppet, Stopped, Until};
@@ -281,4 +282,51 @@ fn with_an_arbiter_the_loser_destroys_its_copy() {
         assert!(vmm.wait().success(), "the VM is somebody else's now");
         assert_eq!(arbiter.record(9).is_none(), released);
     }
+}
+
+/// The destination had won, and gives the VM back while the source is about to forward a frame: that fails before ABORTED is read.
+#[test]
+fn what_the_destination_said_is_heard_although_a_frame_could_not_be_sent() {
+    let lab = Lab::plain(2);
+    let arbiter = Arbiter::start();
+    let (address, points) = (arbiter.address.to_string(), lab.dir.path().join("points"));
+    let listener = UnixListener::bind(&points).unwrap();
+    let (held, at_frames) = std::sync::mpsc::channel();
+    let (go_on, may_go_on) = std::sync::mpsc::channel::<()>();
+    std::thread::spawn(move || {
+        let mut reader = BufReader::new(listener.accept().unwrap().0);
+        let mut point = String::new();
+        let mut first = true;
+        while reader.read_line(&mut point).is_ok_and(|n| n > 0) {
+            if point.trim() == "source send FRAMES" && std::mem::take(&mut first) {
+                held.send(()).unwrap();
+                may_go_on.recv().unwrap();
+            }
+            point.clear();
+            if reader.get_mut().write_all(&[vmm::port::faults::GO_ON]).is_err() {
+                return;
+            }
+        }
+    });
+    let arguments = ["--arbiter", &address, "--vm-id", "9", "--port-faults", points.to_str().unwrap()];
+    let mut vmm = lab.boot("echo", &arguments);
+    let mut echo = Echo::new(&lab);
+    let puppet = Puppet::new();
+    let id = vmm.port_to(puppet.port());
+    let mut stopped = puppet.follow(Until::Commit, 1);
+    let asking = std::thread::spawn(move || {
+        echo.turn();
+        echo
+    });
+    at_frames.recv_timeout(port_support::PATIENCE).expect("a frame for the guest");
+    arbiter.usurp(9);
+    let epoch = Epoch(arbiter.record(9).unwrap().epoch.0);
+    stopped.say(&Message::Aborted { reason: Reason::new(ReasonCode::State, "cannot load it"), epoch });
+    stopped.reset();
+    go_on.send(()).unwrap();
+    let status = vmm.wait_port(id);
+    assert_eq!((&status["state"], &status["error"]), (&"failed".into(), &"cannot load it".into()), "{status}");
+    assert_eq!(arbiter.record(9).unwrap().epoch.0, epoch.0 + 1, "the source has taken it back");
+    let mut echo = asking.join().unwrap();
+    carries_on(&lab, &mut vmm, &mut echo);
 }

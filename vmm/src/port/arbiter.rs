@@ -40,6 +40,11 @@ pub enum ArbiterError {
          handed over"
     )]
     Undecided(SocketAddr),
+    /// It knows as many heirs as it can.
+    #[error(
+        "arbiter {0}: it has no room for another heir: ports of as many other VMs as it can know heirs for are under way"
+    )]
+    Full(SocketAddr),
     /// An answer to another question, or a refusal.
     #[error("arbiter {0}: {1}")]
     Answer(SocketAddr, String),
@@ -124,6 +129,7 @@ impl Arbiter {
         }
         match answer? {
             OwnerAnswer::Cas(CasStatus::Unknown, _) => Err(ArbiterError::Undecided(self.address)),
+            OwnerAnswer::Cas(CasStatus::Refused, _) => Err(ArbiterError::Full(self.address)),
             answer => Ok(matches!(answer, OwnerAnswer::Cas(CasStatus::Won, _))),
         }
     }

@@ -4,6 +4,9 @@
 //! is allocated for it than its type allows. Writes give up when the peer takes nothing for [`STALL_MAX`], or
 //! when the caller's `stop` says so, so that a pulled cable or a cancel never blocks for good. What TLS needs is allocated with the
 //! session: sealing and opening records allocate nothing.
+//!
+//! Survives: a peer that says something and closes while this side writes. A write that fails is not the end: [`Connection::poll`] first
+//! gives the whole frames that had come (Linux keeps them through a reset), and then the loss.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -14,6 +17,7 @@ use migration::message::{Message, Reason, ReasonCode};
 use migration::wire::{FrameType, HEADER_LEN, Header, Receiver, Sender};
 
 use super::faults;
+use super::tls::handshake::GOODBYE_MAX;
 use super::tls::record::{self, Opener, Parts, Sealer};
 use super::tls::{Cipher, Protection, Route, TlsError, handshake};
 use super::wait::{Interest, wait};
@@ -31,6 +35,9 @@ const SOCKET_BUFFER: libc::c_int = 4 << 20;
 const READ_AHEAD: usize = 256 << 10;
 /// Bytes of TLS records sealed before they are written: while the kernel and the peer have those, the next are sealed.
 const SEAL_AHEAD: usize = 256 << 10;
+
+/// Most frames still handed out of what had come before a write failed.
+const LAST_FRAMES_MAX: usize = 1024;
 
 /// Why the connection can no longer be used.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +66,9 @@ pub enum ConnectionError {
         /// What was wrong.
         source: TlsError,
     },
+    /// A write failed before, and why.
+    #[error("{0}")]
+    Broken(String),
     /// The caller did not want to go on.
     #[error("stopped")]
     Stopped,
@@ -91,6 +101,20 @@ struct Session {
     sealed: Vec<u8>,
 }
 
+/// A write has failed.
+#[derive(Debug)]
+struct Broken {
+    why: String,
+    /// How many more frames are handed out.
+    left: usize,
+}
+
+impl Broken {
+    fn error(&self) -> ConnectionError {
+        ConnectionError::Broken(self.why.clone())
+    }
+}
+
 /// See the module.
 #[derive(Debug)]
 pub struct Connection {
@@ -99,6 +123,7 @@ pub struct Connection {
     sender: Sender,
     receiver: Receiver,
     tls: Option<Session>,
+    broken: Option<Broken>,
     /// Frames, then a gap, then records that have not been opened.
     input: Vec<u8>,
     /// Start and end of what has been read, and opened, and not handed out.
@@ -191,6 +216,7 @@ impl Connection {
             sender: Sender::new(),
             receiver: Receiver::new(),
             tls: None,
+            broken: None,
             input: Vec::new(),
             start: 0,
             end: 0,
@@ -231,11 +257,34 @@ impl Connection {
     /// Says why nothing will come of it, and waits a moment for the peer to read that.
     pub fn refuse(&mut self, reason: Reason) {
         let _ = self.send(&Message::Refuse(reason));
-        handshake::say_goodbye(&self.socket, &|| false);
+        handshake::say_goodbye(&self.socket, GOODBYE_MAX, &|| false);
     }
 
-    /// Writes sealed bytes, all of them, in as few system calls as the kernel takes them with.
+    /// Ends an orderly connection so that what was sent last arrives: a socket that is closed with unread bytes, or that gets some
+    /// afterwards, takes back what the peer's kernel does not have yet. Waits for the peer's end, at most so long.
+    pub fn end(self, limit: Duration) {
+        if self.broken.is_none() {
+            handshake::say_goodbye(&self.socket, limit, &|| false);
+        }
+    }
+
+    /// Writes sealed bytes, all of them, in as few system calls as the kernel takes them with. When that has failed nothing more can be
+    /// sent, and [`Connection::poll`] reports it, behind what had come before: only who was [`ConnectionError::Stopped`] has to see to
+    /// the end itself.
     pub fn write(&mut self, parts: &[&[u8]], stop: &dyn Fn() -> bool) -> Result<(), ConnectionError> {
+        if let Some(broken) = &self.broken {
+            return Err(broken.error());
+        }
+        let result = self.put_sealed(parts, stop);
+        if let Err(e) = &result
+            && !matches!(e, ConnectionError::Stopped)
+        {
+            self.broken = Some(Broken { why: e.to_string(), left: LAST_FRAMES_MAX });
+        }
+        result
+    }
+
+    fn put_sealed(&mut self, parts: &[&[u8]], stop: &dyn Fn() -> bool) -> Result<(), ConnectionError> {
         let Some(mut tls) = self.tls.take() else { return self.put(parts, stop) };
         let mut rest = Parts::new(parts);
         let result = loop {
@@ -283,8 +332,23 @@ impl Connection {
         Ok(())
     }
 
-    /// The next frame if it is there as a whole; does not wait.
+    /// The next frame if it is there as a whole; does not wait. After a write that failed: those that are there, then the loss.
     pub fn poll(&mut self) -> Result<Option<Incoming>, ConnectionError> {
+        let Some(broken) = &mut self.broken else { return self.next() };
+        let Some(left) = broken.left.checked_sub(1) else { return Err(broken.error()) };
+        broken.left = left;
+        let next = self.next();
+        match (next, &mut self.broken) {
+            // The first error is the one to show.
+            (Ok(None) | Err(ConnectionError::Io { .. }), Some(broken)) => {
+                broken.left = 0;
+                Err(broken.error())
+            }
+            (next, _) => next,
+        }
+    }
+
+    fn next(&mut self) -> Result<Option<Incoming>, ConnectionError> {
         loop {
             if let Some(incoming) = self.take()? {
                 return Ok(Some(incoming));

@@ -23,11 +23,12 @@ use migration::wire::FrameType;
 
 use super::announce::{self, REPEAT_MS};
 use super::arbiter::Arbiter;
-use super::connection::{Connection, ConnectionError, Incoming};
+use super::connection::{Connection, ConnectionError, Incoming, STALL_MAX};
 use super::faults;
 use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::order::Gate;
+use super::tls::handshake::GOODBYE_MAX;
 use super::transfer::Arrived;
 use super::urgent::Urgent;
 use super::wait::{Interest, wait};
@@ -233,20 +234,17 @@ impl<'a> Driver<'a> {
                     shell.vm.stop();
                 }
             }
-            Action::Close => self.connection = None,
+            Action::Close => self.close(),
         }
         if let Some(reason) = failed {
             self.events.push_front(Event::Failed(reason));
         }
     }
 
+    /// A failure is heard of with what comes from the connection, behind what had come before it.
     fn send(&mut self, message: &Message) {
-        let result = match &mut self.connection {
-            Some(connection) => connection.send(message),
-            None => return,
-        };
-        if let Err(e) = result {
-            self.lost(&e);
+        if let Some(connection) = &mut self.connection {
+            let _ = connection.send(message);
         }
     }
 
@@ -261,6 +259,14 @@ impl<'a> Driver<'a> {
             ConnectionError::Protocol { .. } => Event::Broken(Reason::new(ReasonCode::Protocol, e.to_string())),
             _ => Event::Disconnected(Reason::new(ReasonCode::Disconnected, e.to_string())),
         });
+    }
+
+    /// A source that is not told that the VM is given back loses it. Before COMMIT only the reason would be lost.
+    fn close(&mut self) {
+        let Some(connection) = self.connection.take() else { return };
+        if self.machine.phase() == Phase::Destroyed {
+            connection.end(faults::limit(if self.paused.is_some() { STALL_MAX } else { GOODBYE_MAX }));
+        }
     }
 
     fn prepare(&mut self, description: &Description) -> std::result::Result<Epoch, Reason> {

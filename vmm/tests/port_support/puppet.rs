@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use migration::message::{Hello, Message, Ownership, Reason};
@@ -135,6 +136,22 @@ impl Stopped {
         message.encode(&mut payload);
         self.sender.frame(message.frame_type(), &payload, &mut out);
         self.socket.write_all(&out).unwrap();
+    }
+
+    /// Ends the connection with a reset.
+    pub fn reset(self) {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        // SAFETY: the value is a linger, as the option takes, and valid for the call.
+        let rc = unsafe {
+            libc::setsockopt(
+                self.socket.as_raw_fd(),
+                libc::SOL_SOCKET,
+                libc::SO_LINGER,
+                (&raw const linger).cast(),
+                size_of::<libc::linger>() as libc::socklen_t,
+            )
+        };
+        assert_eq!(rc, 0, "{}", std::io::Error::last_os_error());
     }
 
     fn say_loaded(&mut self) {

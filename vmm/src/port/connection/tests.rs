@@ -141,3 +141,108 @@ fn bandwidth() {
         );
     }
 }
+
+/// One side's message, as bytes.
+fn framed(sender: &mut Sender, message: &Message) -> Vec<u8> {
+    let (mut payload, mut out) = (Vec::new(), Vec::new());
+    message.encode(&mut payload);
+    sender.frame(message.frame_type(), &payload, &mut out);
+    out
+}
+
+fn aborted() -> Message {
+    Message::Aborted { reason: Reason::new(ReasonCode::State, "cannot load it"), epoch: migration::ownership::Epoch(2) }
+}
+
+/// Writes until the kernel says that there is no connection any more.
+fn write_until_it_fails(connection: &mut Connection) {
+    let payload = [0; 1000];
+    loop {
+        let header = connection.seal(FrameType::Frames, &[&payload]);
+        if connection.write(&[&header, &payload], &|| false).is_err() {
+            return;
+        }
+    }
+}
+
+/// The destination says ABORTED and closes; the source, busy with frames, writes before it reads.
+#[test]
+fn what_came_before_a_write_failed_is_heard_before_the_loss() {
+    let (mut source, mut peer) = pair();
+    let mut sender = Sender::new();
+    let mut bytes = framed(&mut sender, &Message::RoundDone { round: 4 });
+    bytes.extend(framed(&mut sender, &aborted()));
+    // And half a frame: nobody hears of that.
+    bytes.extend(&framed(&mut sender, &aborted())[..40]);
+    peer.write_all(&bytes).unwrap();
+    // What is unread there makes it a reset.
+    source.send(&Message::Pausing).unwrap();
+    wait(&[(peer.as_raw_fd(), Interest::Read)], None).unwrap();
+    drop(peer);
+    write_until_it_fails(&mut source);
+    assert!(source.send(&Message::Pausing).is_err(), "nothing follows half a frame");
+    for message in [Message::RoundDone { round: 4 }, aborted()] {
+        let incoming = source.poll().unwrap().expect("it had come");
+        assert_eq!(source.message(incoming).unwrap(), message);
+    }
+    assert!(matches!(source.poll(), Err(ConnectionError::Broken(_))), "then the loss");
+    assert!(matches!(source.poll(), Err(ConnectionError::Broken(_))));
+}
+
+#[test]
+fn what_came_before_a_write_failed_is_heard_through_tls() {
+    let (mut source, mut destination) = secured();
+    source.send(&Message::Pausing).unwrap();
+    wait(&[(destination.as_raw_fd(), Interest::Read)], None).unwrap();
+    destination.send(&aborted()).unwrap();
+    drop(destination);
+    write_until_it_fails(&mut source);
+    let incoming = source.poll().unwrap().expect("it had come");
+    assert_eq!(source.message(incoming).unwrap(), aborted());
+    assert!(matches!(source.poll(), Err(ConnectionError::Broken(_))));
+}
+
+/// A peer that has said more than anybody need hear.
+#[test]
+fn a_broken_connection_is_not_read_for_ever() {
+    let (mut source, mut peer) = pair();
+    let mut sender = Sender::new();
+    let bytes: Vec<u8> =
+        (0..2 * LAST_FRAMES_MAX as u32).flat_map(|round| framed(&mut sender, &Message::RoundDone { round })).collect();
+    peer.write_all(&bytes).unwrap();
+    source.send(&Message::Pausing).unwrap();
+    wait(&[(peer.as_raw_fd(), Interest::Read)], None).unwrap();
+    drop(peer);
+    write_until_it_fails(&mut source);
+    for _ in 0..LAST_FRAMES_MAX {
+        assert!(source.poll().unwrap().is_some());
+    }
+    assert!(matches!(source.poll(), Err(ConnectionError::Broken(_))));
+}
+
+/// ABORTED stands in the kernel of the destination behind a window that is shut; and there are bytes that it has not read.
+#[test]
+fn an_end_that_is_seen_off_takes_nothing_back() {
+    let (destination, mut peer) = pair();
+    let filling = pattern(1 << 20, 3);
+    let mut out = 0;
+    while let Ok(n) = (&destination.socket).write(&filling) {
+        out += n;
+    }
+    let last = pattern(5000, 9);
+    let sent = std::thread::spawn(move || {
+        let until = Instant::now() + Duration::from_secs(20);
+        let mut rest = &last[..];
+        while !rest.is_empty() && Instant::now() < until {
+            rest = &rest[(&destination.socket).write(rest).unwrap_or(0)..];
+        }
+        assert!(rest.is_empty());
+        destination.end(Duration::from_secs(20));
+    });
+    peer.write_all(&[7; 5000]).unwrap();
+    let mut all = Vec::new();
+    peer.read_to_end(&mut all).unwrap();
+    assert_eq!(all.len(), out + 5000);
+    drop(peer);
+    sent.join().unwrap();
+}

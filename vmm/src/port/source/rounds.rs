@@ -6,7 +6,7 @@ use migration::convergence::RoundStats;
 use migration::message::Message;
 use migration::source::Event;
 
-use super::{Driver, FIXED_NS, disconnected, internal, micros, reset};
+use super::{Driver, FIXED_NS, internal, micros, reset};
 use crate::port::connection::ConnectionError;
 use crate::port::dead::Dead;
 use crate::port::guest;
@@ -31,18 +31,17 @@ impl Driver<'_> {
         let before = connection.sent;
         let stop = || job.cancelled() || vm.is_to_be_reset();
         let result = self.writer.send(&mut self.pending, (&dead, &mut self.left_out), vm.memory(), connection, &stop);
-        let sent = result.map_err(|e| match e {
-            SendError::Memory(e) => Event::Failed(internal(&e)),
-            SendError::Connection(ConnectionError::Stopped) => {
+        let sent = match result {
+            Ok(sent) => sent,
+            Err(SendError::Memory(e)) => return Err(Event::Failed(internal(&e))),
+            Err(SendError::Connection(ConnectionError::Stopped)) => {
                 // A frame may be half written: this connection can say nothing more.
                 self.connection = None;
-                if vm.is_to_be_reset() { Event::Failed(reset()) } else { Event::Cancel }
+                return Err(if vm.is_to_be_reset() { Event::Failed(reset()) } else { Event::Cancel });
             }
-            SendError::Connection(e) => {
-                self.connection = None;
-                Event::Disconnected(disconnected(&e))
-            }
-        })?;
+            // The connection's next poll says so, behind what the destination had said.
+            Err(SendError::Connection(_)) => return Ok(()),
+        };
         self.send(&Message::Round { round, pages: sent.pages() });
         // However long that took: memory may be large and the connection slow. What is limited is the wait for the answer.
         self.phase_since = Instant::now();

@@ -23,9 +23,9 @@ pub const ACCEPT_MAX: Duration = Duration::from_secs(2);
 /// Longest handshake of a source: longer, so that one idle stranger before it does not make it fail.
 pub const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// Longest time for a refused peer to read why.
-const GOODBYE_MAX: Duration = Duration::from_millis(200);
+pub const GOODBYE_MAX: Duration = Duration::from_millis(200);
 /// Most bytes thrown away meanwhile.
-const GOODBYE_BYTES: usize = 1 << 20;
+const GOODBYE_BYTES: usize = 16 << 20;
 /// How often it is looked whether the caller still wants it.
 const STOP_CHECK: Duration = Duration::from_millis(50);
 
@@ -167,7 +167,7 @@ pub fn accept(socket: &TcpStream, credentials: &Credentials, stop: &dyn Fn() -> 
     let tls = ServerConnection::new(Arc::new(credentials.server()?))?;
     let session = establish(tls.into(), socket, ACCEPT_MAX, stop);
     if let Err(TlsError::Handshake(_)) = &session {
-        say_goodbye(socket, stop);
+        say_goodbye(socket, GOODBYE_MAX, stop);
     }
     session
 }
@@ -188,13 +188,13 @@ fn establish(
     Ok(Session { sealer: Sealer::new(secrets.tx)?, opener: Opener::new(secrets.rx)?, peer })
 }
 
-/// Lets a peer read why it was refused: a socket that is closed with unread bytes takes back what was sent.
-pub fn say_goodbye(socket: &TcpStream, stop: &dyn Fn() -> bool) {
+/// Lets a peer read what was said last, within this time: a socket that is closed with unread bytes takes back what was sent.
+pub fn say_goodbye(socket: &TcpStream, limit: Duration, stop: &dyn Fn() -> bool) {
     let _ = socket.shutdown(Shutdown::Write);
-    let patience = Patience { socket, until: Instant::now() + GOODBYE_MAX, limit: GOODBYE_MAX, stop };
-    let mut buffer = [0; 1024];
+    let patience = Patience { socket, until: Instant::now() + limit, limit, stop };
+    let mut buffer = [0; 4096];
     let mut left = GOODBYE_BYTES;
-    while left > 0 {
+    while left > 0 && patience.left().is_ok() {
         let mut socket = socket;
         match socket.read(&mut buffer) {
             Ok(0) => return,
