@@ -242,7 +242,7 @@ impl Link {
         let identity = identity();
         let mut session = self.session.borrow_mut();
         if identity.epoch != Epoch::UNCLAIMED.0 && identity.epoch != session.epoch().0 {
-            log::info!("ownership epoch is now {}", identity.epoch);
+            guest_rt::log_later(alloc::format!("ownership epoch is now {}", identity.epoch));
             session.set_epoch(Epoch(identity.epoch), Owner(identity.owner));
             drop(session);
             self.transmit.notify();

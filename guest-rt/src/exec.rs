@@ -13,7 +13,7 @@ use crate::heap::Mutex;
 use crate::local::local;
 use crate::sync::oneshot;
 use crate::time::{self, Duration, Instant, timer};
-use alloc::{boxed::Box, collections::VecDeque, rc::Rc, sync::Arc, task::Wake, vec::Vec};
+use alloc::{boxed::Box, collections::VecDeque, rc::Rc, string::String, sync::Arc, task::Wake, vec::Vec};
 use core::cell::{Cell, RefCell};
 use core::future::Future;
 use core::pin::Pin;
@@ -28,6 +28,9 @@ pub const SPIN_GROWTH: u32 = 4;
 
 /// How long an image whose main has ended waits for what is on its way out.
 pub const GRACE: Duration = Duration::from_millis(200);
+
+/// See [`log_later`].
+const LOG_AFTER: Duration = Duration::from_millis(20);
 
 /// Something the executor polls: a driver or a protocol stack.
 pub trait Device {
@@ -237,6 +240,14 @@ pub async fn generation_changed() -> u32 {
     generation_after(generation()).await
 }
 
+/// Logs, in a moment, what is to be said of a restore or a port: a line on the console leaves the guest, and its clients wait.
+pub fn log_later(text: String) {
+    spawn(async move {
+        time::sleep(LOG_AFTER).await;
+        log::info!("{text}");
+    });
+}
+
 /// Waits until the generation is another.
 pub(crate) async fn generation_after(before: u32) -> u32 {
     core::future::poll_fn(|cx| {
@@ -311,7 +322,7 @@ impl Runtime {
         if self.generation.replace(now) == now {
             return false;
         }
-        log::info!("clock generation is now {now}: this VM was restored or ported");
+        log_later(alloc::format!("clock generation is now {now}: this VM was restored or ported"));
         self.generation_waiters.take().into_iter().for_each(Waker::wake);
         true
     }

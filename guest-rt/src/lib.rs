@@ -62,7 +62,7 @@ pub mod time;
 pub mod virtio;
 
 pub use cmdline::Cmdline;
-pub use exec::{block_on, generation, generation_changed, spawn, yield_now};
+pub use exec::{block_on, generation, generation_changed, log_later, spawn, yield_now};
 pub use guest_abi::TEMPLATE_WORD;
 #[cfg(not(test))]
 pub use identity::{cpu_features, identity, store_epoch};
