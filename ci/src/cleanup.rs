@@ -36,6 +36,7 @@ enum Thing {
     Process(u32),
     Namespace(String),
     Path(PathBuf),
+    KernelDirectory(PathBuf),
 }
 
 static THINGS: Mutex<Vec<Thing>> = Mutex::new(Vec::new());
@@ -83,6 +84,11 @@ fn undo(thing: &Thing) {
             }
         }
         Thing::Namespace(name) => delete_namespace(name),
+        Thing::KernelDirectory(path) => {
+            if let Err(e) = std::fs::remove_dir(path) {
+                say!("cannot remove {}: {e}", path.display());
+            }
+        }
         Thing::Path(path) => {
             let removed = if path.is_dir() { std::fs::remove_dir_all(path) } else { std::fs::remove_file(path) };
             if let Err(e) = removed
@@ -154,6 +160,33 @@ impl Drop for Namespace {
         let mut things = things();
         delete_namespace(&self.0);
         things.retain(|t| !matches!(t, Thing::Namespace(n) if *n == self.0));
+    }
+}
+
+/// A directory in a file system of the kernel's that goes with the value: what the kernel put in it goes by itself.
+#[derive(Debug)]
+pub struct KernelDirectory(PathBuf);
+
+impl KernelDirectory {
+    /// Creates it.
+    pub fn create(path: PathBuf) -> Result<Self> {
+        let mut things = things();
+        std::fs::create_dir(&path).with_context(|| format!("cannot create {}", path.display()))?;
+        things.push(Thing::KernelDirectory(path.clone()));
+        Ok(KernelDirectory(path))
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for KernelDirectory {
+    fn drop(&mut self) {
+        let mut things = things();
+        undo(&Thing::KernelDirectory(self.0.clone()));
+        things.retain(|t| !matches!(t, Thing::KernelDirectory(p) if *p == self.0));
     }
 }
 

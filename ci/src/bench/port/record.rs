@@ -2,14 +2,16 @@
 //!
 //! Owns an instance of the kernel's tracing with the event `kvm_fpu`, which KVM writes when KVM_RUN has taken a vCPU's registers over
 //! (`load`) and before it gives them back (`unload`), on every kind of processor. Always true: the file system is mounted in
-//! a mount namespace of its own and nowhere else; the instance goes with the value. Survives: a kernel without it ([`Record::start`] says why).
+//! a mount namespace of its own and nowhere else; the instance goes with the value, and at an interrupt; what a
+//! SIGKILL leaves goes at the next start. Survives: a kernel without it ([`Record::start`] says why).
+use crate::cleanup::KernelDirectory;
 use anyhow::{Context, Result, anyhow, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::collections::HashSet;
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 /// Where tracing is by custom; in the namespace of its own it is mounted there.
@@ -19,13 +21,14 @@ const BUFFER_KIB: u32 = 4096;
 /// A destination that has not run by then does not.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Names of instances: this and the number of the process.
+const NAME: &str = "xtask-";
+
 /// An instance of the kernel's tracing.
 pub struct Record {
-    /// Its directory: reached by this, wherever it is mounted.
-    dir: File,
-    name: String,
-    /// That of all instances, to remove it from.
-    all: File,
+    /// Goes before what it is reached by.
+    instance: KernelDirectory,
+    _instances: File,
 }
 
 /// Threads of a process.
@@ -40,25 +43,22 @@ pub fn threads(pid: u32) -> Result<Threads> {
 impl Record {
     /// Begins. What is recorded is kept until [`Record::clear`].
     pub fn start() -> Result<Record> {
-        let name = format!("xtask-{}", std::process::id());
         // A thread's mount namespace ends with it; what it has opened stays.
-        let opened = std::thread::spawn({
-            let name = name.clone();
-            move || -> Result<(File, File)> {
-                unshare(CloneFlags::CLONE_NEWNS).context("cannot have a mount namespace")?;
-                let none = None::<&str>;
-                mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
-                    .context("cannot keep mounts private")?;
-                mount(Some("tracefs"), TRACING, Some("tracefs"), MsFlags::empty(), none)
-                    .with_context(|| format!("cannot mount tracefs on {TRACING}"))?;
-                let all = PathBuf::from(TRACING).join("instances");
-                fs::create_dir(all.join(&name)).context("cannot make an instance of the kernel's tracing")?;
-                Ok((File::open(all.join(&name))?, File::open(all)?))
-            }
+        let opened = std::thread::spawn(|| -> Result<File> {
+            unshare(CloneFlags::CLONE_NEWNS).context("cannot have a mount namespace")?;
+            let none = None::<&str>;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
+                .context("cannot keep mounts private")?;
+            mount(Some("tracefs"), TRACING, Some("tracefs"), MsFlags::empty(), none)
+                .with_context(|| format!("cannot mount tracefs on {TRACING}"))?;
+            Ok(File::open(PathBuf::from(TRACING).join("instances"))?)
         });
-        let (dir, all) =
-            opened.join().map_err(|_| anyhow!("the thread that opens the kernel's tracing panicked"))??;
-        let record = Record { dir, name, all };
+        let instances = opened.join().map_err(|_| anyhow!("the thread that opens the kernel's tracing panicked"))??;
+        // Reached by this, wherever it is mounted.
+        let all = PathBuf::from(format!("/proc/self/fd/{}", instances.as_raw_fd()));
+        remove_those_of_the_dead(&all)?;
+        let instance = KernelDirectory::create(all.join(format!("{NAME}{}", std::process::id())))?;
+        let record = Record { instance, _instances: instances };
         for (file, value) in
             [("trace_clock", "mono"), ("buffer_size_kb", &BUFFER_KIB.to_string()), ("events/kvm/kvm_fpu/enable", "1")]
         {
@@ -68,7 +68,7 @@ impl Record {
     }
 
     fn path(&self, file: &str) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}", self.dir.as_raw_fd())).join(file)
+        self.instance.path().join(file)
     }
 
     /// Forgets what was recorded.
@@ -93,14 +93,16 @@ impl Record {
     }
 }
 
-impl Drop for Record {
-    fn drop(&mut self) {
-        let _ = fs::write(self.path("events/kvm/kvm_fpu/enable"), "0");
-        let instance = PathBuf::from(format!("/proc/self/fd/{}", self.all.as_raw_fd())).join(&self.name);
-        if let Err(e) = fs::remove_dir(instance) {
-            eprintln!("cannot remove {TRACING}/instances/{}: {e}", self.name);
+/// What a run that was killed has left.
+fn remove_those_of_the_dead(instances: &Path) -> Result<()> {
+    for entry in fs::read_dir(instances).context("cannot read the instances of the kernel's tracing")? {
+        let name = entry?.file_name();
+        let pid = name.to_str().and_then(|n| n.strip_prefix(NAME)?.parse::<u32>().ok());
+        if pid.is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()) {
+            let _ = fs::remove_dir(instances.join(name));
         }
     }
+    Ok(())
 }
 
 /// A line: thread, time, and whether a vCPU runs from then on.
