@@ -3,7 +3,7 @@
 //!
 //! What must hold for that: after a restart that may have forgotten such an answer, the epoch is given to nobody but the
 //! heir (`sealed`), by its compare-and-swap or its HELLO, until the owner, by naming anew, has said that it has not handed
-//! over, or the heir that it does not have the VM.
+//! over, or the heir that it does not have the VM (which counts although the disk does not take it).
 use super::{ConnectionId, OWNERSHIP_QUEUE_MAX};
 use crate::id::{Epoch, Owner, VmId};
 use crate::owner::{OwnerChange, OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, release, reserve};
@@ -246,6 +246,11 @@ impl Ownership {
             self.table.apply(&change.change);
             self.changed(&question);
             return done(question, change.record, change.connection);
+        }
+        // Who names nobody says that no heir has the VM, nor will have it: true, whatever the disk takes. The owner, who is to go on,
+        // must not wait for a word that is not said again. (A start that finds the heir on the disk does not know of it.)
+        if let Question::Reserve(vm_id, .., None) = question {
+            self.sealed.remove(&vm_id);
         }
         let held = self.table.get(change.record.vm_id);
         let record = held.unwrap_or(OwnerRecord { vm_id: change.record.vm_id, ..OwnerRecord::default() });

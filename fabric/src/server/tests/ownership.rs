@@ -124,6 +124,32 @@ fn after_a_restart_the_epoch_is_the_heirs_alone() {
     assert_eq!(cas(&mut s, 3, OTHER), [Did::Write(Some(record(4, 3, OTHER)))]);
 }
 
+#[test]
+fn an_heir_that_renounces_is_heard_whatever_the_disk_takes() {
+    let (_, disk) = named();
+    let held = record(1, 1, ME);
+    let mut s = Sessions::new(BootId(9), disk.clone(), 4);
+    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Unknown, held)]);
+    assert_eq!(reserve(&mut s, 1, HEIR, Owner::default()), [Did::Write(Some(held))]);
+    s.owners_written(false);
+    assert_eq!(did(&mut s), [told(CasStatus::Unknown, held)]);
+    // The owner has the VM, and not before that is durable.
+    let won = record(2, 1, ME);
+    assert_eq!(cas(&mut s, 1, ME), [Did::Write(Some(won))]);
+    s.owners_written(false);
+    assert_eq!(did(&mut s), [told(CasStatus::Unknown, held)]);
+    assert_eq!(cas(&mut s, 1, ME), [Did::Write(Some(won))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [told(CasStatus::Won, won)]);
+    assert_eq!(cas(&mut s, 1, HEIR), [told(CasStatus::Lost, won)]);
+    // An owner that cannot name another heir has said nothing about the one it had named.
+    let mut s = Sessions::new(BootId(9), disk, 4);
+    assert_eq!(reserve(&mut s, 1, ME, OTHER), [Did::Write(Some(held))]);
+    s.owners_written(false);
+    assert_eq!(did(&mut s), [told(CasStatus::Unknown, held)]);
+    assert_eq!(cas(&mut s, 1, OTHER), [told(CasStatus::Unknown, held)]);
+}
+
 fn release(s: &mut Sessions, epoch: u64, owner: Owner) -> Vec<Did> {
     s.frame(VMM, Frame::OwnerRelease { vm_id: VM, epoch: Epoch(epoch), owner });
     did(s)
