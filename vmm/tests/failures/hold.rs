@@ -17,9 +17,10 @@ const AFTERWARDS: Duration = Duration::from_millis(500);
 struct State {
     /// Points passed, the one where it is held included.
     trace: Vec<String>,
-    hold: Option<String>,
+    /// Where it is to be held: the first of these it comes to.
+    hold: Vec<String>,
     fail: Option<String>,
-    held: bool,
+    held: Option<String>,
     gone: bool,
 }
 
@@ -47,12 +48,17 @@ impl Points {
     pub fn expect(&self, hold: Option<&str>, fail: Option<&str>) {
         let mut state = self.shared.0.lock().unwrap();
         state.trace.clear();
-        (state.hold, state.fail) = (hold.map(Into::into), fail.map(Into::into));
+        (state.hold, state.fail) = (hold.into_iter().map(Into::into).collect(), fail.map(Into::into));
     }
 
-    /// Holds the process at this point when it comes there the next time.
+    /// Holds the process at this point when it comes there the next time, unless it is held elsewhere before.
     pub fn hold(&self, point: &str) {
-        self.shared.0.lock().unwrap().hold = Some(point.into());
+        self.shared.0.lock().unwrap().hold.push(point.into());
+    }
+
+    /// Where it is held.
+    pub fn held(&self) -> Option<String> {
+        self.shared.0.lock().unwrap().held.clone()
     }
 
     /// Waits until it is held; false if it has ended, or does not come there although the port is `over`.
@@ -61,15 +67,15 @@ impl Points {
         let mut state = mutex.lock().unwrap();
         let start = Instant::now();
         let mut over_since = None;
-        while !state.held {
+        while state.held.is_none() {
             let lost = over_since.is_some_and(|t: Instant| t.elapsed() > AFTERWARDS);
             if state.gone || lost || start.elapsed() > PATIENCE {
                 // It must not stop there later.
-                state.hold = None;
+                state.hold.clear();
                 return false;
             }
             state = changed.wait_timeout(state, Duration::from_millis(20)).unwrap().0;
-            if !state.held && over_since.is_none() {
+            if state.held.is_none() && over_since.is_none() {
                 drop(state);
                 over_since = over().then(Instant::now);
                 state = mutex.lock().unwrap();
@@ -82,16 +88,16 @@ impl Points {
     pub fn release(&self, fail: bool) {
         let mut state = self.shared.0.lock().unwrap();
         if fail {
-            state.fail = state.hold.clone();
+            state.fail = state.held.clone();
         }
-        (state.hold, state.held) = (None, false);
+        (state.hold, state.held) = (Vec::new(), None);
         self.shared.1.notify_all();
     }
 
     /// Lets it go on to another point.
     pub fn release_to(&self, point: &str) {
         let mut state = self.shared.0.lock().unwrap();
-        (state.hold, state.held) = (Some(point.into()), false);
+        (state.hold, state.held) = (vec![point.into()], None);
         self.shared.1.notify_all();
     }
 
@@ -112,15 +118,13 @@ fn serve(stream: UnixStream, shared: &(Mutex<State>, Condvar)) {
     for line in BufReader::new(stream).lines() {
         let Ok(point) = line else { break };
         let mut state = mutex.lock().unwrap();
-        if state.hold.as_ref() == Some(&point) {
-            state.trace.push(point.clone());
-            state.held = true;
+        state.trace.push(point.clone());
+        if state.hold.contains(&point) {
+            state.held = Some(point.clone());
             changed.notify_all();
-            while state.held {
+            while state.held.is_some() {
                 state = changed.wait(state).unwrap();
             }
-        } else {
-            state.trace.push(point.clone());
         }
         let fails = state.fail.take_if(|p| *p == point).is_some();
         drop(state);

@@ -9,6 +9,7 @@
 mod disk;
 mod dmodule;
 mod document;
+mod heirs;
 mod hold;
 mod network;
 #[path = "../port_support/mod.rs"]
@@ -33,6 +34,35 @@ const SELDOM: [&str; 5] = [
     "destination on Disconnected",
     "destination on Timeout",
 ];
+
+/// Where a port may go on in two ways, and both are right: one that came by the first point need not come to the others.
+///
+/// Whoever of the two has waited long enough for late frames ends the connection. In everyday life that is the source, after 500 ms
+/// ([`vmm::port::source::LINGER`]), with DONE; the destination would wait for 3 s. Where a fault lasts, the destination's limit is divided
+/// by ten (the source's is none: it waits for nobody), and it is the other way round, unless a frame that was late or a machine that is busy has put the
+/// destination's limit off. Likewise what a destination says that cannot load the state may come just behind the source's limit.
+///
+/// That is decided by what the port that missed a point has passed, not by how often points are found: a point of which there
+/// is only one way to miss it is waited for, and its absence is a failure, however seldom the other way is gone.
+const FORKS: [(&str, &[&str]); 3] = [
+    (
+        "destination on Timeout",
+        &["source on LingerOver", "source do Finish", "source send DONE", "destination receive DONE"],
+    ),
+    ("source on LingerOver", &["destination on Timeout", "source on Disconnected", "source do Close"]),
+    ("source on Timeout", &["source receive ABORTED"]),
+];
+
+/// Whether a port that passed these points may have missed this one although nothing was wrong with it.
+fn may_miss(point: &str, trace: &[String]) -> bool {
+    let passed = |by: &str| trace.iter().any(|p| p == by);
+    SELDOM.contains(&point) || FORKS.iter().any(|(by, missed)| missed.contains(&point) && passed(by))
+}
+
+/// Whether a column may lack this point where the document's has it, or have it where the document's lacks it.
+fn is_optional(point: &str) -> bool {
+    SELDOM.contains(&point) || FORKS.iter().any(|(_, missed)| missed.contains(&point))
+}
 
 /// Points of the destination at which a source that is killed may have sent COMMIT already, or not.
 const AHEAD: [&str; 3] = ["destination receive PAUSING", "destination do Spin", "destination receive STATE"];
@@ -67,9 +97,13 @@ enum Course {
     Refused,
     /// The destination cannot load the state, and gives the VM back that it has won where there is an arbiter.
     GivenBack,
+    /// The source has sent COMMIT, and the destination fails before it has read it: it neither competes nor runs. With an arbiter only.
+    /// It has no rows: there is no point that is on this course alone.
+    Declined,
 }
 
 impl Course {
+    /// Those with rows.
     const ALL: [Course; 4] = [Course::Straight, Course::Cancelled, Course::Refused, Course::GivenBack];
 
     /// Where the VM is left when nothing else happens.
@@ -83,6 +117,7 @@ impl Course {
             Course::Straight | Course::Cancelled => None,
             Course::Refused => Some("destination do Prepare"),
             Course::GivenBack => Some("destination do Load"),
+            Course::Declined => Some("destination do Spin"),
         }
     }
 }
@@ -107,10 +142,12 @@ enum Fault {
     ArbiterSilent,
     /// The same where the arbiter has its disk.
     ArbiterFull,
+    /// The same from the moment on at which the heir is named, if the port comes there, and the arbiter is killed and started again at the point.
+    ArbiterFullRestarted,
 }
 
 impl Fault {
-    const ALL: [Fault; 15] = [
+    const ALL: [Fault; 16] = [
         Fault::KillSource,
         Fault::KillDestination,
         Fault::Cancel,
@@ -126,6 +163,7 @@ impl Fault {
         Fault::DestinationUnheard,
         Fault::ArbiterSilent,
         Fault::ArbiterFull,
+        Fault::ArbiterFullRestarted,
     ];
 
     fn name(self) -> &'static str {
@@ -145,6 +183,7 @@ impl Fault {
             Fault::DestinationUnheard => "destination not heard",
             Fault::ArbiterSilent => "arbiter silent",
             Fault::ArbiterFull => "arbiter's disk full",
+            Fault::ArbiterFullRestarted => "arbiter's disk full, and restarted",
         }
     }
 
@@ -160,7 +199,13 @@ impl Fault {
                 | Fault::DestinationUnheard
                 | Fault::ArbiterSilent
                 | Fault::ArbiterFull
+                | Fault::ArbiterFullRestarted
         )
+    }
+
+    /// A disk gets full: the outcome is settled, and there is more to be seen of it.
+    fn fills(self) -> bool {
+        matches!(self, Fault::DestinationFull | Fault::ArbiterFull | Fault::ArbiterFullRestarted)
     }
 
     /// Whether it settles by itself which copy is left. Else that is a race of the fault with the port: any is right
@@ -207,9 +252,14 @@ fn cells(world: &mut World, ownership: Ownership, fault: Fault, rows: &[(Course,
     let mut cells = Vec::new();
     for (course, point) in rows {
         for _ in 0..document::repeats(fault) {
-            let outcome = (0..ATTEMPTS).find_map(|_| world.port(*course, Some((point, fault))).0);
+            let mut excused = false;
+            let outcome = (0..ATTEMPTS).find_map(|_| {
+                let (outcome, trace) = world.port(*course, Some((point, fault)));
+                excused |= outcome.is_none() && may_miss(point, &trace);
+                outcome
+            });
             let Some(outcome) = outcome else {
-                assert!(SELDOM.contains(&&**point), "no port came to {point} again");
+                assert!(excused, "no port came to {point} again");
                 continue;
             };
             println!("{ownership:?} {fault:?} {course:?} {point}: {outcome:?}");
@@ -256,6 +306,8 @@ columns! {
     #[ignore = "lasts: cargo xtask test failures"]
     arbiter_full: Arbiter ArbiterFull;
     #[ignore = "lasts: cargo xtask test failures"]
+    arbiter_full_and_restarted: Arbiter ArbiterFullRestarted;
+    #[ignore = "lasts: cargo xtask test failures"]
     stream_destination_full: Stream DestinationFull;
     #[ignore = "lasts: cargo xtask test failures"]
     arbiter_source_stopped: Arbiter StopSource;
@@ -293,6 +345,21 @@ fn sample_of_a_destination_whose_disk_is_full() {
 #[test]
 fn sample_of_an_arbiter_whose_disk_is_full() {
     sample(Fault::ArbiterFull, &["source do StartDirtyLog", "destination do Compete"]);
+}
+
+/// Before the heir's compare-and-swap, and behind it.
+#[test]
+fn sample_of_an_arbiter_whose_disk_is_full_and_that_is_restarted() {
+    sample(Fault::ArbiterFullRestarted, &["destination do Compete", "destination do Run"]);
+}
+
+/// Restarted, the arbiter gives the next epoch to nobody but the heir, and its disk does not take that the heir will not have it:
+/// the source has the VM as soon as there is room, and does not stand still for ever.
+#[test]
+fn a_destination_that_declines_is_heard_by_an_arbiter_whose_disk_was_full() {
+    let mut world = World::new(Ownership::Arbiter, Fault::ArbiterFullRestarted);
+    let (outcome, _) = world.port(Course::Declined, Some(("destination do Spin", Fault::ArbiterFullRestarted)));
+    assert_eq!(outcome.map(|o| o.survivor), Some(Survivor::Source));
 }
 
 #[test]

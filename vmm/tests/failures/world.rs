@@ -27,6 +27,8 @@ const HURRY_LITTLE: u32 = 2;
 /// What each host and the arbiter write is in one of these.
 const DIRECTORIES: [&str; 3] = ["host0", "host1", "arbiter"];
 const ARBITER: usize = 2;
+/// The first point of the source behind the naming of the heir.
+const NAMED: &str = "source do SendRound";
 /// What a destination logs when it loads the state.
 const LOADING: &str = "pages that were skipped are poisoned";
 
@@ -61,12 +63,13 @@ pub struct World {
     disks: Vec<Disk>,
     /// The log of a process on a disk that is full, and its length then.
     full: Option<(PathBuf, u64)>,
+    arbiter_full: bool,
     noise: Arc<AtomicBool>,
     /// Of the port under way.
     source_owner: Option<Owner>,
     /// The fault came when the destination had been told that it may run.
     told: bool,
-    lab: Lab,
+    pub lab: Lab,
 }
 
 impl Drop for World {
@@ -82,7 +85,7 @@ impl World {
             std::fs::create_dir(lab.dir.path().join(directory)).unwrap();
         }
         let mut disks = Vec::new();
-        if matches!(fault, Fault::DestinationFull | Fault::ArbiterFull) {
+        if fault.fills() {
             disk::own_mounts();
             disks.extend(DIRECTORIES.map(|directory| Disk::mount(&lab.dir.path().join(directory))));
         }
@@ -108,11 +111,22 @@ impl World {
             hosts,
             disks,
             full: None,
+            arbiter_full: false,
             noise,
             source_owner: None,
             told: false,
             lab,
         }
+    }
+
+    /// Once there is a VM.
+    pub fn arbiter(&self) -> &Dmodule {
+        self.arbiter.as_ref().unwrap()
+    }
+
+    /// Of the process that has the VM.
+    pub fn log(&self) -> PathBuf {
+        self.here.as_ref().unwrap().log.clone()
     }
 
     /// Ports the VM along a course and lets a fault happen at a point (`None`: nothing happens). Returns what became of it,
@@ -132,9 +146,16 @@ impl World {
         if let Some((point, _)) = early {
             if point.starts_with("source") { &source.points } else { &destination.points }.hold(point);
         }
+        let fills_first = fault.is_some_and(|(_, f)| f == Fault::ArbiterFullRestarted);
+        if fills_first {
+            source.points.hold(NAMED);
+        }
         self.source_owner = owner(&source.vmm);
         let order = format!("{{\"to\":\"{}:4000\",\"verify\":true}}", self.hosts[at].address);
         let id = source.vmm.api("POST", "/v1/migrations", Some(&order))["id"].as_u64().unwrap();
+        if fills_first {
+            self.fill_when_named(early.map(|(point, _)| point), &source, &destination, id);
+        }
         if course == Course::Cancelled {
             assert!(destination.points.wait(&|| false), "{cancel_at}");
             source.vmm.api("DELETE", &format!("/v1/migrations/{id}"), None);
@@ -156,15 +177,19 @@ impl World {
             let at_source = point.starts_with("source");
             let held = if at_source { &source.points } else { &destination.points };
             if !held.wait(&|| source_is_over(&source.vmm, id)) {
-                let trace = [source.points.trace(), destination.points.trace()].concat();
-                self.settle(source, destination, began, id, None);
-                return (None, trace);
+                if self.arbiter_full {
+                    self.free_arbiter();
+                }
+                return (None, self.settle(source, destination, began, id, None).1);
+            }
+            if course == Course::Declined {
+                eventually("COMMIT is on its way", || source.points.passed("source send COMMIT").then_some(()));
             }
             began = Instant::now();
             self.told = destination.points.passed("destination receive COMMIT");
             gives_up = match fault {
                 Fault::DestinationFull => !destination.points.passed("destination on Prepared"),
-                Fault::ArbiterFull => !source.points.passed("source do SendRound"),
+                Fault::ArbiterFull | Fault::ArbiterFullRestarted => !source.points.passed(NAMED),
                 _ => false,
             } && course == Course::Straight;
             self.strike(fault, &mut source, &mut destination, id);
@@ -173,7 +198,7 @@ impl World {
         }
         let log = destination.log.clone();
         let (outcome, trace) = self.settle(source, destination, began, id, fault.map(|(_, fault)| fault));
-        if let Some((_, fault @ (Fault::DestinationFull | Fault::ArbiterFull))) = fault {
+        if let Some((_, fault)) = fault.filter(|(_, fault)| fault.fills()) {
             self.was_full(
                 fault,
                 if gives_up { Survivor::Source } else { course.end() },
@@ -271,12 +296,44 @@ impl World {
                 self.full = Some((destination.log.clone(), length));
                 destination.vmm.signal(libc::SIGCONT);
             }
-            Fault::ArbiterFull => self.arbiter.as_ref().unwrap().fill(&self.disks[ARBITER]),
+            Fault::ArbiterFull => self.fill_arbiter(),
+            Fault::ArbiterFullRestarted => {
+                self.fill_arbiter();
+                self.arbiter.as_mut().unwrap().restart();
+            }
             Fault::StepFails => {}
             Fault::Cancel => {
                 // It may have ended.
                 let _ = source.vmm.try_api("DELETE", &format!("/v1/migrations/{id}"), None);
             }
+        }
+    }
+
+    fn fill_arbiter(&mut self) {
+        if !std::mem::replace(&mut self.arbiter_full, true) {
+            self.arbiter.as_ref().unwrap().fill(&self.disks[ARBITER]);
+        }
+    }
+
+    fn free_arbiter(&mut self) {
+        self.arbiter_full = false;
+        self.disks[ARBITER].free();
+    }
+
+    /// Fills the arbiter's disk when the source has named the heir, if it comes there before somebody is held at a point; the
+    /// source is to go on to its own one, if it has one.
+    fn fill_when_named(&mut self, point: Option<&str>, source: &Instance, destination: &Instance, id: u64) {
+        let at = eventually("somebody is held, or the port is over", || {
+            let held = source.points.held().or(destination.points.held());
+            held.or_else(|| source_is_over(&source.vmm, id).then(String::new))
+        });
+        if at == NAMED && point != Some(NAMED) {
+            self.fill_arbiter();
+        }
+        match point.filter(|p| p.starts_with("source")) {
+            None => source.points.release(false),
+            Some(point) if at == NAMED && point != NAMED => source.points.release_to(point),
+            Some(_) => {}
         }
     }
 
@@ -294,7 +351,7 @@ impl World {
             Fault::SourceUnheard => self.hosts[source.at].mute(false),
             Fault::DestinationUnheard => self.hosts[destination.at].mute(false),
             Fault::ArbiterSilent => self.arbiter.as_ref().unwrap().signal(libc::SIGCONT),
-            Fault::ArbiterFull => self.disks[ARBITER].free(),
+            Fault::ArbiterFull | Fault::ArbiterFullRestarted => self.free_arbiter(),
             _ => {}
         }
     }
