@@ -29,6 +29,8 @@ const DIRECTORIES: [&str; 3] = ["host0", "host1", "arbiter"];
 const ARBITER: usize = 2;
 /// The first point of the source behind the naming of the heir.
 const NAMED: &str = "source do SendRound";
+/// A source that takes the VM back comes here only when the arbiter's disk has room.
+const TAKEN_BACK: &str = "source on Verdict";
 /// What a destination logs when it loads the state.
 const LOADING: &str = "pages that were skipped are poisoned";
 
@@ -146,7 +148,7 @@ impl World {
         if let Some((point, _)) = early {
             if point.starts_with("source") { &source.points } else { &destination.points }.hold(point);
         }
-        let fills_first = fault.is_some_and(|(_, f)| f == Fault::ArbiterFullRestarted);
+        let fills_first = fault.is_some_and(|(p, f)| f == Fault::ArbiterFullRestarted && p != TAKEN_BACK);
         if fills_first {
             source.points.hold(NAMED);
         }
@@ -180,7 +182,7 @@ impl World {
                 if self.arbiter_full {
                     self.free_arbiter();
                 }
-                return (None, self.settle(source, destination, began, id, None).1);
+                return (None, self.settle(source, destination, Instant::now(), id, None).1);
             }
             if course == Course::Declined {
                 eventually("COMMIT is on its way", || source.points.passed("source send COMMIT").then_some(()));
