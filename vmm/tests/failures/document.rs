@@ -53,6 +53,9 @@ The last three, and the arbiter's full disk, last for 1.3 s. All time limits of 
 cell is those 1.3 s and what was left to be done after their end. Faults that last, and no memory, race with the limits and the allocations of a
 port: another run may find the other host in a cell, never both and, while a host has it, never none.
 
+Not in the tables, as it takes two faults: the destination has won the compare-and-swap, cannot load the state, and cannot say so because the
+cable is pulled until the source has taken the connection for lost. The source then hears from the arbiter that it has lost, and ends: **the VM is lost**.
+
 **Disk full**: a file system without a block or an inode left. The destination's stays so until the VM has gone on. It writes its
 log, the guest's console, and sockets (control, console, vsock), all when it makes the VM or later; memory and all that is taken over it has in
 memory. So up to `destination do Prepare` it refuses, naming the file it cannot make; from then on a port is done, and what there was to be written is
