@@ -85,11 +85,30 @@ pub(crate) fn page() -> Option<*mut BootInfo> {
     (at != 0).then_some(at as *mut BootInfo)
 }
 
+/// Where the guest tells the VMM of itself.
+fn told(page: *mut BootInfo) -> *mut GuestInfo {
+    page.cast::<u8>().wrapping_add(GUEST_INFO_OFFSET).cast()
+}
+
+/// Which lull the VMM asks for; 0: none.
+pub(crate) fn lull_asked() -> u32 {
+    // SAFETY: mapped for the life of the image; an aligned load of what the VMM changes with one store.
+    page().map_or(0, |page| unsafe { (&raw const (*page).lull).read_volatile() })
+}
+
+/// Tells the VMM that this guest has come to a lull.
+pub(crate) fn answer_lull(number: u32) {
+    if let Some(page) = page() {
+        // SAFETY: within the boot-info page, behind all the VMM writes, aligned.
+        unsafe { (&raw mut (*told(page)).lull).write_volatile(number) }
+    }
+}
+
 /// Tells the VMM where the map of free pages is, if it has given us a page to tell it in.
 pub(crate) fn tell(free_pages: u64) {
     let Some(page) = page() else { return };
-    let told = page.cast::<u8>().wrapping_add(GUEST_INFO_OFFSET).cast::<GuestInfo>();
-    let info = GuestInfo { magic: 0, version: GUEST_INFO_VERSION, reserved: 0, free_pages };
+    let told = told(page);
+    let info = GuestInfo { magic: 0, version: GUEST_INFO_VERSION, lull: 0, free_pages };
     // SAFETY: within the boot-info page, behind all the VMM writes, aligned; no Rust object is there.
     unsafe {
         told.write_volatile(info);

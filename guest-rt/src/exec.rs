@@ -11,6 +11,7 @@
 use crate::cmdline::Cmdline;
 use crate::heap::Mutex;
 use crate::local::local;
+use crate::lull::{self, Lull, Step};
 use crate::sync::oneshot;
 use crate::time::{self, Duration, Instant, timer};
 use alloc::{boxed::Box, collections::VecDeque, rc::Rc, string::String, sync::Arc, task::Wake, vec::Vec};
@@ -25,6 +26,9 @@ pub const SPIN_US: u64 = 50;
 
 /// How many times as long as that it polls while parks turn out to be short.
 pub const SPIN_GROWTH: u32 = 4;
+
+/// How long it polls at a time during a lull, when it does not park: whether the lull has come is seen behind each.
+const LULL_SPIN: Duration = Duration::from_micros(20);
 
 /// How long an image whose main has ended waits for what is on its way out.
 pub const GRACE: Duration = Duration::from_millis(200);
@@ -47,6 +51,12 @@ pub trait Device {
     /// When `poll` should run at the latest even if the device has nothing.
     fn deadline(&self) -> Option<Instant> {
         None
+    }
+    /// The machine is about to be stopped for a moment: as little as possible is to be under way to it by then. Or (`false`) that is over.
+    fn lull(&self, _on: bool) {}
+    /// Whether it has come to that.
+    fn is_lulled(&self) -> bool {
+        true
     }
     /// Whether the image may end: nothing is on its way out.
     fn is_quiet(&self) -> bool {
@@ -140,6 +150,7 @@ struct Runtime {
     spin: Cell<Duration>,
     generation: Cell<u32>,
     generation_waiters: RefCell<Vec<Waker>>,
+    lull: Cell<Lull>,
     statistics: Cell<Statistics>,
 }
 
@@ -169,6 +180,7 @@ fn runtime() -> &'static Runtime {
                 spin: Cell::new(Duration::from_micros(SPIN_US)),
                 generation: Cell::new(time::generation()),
                 generation_waiters: RefCell::default(),
+                lull: Cell::default(),
                 statistics: Cell::default(),
             }))
         })
@@ -300,6 +312,7 @@ impl Runtime {
     fn turn(&self) -> bool {
         // First: after a park no task may do anything for the VM that this was before.
         let mut busy = self.check_generation();
+        busy |= self.check_lull();
         busy |= self.executor.round();
         let mut i = 0;
         // By index: polling a device must be free to register another.
@@ -327,6 +340,20 @@ impl Runtime {
         true
     }
 
+    fn check_lull(&self) -> bool {
+        let mut lull = self.lull.get();
+        let devices = self.devices.borrow();
+        let step = lull.step(lull::asked(), Instant::now(), || devices.iter().all(|d| d.is_lulled()));
+        self.lull.set(lull);
+        match step {
+            None => return false,
+            Some(Step::Begin) => devices.iter().for_each(|d| d.lull(true)),
+            Some(Step::End) => devices.iter().for_each(|d| d.lull(false)),
+            Some(Step::Answer(number)) => lull::answer(number),
+        }
+        true
+    }
+
     fn kick(&self) {
         for device in self.devices.borrow().iter() {
             device.kick();
@@ -338,7 +365,7 @@ impl Runtime {
     }
 
     fn pending(&self) -> bool {
-        self.devices.borrow().iter().any(|d| d.pending())
+        self.devices.borrow().iter().any(|d| d.pending()) || self.lull.get().is_news(lull::asked())
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -350,10 +377,14 @@ impl Runtime {
     fn idle(&self) {
         let deadline = self.deadline().unwrap_or(Instant::FAR_FUTURE);
         let start = Instant::now();
-        let (least, spin) = (self.spin_least.get(), self.spin.get());
+        let (least, mut spin) = (self.spin_least.get(), self.spin.get());
+        let lull = self.lull.get().is_on();
+        if lull {
+            spin = spin.min(LULL_SPIN);
+        }
         // A park serves the queues on this processor, for what a doorbell costs, and nobody is woken on another. Not where parks are
         // short: there whoever was woken goes on looking, and needs no doorbells.
-        let serves = park::looks_at_queues() && (spin.is_zero() || (spin == least && self.wants_kick()));
+        let serves = !lull && park::looks_at_queues() && (spin.is_zero() || (spin == least && self.wants_kick()));
         if !serves {
             self.kick();
             let until = (start + spin).min(deadline);
@@ -366,7 +397,8 @@ impl Runtime {
             }
         }
         let now = Instant::now();
-        if now < deadline && !self.pending() {
+        // A park would end with the lull at the latest, and the stop finds the guest sooner without.
+        if now < deadline && !lull && !self.pending() {
             self.count(|s| s.parks += 1);
             let ns = if deadline == Instant::FAR_FUTURE { u64::MAX } else { deadline.since(now).as_nanos() as u64 };
             park::park(ns);

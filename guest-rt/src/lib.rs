@@ -50,6 +50,7 @@ mod identity;
 #[cfg(not(test))]
 mod instance;
 mod local;
+mod lull;
 #[cfg(not(any(test, feature = "hosted")))]
 mod mem;
 pub mod net;

@@ -27,6 +27,8 @@ pub enum Phase {
     Describe,
     /// Memory is copied while the guest runs.
     PreCopy,
+    /// The guest is to let as little as possible be under way to it.
+    Lull,
     /// The guest is being paused.
     Pausing,
     /// Paused; state and residue are being collected.
@@ -55,6 +57,7 @@ impl Phase {
             Phase::Hello => "hello",
             Phase::Describe => "describe",
             Phase::PreCopy => "pre-copy",
+            Phase::Lull => "lull",
             Phase::Pausing => "pausing",
             Phase::Collecting => "collecting",
             Phase::Handing => "handing-over",
@@ -82,6 +85,8 @@ pub enum Event {
     Message(Message),
     /// The measurements asked for with [`Action::Measure`].
     Measured(RoundStats),
+    /// The guest has come to a lull, or does not know what that is, or was waited for long enough, after [`Action::Lull`].
+    Lulled,
     /// The vCPUs stand still and the devices are quiet, after [`Action::Pause`].
     Paused,
     /// State and residue are in memory, after [`Action::Collect`]; the epoch in the guest's boot-info page.
@@ -129,6 +134,8 @@ pub enum Action {
     Throttle(u8),
     /// Count dirty pages without clearing the log and report [`Event::Measured`].
     Measure,
+    /// Ask the guest to keep its clients waiting, wait for it for a bounded time, and send what it has written since if it does now write little.
+    Lull,
     /// Stop feeding receive queues, stop the vCPUs, quiesce the devices.
     Pause,
     /// Device state first, then the last dirty bitmap.
@@ -254,9 +261,13 @@ impl Source {
             }
             (P::PreCopy, Event::Message(Message::RoundDone { round })) if round == self.round => vec![Action::Measure],
             (P::PreCopy, Event::Measured(stats)) => self.measured(stats),
+            (P::Lull, Event::Lulled) => {
+                self.phase = P::Pausing;
+                vec![Action::Send(Message::Pausing), Action::Pause]
+            }
             (P::Pausing, Event::Paused) => {
                 self.phase = P::Collecting;
-                vec![Action::Send(Message::Pausing), Action::Collect]
+                vec![Action::Collect]
             }
             (P::Collecting, Event::Collected(epoch)) => self.collected(epoch),
             (P::Handing, Event::Message(Message::Loaded)) => {
@@ -345,8 +356,8 @@ impl Source {
                 vec![Action::Throttle(percent), Action::SendRound { round: self.round }]
             }
             Decision::Pause => {
-                self.phase = Phase::Pausing;
-                vec![Action::Pause]
+                self.phase = Phase::Lull;
+                vec![Action::Lull]
             }
             Decision::GiveUp(estimate) => {
                 let slowed = match (self.throttle, self.policy.throttle_max) {

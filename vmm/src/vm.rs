@@ -115,6 +115,11 @@ impl Vm {
         self.vcpus.iter().map(|v| v.lock().unwrap_or_else(PoisonError::into_inner)).collect()
     }
 
+    /// Wakes a guest that is parked, so that it looks around.
+    pub fn wake(&self) {
+        self.context.gate.signal();
+    }
+
     /// The devices, locked.
     pub fn devices(&self) -> MutexGuard<'_, Devices> {
         self.context.devices.lock().unwrap_or_else(PoisonError::into_inner)

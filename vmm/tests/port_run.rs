@@ -39,6 +39,7 @@ fn to_and_fro_with_a_client() {
     let lab = Lab::new(2);
     let mut here = lab.boot("echo", &[]);
     let mut echo = Echo::new(&lab);
+    let mut lulls = 0;
     for turn in 0..6u16 {
         let mut there = lab.receive(usize::from((turn + 1) % 2), 4000 + turn, &[]);
         assert_eq!(there.state(), "receiving");
@@ -46,10 +47,13 @@ fn to_and_fro_with_a_client() {
         let (status, ..) = follow(&mut here, id, &mut echo);
         assert!(status["blackout_us"].as_u64().unwrap() > 0);
         assert!(status["breakdown"]["load_us"].as_u64().unwrap() > 0);
+        // Each is asked; in time it answers only if it gets a processor.
+        lulls += u32::from(status["lull"]["answered"].as_bool().unwrap());
         assert_eq!(there.state(), "running");
         assert!(there.is_alive());
         here = there;
     }
+    assert!(lulls > 0, "the guest comes to lulls, also after it was ported");
     assert_eq!(echo.retransmits(), 0, "no segment was lost");
 }
 

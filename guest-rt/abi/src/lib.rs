@@ -138,8 +138,9 @@ pub struct BootInfo {
     /// has rewritten `cmdline`, `identity` and `clock` (with a new generation) before the first entry, and devices have new
     /// addresses: a guest that finds another number than before reads all of them anew. A port does not change it.
     pub instance: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// Not zero: the VMM asks for a [lull](GuestInfo::lull), until it is zero again. Changed while the guest runs, with one aligned
+    /// store; another number is another question.
+    pub lull: u32,
     /// Kernel command line, UTF-8, not NUL-terminated. Devices are announced in it in Linux's form,
     /// `virtio_mmio.device=4K@0xd0000000:5`.
     pub cmdline: [u8; CMDLINE_MAX],
@@ -150,7 +151,9 @@ pub const GUEST_INFO_OFFSET: usize = 3072;
 /// `"OUTRTELL"`: first eight bytes of [`GuestInfo`], written last.
 pub const GUEST_INFO_MAGIC: u64 = u64::from_le_bytes(*b"OUTRTELL");
 /// Version of [`GuestInfo`] and [`FreePages`].
-pub const GUEST_INFO_VERSION: u32 = 1;
+///
+/// 1 had no [`GuestInfo::lull`], but zero in its place; 2: what follows.
+pub const GUEST_INFO_VERSION: u32 = 2;
 
 /// What the guest tells the VMM of itself. The VMM may ignore it, and does where it makes no sense.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -160,8 +163,10 @@ pub struct GuestInfo {
     pub magic: u64,
     /// [`GUEST_INFO_VERSION`].
     pub version: u32,
-    /// Reserved, zero.
-    pub reserved: u32,
+    /// The answer to [`BootInfo::lull`]: its number, once the guest has come to a lull. It is about to be stopped for a moment, and has
+    /// seen to it that as little as possible is under way to it by then: its TCP windows are closed, so that no peer waits for an
+    /// acknowledgement that the stop would keep from it. Otherwise it goes on as usual.
+    pub lull: u32,
     /// Guest-physical address of [`FreePages`], a multiple of 8; 0: none.
     pub free_pages: u64,
 }
@@ -223,9 +228,11 @@ const _: () = {
     assert!(offset_of!(BootInfo, identity) == 72);
     assert!(offset_of!(BootInfo, cpu_features) == 136);
     assert!(offset_of!(BootInfo, instance) == 152);
+    assert!(offset_of!(BootInfo, lull) == 156);
     assert!(offset_of!(BootInfo, cmdline) == 160);
     assert!(size_of::<BootInfo>() <= GUEST_INFO_OFFSET);
     assert!(size_of::<GuestInfo>() == 24);
+    assert!(offset_of!(GuestInfo, lull) == 12);
     assert!(GUEST_INFO_OFFSET + size_of::<GuestInfo>() <= BOOT_INFO_SIZE);
     assert!(size_of::<FreePages>() == 16);
     assert!(offset_of!(FreePages, pages) == 8);

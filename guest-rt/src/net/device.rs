@@ -1,5 +1,7 @@
 //! The network device as smoltcp wants it.
-use super::ack::NextNumbers;
+use super::connections::Connections;
+use super::window::Windows;
+use crate::time;
 use crate::virtio::net::{ETHERNET, Frame, MAX_FRAME, NetDevice, Receiver, Sender};
 use alloc::vec::Vec;
 use core::cell::Cell;
@@ -20,7 +22,8 @@ pub(super) struct SmolDevice {
     full_ports: Vec<u16>,
     /// A frame that waits until smoltcp knows its sender.
     held: Option<Frame>,
-    pub(super) numbers: NextNumbers,
+    pub(super) connections: Connections,
+    pub(super) windows: Windows,
 }
 
 /// Most frames dropped in one look for a frame.
@@ -34,7 +37,8 @@ impl SmolDevice {
             waiting_for_room: false,
             full_ports: Vec::new(),
             held: None,
-            numbers: NextNumbers::default(),
+            connections: Connections::default(),
+            windows: Windows::default(),
         }
     }
 
@@ -61,9 +65,26 @@ impl SmolDevice {
         self.held.is_some() || self.net.has_received()
     }
 
-    /// Whether there is room again that the last poll lacked.
-    pub(super) fn is_unblocked(&self) -> bool {
-        self.waiting_for_room && self.net.has_sent()
+    /// Whether there is something to do: a frame, or room again that the last poll lacked.
+    pub(super) fn has_work(&self) -> bool {
+        self.has_received() || (self.waiting_for_room && self.net.has_sent())
+    }
+
+    /// Tells the peers that are still to be told how the windows are; true if there were any.
+    pub(super) fn tell_windows(&mut self) -> bool {
+        let has_checksum = !self.net.offloads().checksum;
+        let mut any = false;
+        while self.windows.are_to_tell() {
+            if !self.net.tx.has_room() {
+                self.blocked.set(true);
+                break;
+            }
+            if let Some(frame) = self.windows.next_to_tell(&self.connections, has_checksum) {
+                self.net.tx.send(frame.len(), None, |bytes| bytes.copy_from_slice(&frame));
+                any = true;
+            }
+        }
+        any
     }
 }
 
@@ -82,9 +103,11 @@ enum Content {
 pub(super) struct TxToken<'a> {
     sender: &'a mut Sender,
     segment: Option<u16>,
-    numbers: &'a mut NextNumbers,
+    connections: &'a mut Connections,
+    windows: &'a mut Windows,
     /// smoltcp fills in the TCP checksum.
     has_checksum: bool,
+    now: Instant,
 }
 
 impl phy::RxToken for RxToken<'_> {
@@ -102,10 +125,11 @@ impl phy::RxToken for RxToken<'_> {
 
 impl phy::TxToken for TxToken<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, length: usize, f: F) -> R {
-        let TxToken { sender, segment, numbers, has_checksum } = self;
+        let TxToken { sender, segment, connections, windows, has_checksum, now } = self;
         sender.send(length, segment, |frame| {
             let result = f(frame);
-            numbers.outgoing(frame, has_checksum);
+            connections.outgoing(frame, has_checksum, now);
+            windows.outgoing(frame, connections, has_checksum);
             result
         })
     }
@@ -119,7 +143,7 @@ impl phy::Device for SmolDevice {
     type RxToken<'a> = RxToken<'a>;
     type TxToken<'a> = TxToken<'a>;
 
-    fn receive(&mut self, _now: Instant) -> Option<(RxToken<'_>, TxToken<'_>)> {
+    fn receive(&mut self, now: Instant) -> Option<(RxToken<'_>, TxToken<'_>)> {
         if !self.has_received() {
             return None;
         }
@@ -150,18 +174,23 @@ impl phy::Device for SmolDevice {
         };
         let has_checksum = !self.net.offloads().checksum;
         let NetDevice { rx, tx, .. } = &mut self.net;
-        let answer = TxToken { sender: tx, segment: None, numbers: &mut self.numbers, has_checksum };
+        let (connections, windows) = (&mut self.connections, &mut self.windows);
+        if let Content::Frame(frame) = &content {
+            windows.incoming(rx.bytes(frame), connections, time::Instant::now);
+        }
+        let answer = TxToken { sender: tx, segment: None, connections, windows, has_checksum, now };
         Some((RxToken { receiver: rx, content }, answer))
     }
 
-    fn transmit(&mut self, _now: Instant) -> Option<TxToken<'_>> {
+    fn transmit(&mut self, now: Instant) -> Option<TxToken<'_>> {
         let has_checksum = !self.net.offloads().checksum;
         let sender = &mut self.net.tx;
         if !sender.has_room() {
             self.blocked.set(true);
             return None;
         }
-        Some(TxToken { sender, segment: None, numbers: &mut self.numbers, has_checksum })
+        let (connections, windows) = (&mut self.connections, &mut self.windows);
+        Some(TxToken { sender, segment: None, connections, windows, has_checksum, now })
     }
 
     fn capabilities(&self) -> DeviceCapabilities {

@@ -6,12 +6,14 @@
 //! Always true: smoltcp is polled whenever a frame has come, a socket was touched or its timer is due, at most
 //! [`INGRESS_BATCH`] frames at a time; there is a listening socket for each [`Listener`] whose backlog is not full.
 //! Survives: peers that vanish (keep-alive and time-outs free their sockets), floods of SYN (bounded backlog).
-mod ack;
 mod announce;
 mod config;
+mod connections;
 mod device;
 mod listener;
+mod segment;
 mod stream;
+mod window;
 
 pub use config::{Cidr, Config, ConfigError};
 pub use core::net::{Ipv4Addr, SocketAddrV4};
@@ -237,7 +239,7 @@ impl StackInner {
 impl Net {
     fn poll(&mut self, now: Instant) -> bool {
         let at = smol(now);
-        let mut any = false;
+        let mut any = self.device.tell_windows();
         self.interface.poll_maintenance(at);
         // An accept since the last time may have made room in a backlog.
         self.serve_listeners();
@@ -294,7 +296,7 @@ impl Net {
             if let Some((local, remote)) = socket.local_endpoint().zip(socket.remote_endpoint())
                 && let IpAddress::Ipv4(address) = remote.addr
             {
-                device.numbers.forget(local.port, remote.port, address.octets());
+                device.connections.forget(local.port, remote.port, address.octets());
             }
             sockets.remove(handle);
             false
@@ -313,7 +315,7 @@ impl Device for StackInner {
         let due = self.deadline.get().is_some_and(|at| at <= now);
         let touched = self.touched.replace(false);
         let mut net = self.net.borrow_mut();
-        if !touched && !due && !net.device.has_received() && !net.device.is_unblocked() {
+        if !touched && !due && !net.device.has_work() {
             return false;
         }
         let any = net.poll(now);
@@ -335,7 +337,7 @@ impl Device for StackInner {
 
     fn pending(&self) -> bool {
         let net = self.net.borrow();
-        self.touched.get() || net.device.has_received() || net.device.is_unblocked()
+        self.touched.get() || net.device.has_work()
     }
 
     fn wants_kick(&self) -> bool {
@@ -348,6 +350,21 @@ impl Device for StackInner {
 
     fn deadline(&self) -> Option<Instant> {
         self.deadline.get()
+    }
+
+    fn lull(&self, on: bool) {
+        let mut net = self.net.borrow_mut();
+        let SmolDevice { windows, connections, .. } = &mut net.device;
+        windows.close(on, connections, Instant::now());
+        // First of all: they wait for it, or are about to send something.
+        if net.device.tell_windows() {
+            net.device.net.kick();
+        }
+    }
+
+    fn is_lulled(&self) -> bool {
+        let net = self.net.borrow();
+        !net.device.has_received() && net.device.windows.are_closed(Instant::now())
     }
 
     fn is_quiet(&self) -> bool {

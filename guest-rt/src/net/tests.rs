@@ -373,3 +373,54 @@ fn a_prepared_stack_says_nothing_until_it_knows_who_it_is() {
     assert_eq!(stack.sockets(), 1);
     drop(listener);
 }
+
+/// Asks for a lull in the middle of a stream and waits for the answer.
+async fn ask_for_a_lull(number: u32) {
+    crate::lull::page::ASKED.set(number);
+    let begin = Instant::now();
+    while crate::lull::page::ANSWER.get() != number {
+        assert!(begin.elapsed() < crate::lull::LULL_MAX, "no answer");
+        sleep(Duration::from_micros(50)).await;
+    }
+}
+
+#[test]
+fn in_a_lull_nothing_is_under_way_and_afterwards_all_goes_on() {
+    for (name, features) in [("lull", OFFLOADS), ("lull without offloads", 0)] {
+        let (cable, a, b) = rig(features, 1500, MANY, name);
+        block_on(async move {
+            spawn(echo(b.listen(7, Buffers::default(), 4).unwrap()));
+            let stream = spawn(async move {
+                // Time goes by only where there is nothing to do: a piece every now and then, for longer than the lulls.
+                let (mut read, mut write) =
+                    a.connect(SocketAddrV4::new(B, 7), Buffers::default()).await.unwrap().into_split();
+                spawn(async move {
+                    for piece in 0..4000 {
+                        write.write_all(&[byte(piece); 1000]).await.unwrap();
+                        sleep(Duration::from_micros(10)).await;
+                    }
+                });
+                for piece in 0..4000 {
+                    let mut seen = [0; 1000];
+                    read.read_exact(&mut seen).await.unwrap();
+                    assert_eq!(seen, [byte(piece); 1000], "piece {piece}");
+                }
+            });
+            for number in [1, 2, 3] {
+                sleep(Duration::from_micros(300)).await;
+                ask_for_a_lull(number).await;
+                // What is left to be echoed is in B's buffers.
+                sleep(Duration::from_millis(1)).await;
+                let (frames, begin) = (cable.frames.get(), Instant::now());
+                sleep(Duration::from_millis(5)).await;
+                assert!(begin.elapsed() < crate::lull::LULL_MAX);
+                assert_eq!(cable.frames.get(), frames, "{name}, lull {number}");
+                // The last is taken back by nobody, and ends by itself.
+                if number != 3 {
+                    crate::lull::page::ASKED.set(0);
+                }
+            }
+            stream.await;
+        });
+    }
+}

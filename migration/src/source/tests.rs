@@ -42,7 +42,8 @@ fn script(ownership: Ownership) -> Vec<(Event, Phase)> {
         (welcome(), Phase::Describe),
         (ready(7), Phase::PreCopy),
         (Event::Message(Message::RoundDone { round: 0 }), Phase::PreCopy),
-        (idle(), Phase::Pausing),
+        (idle(), Phase::Lull),
+        (Event::Lulled, Phase::Pausing),
         (Event::Paused, Phase::Collecting),
     ];
     if ownership == Ownership::Stream {

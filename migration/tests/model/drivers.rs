@@ -13,6 +13,7 @@ pub(crate) enum Task {
     Connect,
     SendRound(u32),
     Measure,
+    Lull,
     Pause,
     Collect,
     SendFinal(Option<Epoch>),
@@ -42,6 +43,7 @@ impl State {
             // The model's guest is never slowed down: its policy gives up or pauses first.
             A::Throttle(_) => {}
             A::Measure => self.task(Side::Source, Task::Measure),
+            A::Lull => self.task(Side::Source, Task::Lull),
             A::Pause => {
                 self.source_runs = None;
                 self.task(Side::Source, Task::Pause);
@@ -147,6 +149,10 @@ impl State {
                 let stats =
                     RoundStats { dirty_pages, sent_bytes: 1 << 30, elapsed_ns: 1 << 30, ..RoundStats::default() };
                 self.source_event(S::Measured(stats));
+            }
+            (Task::Lull, Outcome::Good) => {
+                self.send_to_destination(Wire::Bulk(FrameType::Pages));
+                self.source_event(S::Lulled);
             }
             (Task::Pause, Outcome::Good) => self.source_event(S::Paused),
             (Task::Collect, Outcome::Good) => self.source_event(S::Collected(START)),

@@ -6,7 +6,10 @@
 use std::mem::offset_of;
 use std::sync::atomic::{Ordering, fence};
 
-use guest_abi::{BOOT_INFO_MAGIC, BOOT_INFO_VERSION, BootInfo, CMDLINE_MAX, ClockPage, Identity};
+use guest_abi::{
+    BOOT_INFO_MAGIC, BOOT_INFO_VERSION, BootInfo, CMDLINE_MAX, ClockPage, GUEST_INFO_MAGIC, GUEST_INFO_OFFSET, GUEST_INFO_VERSION, GuestInfo,
+    Identity,
+};
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;
 use serde::{Deserialize, Serialize};
@@ -17,6 +20,8 @@ use crate::error::{Error, FieldError, Result, host, kvm};
 use crate::memory::Memory;
 
 const MSR_TSC: u32 = 0x10;
+/// The version of [`GuestInfo`] from which on a guest knows lulls.
+const LULL_SINCE: u32 = 2;
 
 /// Random identity of a VMM process: the owner in the ownership record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -118,7 +123,7 @@ impl InfoPage {
             identity,
             cpu_features: cpu_features(cpuid),
             instance: 0,
-            reserved: 0,
+            lull: 0,
             cmdline,
         };
         memory.ram().write_slice(page.as_bytes(), self.at(0)).map_err(|e| Error::Memory(e.to_string()))?;
@@ -210,6 +215,30 @@ impl InfoPage {
             .read_slice(&mut bytes, self.at(offset_of!(BootInfo, identity)))
             .map_err(|e| Error::Memory(e.to_string()))?;
         Ok(Identity::read_from_bytes(&bytes).unwrap_or_default())
+    }
+
+    /// Asks for a lull ([`BootInfo::lull`]), or (0) no more. The guest may run.
+    pub fn ask_lull(&self, memory: &Memory, number: u32) -> Result<()> {
+        let at = self.at(offset_of!(BootInfo, lull));
+        memory.ram().store(number, at, Ordering::Release).map_err(|e| Error::Memory(e.to_string()))
+    }
+
+    /// The guest's answer to that so far; `None`: it does not know what that is.
+    pub fn lull_answer(&self, memory: &Memory) -> Option<u32> {
+        let told = self.told(memory)?;
+        if told.version < LULL_SINCE {
+            return None;
+        }
+        let at = self.at(GUEST_INFO_OFFSET + offset_of!(GuestInfo, lull));
+        memory.ram().load(at, Ordering::Acquire).ok()
+    }
+
+    /// What the guest tells of itself.
+    pub fn told(&self, memory: &Memory) -> Option<GuestInfo> {
+        let mut bytes = [0u8; size_of::<GuestInfo>()];
+        memory.ram().read_slice(&mut bytes, self.at(GUEST_INFO_OFFSET)).ok()?;
+        let told = GuestInfo::read_from_bytes(&bytes).ok()?;
+        (told.magic == GUEST_INFO_MAGIC && (1..=GUEST_INFO_VERSION).contains(&told.version)).then_some(told)
     }
 
     /// Rewrites the identity, while the vCPU is stopped.

@@ -109,10 +109,10 @@ macro_rules! edges {
 }
 
 edges!(SOURCE_ACTIONS, source_action: source::Action {
-    StartDirtyLog SendRound Throttle Measure Pause Collect SendFinal SendCommit Compete Resume Linger Finish Close TearDown
+    StartDirtyLog SendRound Throttle Measure Lull Pause Collect SendFinal SendCommit Compete Resume Linger Finish Close TearDown
 } but { Send });
 edges!(SOURCE_EVENTS, source_event: source::Event {
-    Connected Measured Paused Collected FinalNotSent Verdict ArbiterSilent Failed Disconnected Broken Timeout Cancel Resolve
+    Connected Measured Lulled Paused Collected FinalNotSent Verdict ArbiterSilent Failed Disconnected Broken Timeout Cancel Resolve
     LingerOver
 } but { Message });
 edges!(DESTINATION_ACTIONS, destination_action: destination::Action {

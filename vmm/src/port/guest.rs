@@ -18,6 +18,7 @@ use serde::de::DeserializeOwned;
 use super::dead::LeftOut;
 use super::faults;
 use super::frames::NetFrame;
+use super::lull;
 use super::stamp;
 use super::transfer::{self, Arrived};
 use super::urgent::Urgent;
@@ -407,6 +408,7 @@ pub(crate) fn decode_state(vm: &Vm, sections: &Sections) -> Result<VmState> {
 pub(super) fn start(incoming: &Incoming, epoch: Option<Epoch>) -> Result<()> {
     let clock = incoming.state.as_ref().and_then(|s| s.clock);
     incoming.vm.take_over(clock, epoch.map(|e| e.0))?;
+    lull::end(&incoming.vm);
     incoming.vm.resume_devices();
     incoming.vm.resume()
 }

@@ -91,6 +91,15 @@ pub struct OrderReport {
     pub waited_us: u64,
 }
 
+/// What became of the lull the guest was asked for before it was stopped: its clients were to have nothing under way.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct LullReport {
+    /// The guest has said in time that it had come to one.
+    pub answered: bool,
+    /// How long it was waited for, while the guest ran.
+    pub waited_us: u64,
+}
+
 /// Everything about a port.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct JobStatus {
@@ -134,6 +143,8 @@ pub struct JobStatus {
     pub forwarded_frames: u64,
     /// Those of them that came after the announcement of the destination.
     pub stragglers: u64,
+    /// How the guest's lull went, if it knows lulls.
+    pub lull: Option<LullReport>,
     /// How the frames' order was kept, once the destination has told.
     pub order: Option<OrderReport>,
     /// Why it failed.

@@ -16,6 +16,7 @@ pub mod frames;
 pub(crate) mod guest;
 pub mod job;
 mod limits;
+mod lull;
 mod order;
 mod residue;
 pub mod source;

@@ -246,6 +246,10 @@ impl<'a> Driver<'a> {
                 let event = self.measure();
                 self.events.push_back(event);
             }
+            Action::Lull => {
+                let event = self.lull();
+                self.events.push_back(event);
+            }
             Action::Pause => {
                 let event = self.stop_guest();
                 self.events.push_back(event);

@@ -41,6 +41,10 @@ impl World {
                     RoundStats { dirty_pages, sent_bytes: 1 << 30, elapsed_ns: 1 << 30, ..RoundStats::default() };
                 self.source_step(100, E::Measured(stats));
             }
+            A::Lull => {
+                self.send(Side::Destination, Wire::Bulk(FrameType::Pages));
+                self.source_step(300, E::Lulled);
+            }
             A::Pause => {
                 let host = &mut self.hosts[0];
                 host.saved = host.runs.take().unwrap();

@@ -6,7 +6,7 @@
 use std::mem::offset_of;
 use std::sync::atomic::{Ordering, fence};
 
-use guest_abi::{FreePages, GUEST_INFO_MAGIC, GUEST_INFO_OFFSET, GUEST_INFO_VERSION, GuestInfo};
+use guest_abi::FreePages;
 use vm_memory::{Bytes, GuestAddress};
 use zerocopy::FromBytes;
 
@@ -21,13 +21,8 @@ const TRIES_BEFORE_YIELD: u32 = 100;
 
 /// The map as it is now, in the form of a bitmap of all pages; `None`: there is none that holds.
 pub(super) fn read(memory: &Memory, info: InfoPage) -> Option<Vec<u64>> {
-    let page_end = info.address.checked_add(guest_abi::BOOT_INFO_SIZE as u64)?;
-    let told: GuestInfo = get(memory, page_end - (guest_abi::BOOT_INFO_SIZE - GUEST_INFO_OFFSET) as u64)?;
-    if (told.magic, told.version) != (GUEST_INFO_MAGIC, GUEST_INFO_VERSION) || told.free_pages == 0 {
-        return None;
-    }
-    let at = told.free_pages;
-    if !at.is_multiple_of(align_of::<u64>() as u64) {
+    let at = info.told(memory)?.free_pages;
+    if at == 0 || !at.is_multiple_of(align_of::<u64>() as u64) {
         return None;
     }
     let words_at = at.checked_add(size_of::<FreePages>() as u64)?;

@@ -6,7 +6,7 @@ use migration::source::Event;
 
 use super::Driver;
 use crate::port::arbiter::{Arbiter, ArbiterError};
-use crate::port::{guest, stamp};
+use crate::port::{guest, lull, stamp};
 use crate::vm::Phase as VmPhase;
 
 impl Driver<'_> {
@@ -57,12 +57,13 @@ impl Driver<'_> {
         if self.gave_images && !self.take_images_back() {
             return;
         }
+        lull::end(self.vm);
         if self.paused {
             guest::resume(self.vm, epoch, self.forwarder.take_kept());
-            self.urgent.clear();
             let paused = self.pause.exit.map(|exit| stamp::now().since(&exit) / 1000);
             self.job.update(|s| s.paused_us = paused);
         }
+        self.urgent.clear();
         if self.logging
             && let Err(e) = self.vm.memory().stop_dirty_log(self.vm.fd())
         {

@@ -12,26 +12,45 @@ use migration::wire::{FrameType, STATE_MAX};
 
 use super::{Driver, SPIN, disconnected, gone, internal, micros, reset, state};
 use crate::port::connection::ConnectionError;
-use crate::port::job::Breakdown;
+use crate::port::job::{Breakdown, LullReport};
 use crate::port::urgent::Urgent;
-use crate::port::{guest, stamp};
+use crate::port::{guest, lull, stamp};
 
 /// The instants of the pause.
 #[derive(Debug, Default)]
 pub(super) struct Pause {
     ordered: Option<Stamp>,
     pub exit: Option<Stamp>,
+    lull: Option<LullReport>,
     breakdown: Breakdown,
     /// What the digest of memory took, if one was asked for.
     pub digest: Duration,
 }
 
 impl Driver<'_> {
+    /// The guest lets its clients wait, and writes hardly anything then: what it has written until now need not be sent in the pause. One that
+    /// had to be slowed down gets no more time than it had.
+    pub(super) fn lull(&mut self) -> Event {
+        if self.throttle.is_some() {
+            return Event::Lulled;
+        }
+        self.urgent.extend(Urgent::port());
+        self.pause.lull = lull::ask(self.vm);
+        if self.pause.lull.as_ref().is_some_and(|lull| lull.answered)
+            && let Err(event) = self.send_pages(true)
+        {
+            return event;
+        }
+        Event::Lulled
+    }
+
     pub(super) fn stop_guest(&mut self) -> Event {
         self.paused = true;
         // First: the blackout begins when the guest last ran, and it may have been held for a while.
         self.throttle = None;
-        self.urgent.extend(Urgent::port());
+        if self.urgent.is_empty() {
+            self.urgent.extend(Urgent::port());
+        }
         self.pause.ordered = Some(stamp::now());
         match guest::pause(self.vm, &mut self.urgent) {
             Ok(exit) => {
@@ -153,11 +172,13 @@ impl Driver<'_> {
         [b.apply_us, b.load_us, b.cas_us, b.run_us] = steps.map(|ns| ns / 1000);
         let known = b.pause_us + b.quiesce_us + b.state_us + b.bitmap_us + b.pages_us + b.disks_us + b.send_us;
         b.transfer_us = blackout.saturating_sub(known + b.apply_us + b.load_us + b.cas_us + b.run_us);
-        let (breakdown, pages, bytes) = (b.clone(), self.last_round.pages(), self.residue_bytes);
+        let (lull, breakdown) = (self.pause.lull.clone(), b.clone());
+        let (pages, bytes) = (self.last_round.pages(), self.residue_bytes);
         let (skipped, all) = (self.last_round.skipped, self.skipped);
         let sent = self.connection.as_ref().map(|c| c.sent);
         self.job.update(|s| {
             s.blackout_us = Some(blackout);
+            s.lull = lull;
             s.breakdown = Some(breakdown);
             s.residue_pages = pages;
             s.bytes = sent.unwrap_or(s.bytes);

@@ -11,24 +11,41 @@ use crate::port::connection::ConnectionError;
 use crate::port::dead::Dead;
 use crate::port::guest;
 use crate::port::job::RoundReport;
-use crate::port::transfer::SendError;
+use crate::port::transfer::{SendError, Sent};
 use crate::vm::Throttle;
 
 impl Driver<'_> {
     pub(super) fn send_round(&mut self, round: u32) -> std::result::Result<(), Event> {
         self.round_started = Instant::now();
+        let before = self.connection.as_ref().map_or(0, |c| c.sent);
+        let Some(sent) = self.send_pages(round > 0)? else { return Ok(()) };
+        self.send(&Message::Round { round, pages: sent.pages() });
+        // However long that took: memory may be large and the connection slow. What is limited is the wait for the answer.
+        self.phase_since = Instant::now();
+        self.last_round = sent;
+        let bytes = self.connection.as_ref().map_or(before, |c| c.sent);
+        self.round_bytes = bytes - before;
+        self.job.update(|s| {
+            s.bytes = bytes;
+            s.round = round;
+        });
+        Ok(())
+    }
+
+    /// Sends what the log says, or (not `logged`: the first time) what is pending and what the guest has no use for. `None`: the connection is
+    /// gone; its next poll says so, behind what the destination had said.
+    pub(super) fn send_pages(&mut self, logged: bool) -> std::result::Result<Option<Sent>, Event> {
         let (vm, job) = (self.vm, self.job);
-        if round > 0 {
+        if logged {
             self.pending.add_own(vm.memory());
             self.pending.add_guest(vm.memory(), vm.fd(), true).map_err(|e| Event::Failed(internal(&e)))?;
         }
         let dead = self.dead();
-        if round == 0 {
+        if !logged {
             // Those that have never been sent count as well: the destination has nothing of them.
             self.pending.add(dead.words());
         }
-        let Some(connection) = &mut self.connection else { return Ok(()) };
-        let before = connection.sent;
+        let Some(connection) = &mut self.connection else { return Ok(None) };
         let stop = || job.cancelled() || vm.is_to_be_reset();
         let result = self.writer.send(&mut self.pending, (&dead, &mut self.left_out), vm.memory(), connection, &stop);
         let sent = match result {
@@ -39,21 +56,10 @@ impl Driver<'_> {
                 self.connection = None;
                 return Err(if vm.is_to_be_reset() { Event::Failed(reset()) } else { Event::Cancel });
             }
-            // The connection's next poll says so, behind what the destination had said.
-            Err(SendError::Connection(_)) => return Ok(()),
+            Err(SendError::Connection(_)) => return Ok(None),
         };
-        self.send(&Message::Round { round, pages: sent.pages() });
-        // However long that took: memory may be large and the connection slow. What is limited is the wait for the answer.
-        self.phase_since = Instant::now();
-        self.last_round = sent;
         self.skipped.add(sent.skipped);
-        let bytes = self.connection.as_ref().map_or(before, |c| c.sent);
-        self.round_bytes = bytes - before;
-        self.job.update(|s| {
-            s.bytes = bytes;
-            s.round = round;
-        });
-        Ok(())
+        Ok(Some(sent))
     }
 
     /// The guest writes more than the connection takes: it gets less of its time.

@@ -1,4 +1,5 @@
 use super::*;
+use guest_abi::{GUEST_INFO_MAGIC, GUEST_INFO_OFFSET, GUEST_INFO_VERSION, GuestInfo};
 use proptest::strategy::Strategy;
 use zerocopy::IntoBytes;
 
@@ -18,7 +19,7 @@ fn tell(memory: &Memory, info: GuestInfo) {
 }
 
 fn good() -> GuestInfo {
-    GuestInfo { magic: GUEST_INFO_MAGIC, version: GUEST_INFO_VERSION, reserved: 0, free_pages: MAP }
+    GuestInfo { magic: GUEST_INFO_MAGIC, version: GUEST_INFO_VERSION, lull: 0, free_pages: MAP }
 }
 
 fn told() -> (Memory, FreePages) {
@@ -92,7 +93,8 @@ fn what_makes_no_sense_is_none() {
     none(&memory());
     for info in [
         GuestInfo { magic: 1, ..good() },
-        GuestInfo { version: 2, ..good() },
+        GuestInfo { version: 0, ..good() },
+        GuestInfo { version: 3, ..good() },
         GuestInfo { free_pages: 0, ..good() },
         GuestInfo { free_pages: MAP + 4, ..good() },
         GuestInfo { free_pages: 8 << 20, ..good() },
@@ -125,7 +127,7 @@ proptest::proptest! {
         if memory.range(GuestAddress(at), 16).is_some() {
             put(&memory, at, header.as_bytes());
         }
-        tell(&memory, GuestInfo { magic: if magic { GUEST_INFO_MAGIC } else { 0 }, version, reserved: 0, free_pages: at });
+        tell(&memory, GuestInfo { magic: if magic { GUEST_INFO_MAGIC } else { 0 }, version, lull: 0, free_pages: at });
         let words = read(&memory, INFO);
         proptest::prop_assert!(words.is_none() || seq % 2 == 0 && magic && version == 1 && pages <= 2048);
         if let Some(words) = words {

@@ -1,4 +1,5 @@
 use super::*;
+use crate::virtio::net::ETHERNET;
 use proptest::prelude::*;
 use smoltcp::wire::*;
 
@@ -31,9 +32,9 @@ fn frame(number: u32, control: TcpControl, payload: usize) -> Vec<u8> {
 }
 
 /// The number a frame goes out with.
-fn sent(numbers: &mut NextNumbers, number: u32, control: TcpControl, payload: usize) -> u32 {
+fn sent(numbers: &mut Connections, number: u32, control: TcpControl, payload: usize) -> u32 {
     let mut f = frame(number, control, payload);
-    numbers.outgoing(&mut f, true);
+    numbers.outgoing(&mut f, true, Instant::ZERO);
     let (src, dst) = (Ipv4Address::new(10, 0, 0, 1), Ipv4Address::new(10, 0, 0, 2));
     let tcp = TcpPacket::new_checked(&f[ETHERNET + 20..]).unwrap();
     assert!(tcp.verify_checksum(&src.into(), &dst.into()), "the checksum stays right");
@@ -43,7 +44,7 @@ fn sent(numbers: &mut NextNumbers, number: u32, control: TcpControl, payload: us
 #[test]
 fn pure_acknowledgements_are_numbered_as_if_nothing_had_been_sent_again() {
     use TcpControl::*;
-    let mut n = NextNumbers::default();
+    let mut n = Connections::default();
     let start = u32::MAX - 1000;
     assert_eq!(sent(&mut n, start, None, 0), start, "an unknown connection is left alone");
     assert_eq!(sent(&mut n, start, Syn, 0), start);
@@ -70,11 +71,11 @@ fn pure_acknowledgements_are_numbered_as_if_nothing_had_been_sent_again() {
 
 #[test]
 fn memory_is_bounded() {
-    let mut n = NextNumbers::default();
+    let mut n = Connections::default();
     for i in 0..MAX_CONNECTIONS as u32 + 100 {
         let mut f = frame(i, TcpControl::Syn, 0);
         f[ETHERNET + 16..ETHERNET + 20].copy_from_slice(&i.to_be_bytes());
-        n.outgoing(&mut f, false);
+        n.outgoing(&mut f, false, Instant::ZERO);
     }
     assert_eq!(n.0.len(), MAX_CONNECTIONS);
 }
@@ -88,7 +89,7 @@ proptest! {
             f[23] = 6;
         }
         let length = f.len();
-        NextNumbers::default().outgoing(&mut f, true);
+        Connections::default().outgoing(&mut f, true, Instant::ZERO);
         prop_assert_eq!(f.len(), length);
     }
 }
