@@ -7,6 +7,10 @@
 //! fresh start and at most `epoch`. No epoch is given twice to a VM, not even when its record was released in between: the
 //! table has a **floor**, the highest epoch of all records released, and a VM without a record begins above it.
 //!
+//! Every change says from which epoch it starts, a claim as well ([`claim`]): one that comes late, when the record has gone
+//! on, changes nothing. A VM's guest that has no epoch claims while its process asks for a port of it; whatever comes of that,
+//! nobody but this process can have taken an epoch a claim was based on, so it may go on from there ([`OwnerError::Behind`]).
+//!
 //! An **heir** is the process that the owner has said it may hand the VM over to. With a durable heir, its compare-and-swap can
 //! be answered before the new record is durable: should that answer be given and forgotten in a crash of the D-module, the
 //! heir is the only one who can take the next epoch afterwards (see [`crate::server`]), until the owner names
@@ -38,6 +42,12 @@ pub enum OwnerError {
     /// The epoch is another one: somebody else was first.
     #[error("the epoch is {}, owned by {:x?}", .0.epoch.0, .0.owner.0)]
     Lost(OwnerRecord),
+    /// The record is the asker's own, but its guest has claimed since: to be asked again from the record's epoch.
+    #[error("the epoch is {} since the VM's own guest has claimed", .0.epoch.0)]
+    Behind(OwnerRecord),
+    /// A claim based on another epoch than this.
+    #[error("the epoch is {}", .0.0)]
+    Stale(Epoch),
     /// No room for another VM, or for another heir.
     #[error(
         "{VMS_MAX} VMs have ownership records already, or {HEIRS_MAX} an heir: release those of VMs that have ended for good"
@@ -54,7 +64,8 @@ pub enum OwnerError {
 /// Compare-and-swap from `expect` to the next epoch. `current` is `None` for a VM without a record, whose epoch is 0; its first
 /// one is above `floor` ([`OwnerTable::floor`]).
 ///
-/// Asking again for what one has already won is won (the first answer may have been lost).
+/// Asking again for what one has already won is won (the first answer may have been lost). A claim of the asker's guest's is not
+/// that: others of it may be on their way, and what it has led to is known only once the epoch has gone on from it.
 /// Returns the record to make durable; it equals `current` in that case.
 pub fn compare_and_swap(
     current: Option<OwnerRecord>,
@@ -76,18 +87,35 @@ pub fn compare_and_swap(
         Some(held) if held.epoch == expect => Ok(OwnerRecord { epoch: next, owner, ..held }),
         Some(held) => {
             let first = expect == Epoch::UNCLAIMED && held.epoch == held.session;
-            let again = held.owner == owner && (held.epoch == next || first);
-            if again { Ok(held) } else { Err(OwnerError::Lost(held)) }
+            let claimed = held.epoch == held.session;
+            match held.owner == owner {
+                true if first || held.epoch == next && !claimed => Ok(held),
+                true if held.epoch > expect && claimed => Err(OwnerError::Behind(held)),
+                _ => Err(OwnerError::Lost(held)),
+            }
         }
     }
 }
 
-/// A fresh start of the VM: whatever the epoch, the next one, and a new session. Returns the record to make durable.
-pub fn claim(current: Option<OwnerRecord>, floor: Epoch, vm_id: VmId, owner: Owner) -> Result<OwnerRecord, OwnerError> {
+/// A fresh start of the VM, whoever has it: from the epoch `expect`, that of the record or the floor, to the next and a new session.
+/// `given`: that one may be the heir's already, and it is the one behind it. Returns the record to make durable.
+pub fn claim(
+    current: Option<OwnerRecord>,
+    floor: Epoch,
+    vm_id: VmId,
+    expect: Epoch,
+    given: bool,
+    owner: Owner,
+) -> Result<OwnerRecord, OwnerError> {
     if vm_id.0 == 0 {
         return Err(OwnerError::Invalid);
     }
-    let epoch = current.map_or(floor, |r| r.epoch).next().ok_or(OwnerError::Invalid)?;
+    let base = current.map_or(floor, |r| r.epoch);
+    if expect != base {
+        return Err(OwnerError::Stale(base));
+    }
+    let last = if given { base.next() } else { Some(base) };
+    let epoch = last.and_then(Epoch::next).ok_or(OwnerError::Invalid)?;
     Ok(OwnerRecord { vm_id, epoch, session: epoch, owner })
 }
 
@@ -238,7 +266,7 @@ mod tests {
 
     #[test]
     fn one_of_two_wins() {
-        let start = claim(None, Epoch(0), VM, A).unwrap();
+        let start = claim(None, Epoch(0), VM, Epoch(0), false, A).unwrap();
         assert_eq!((start.epoch, start.session), (Epoch(1), Epoch(1)));
         let won = compare_and_swap(Some(start), Epoch(0), VM, Epoch(1), B).unwrap();
         assert_eq!((won.epoch, won.session, won.owner), (Epoch(2), Epoch(1), B));
@@ -257,17 +285,47 @@ mod tests {
     #[test]
     fn a_fresh_start_begins_a_session() {
         let held = OwnerRecord { vm_id: VM, epoch: Epoch(9), session: Epoch(4), owner: A };
-        let fresh = claim(Some(held), Epoch(0), VM, B).unwrap();
-        assert_eq!(fresh, OwnerRecord { vm_id: VM, epoch: Epoch(10), session: Epoch(10), owner: B });
+        let from = |epoch, given| claim(Some(held), Epoch(0), VM, Epoch(epoch), given, B);
+        let fresh = OwnerRecord { vm_id: VM, epoch: Epoch(10), session: Epoch(10), owner: B };
+        assert_eq!(from(9, false), Ok(fresh));
+        // The next epoch may be the heir's already.
+        assert_eq!(from(9, true), Ok(OwnerRecord { epoch: Epoch(11), session: Epoch(11), ..fresh }));
+        // It has gone on, or there was none then.
+        for epoch in [0, 8, 10] {
+            assert_eq!(from(epoch, false), Err(OwnerError::Stale(Epoch(9))));
+        }
+        assert_eq!(claim(None, Epoch(3), VM, Epoch(0), false, B), Err(OwnerError::Stale(Epoch(3))));
         let last = OwnerRecord { epoch: Epoch(u64::MAX), ..held };
-        assert_eq!(claim(Some(last), Epoch(0), VM, B), Err(OwnerError::Invalid));
-        assert_eq!(claim(None, Epoch(0), VmId(0), B), Err(OwnerError::Invalid));
+        assert_eq!(claim(Some(last), Epoch(0), VM, Epoch(u64::MAX), false, B), Err(OwnerError::Invalid));
+        assert_eq!(claim(None, Epoch(0), VmId(0), Epoch(0), false, B), Err(OwnerError::Invalid));
         assert_eq!(compare_and_swap(Some(last), Epoch(0), VM, Epoch(u64::MAX), B), Err(OwnerError::Invalid));
     }
 
     #[test]
+    fn a_port_goes_on_from_what_the_guest_has_claimed() {
+        let cas = |held, expect, who| compare_and_swap(Some(held), Epoch(0), VM, Epoch(expect), who);
+        let taken = compare_and_swap(None, Epoch(0), VM, Epoch(0), A).unwrap();
+        let claimed = claim(Some(taken), Epoch(0), VM, Epoch(1), false, A).unwrap();
+        assert_eq!(claimed.epoch, Epoch(2));
+        // Neither has won with epoch 1, but the one whose guest it is may go on.
+        assert_eq!(cas(claimed, 1, B), Err(OwnerError::Lost(claimed)));
+        assert_eq!(cas(claimed, 1, A), Err(OwnerError::Behind(claimed)));
+        let again = claim(Some(claimed), Epoch(0), VM, Epoch(2), false, A).unwrap();
+        assert_eq!(cas(again, 1, A), Err(OwnerError::Behind(again)));
+        let won = cas(again, 3, A).unwrap();
+        assert_eq!((won.epoch, won.session), (Epoch(4), Epoch(3)));
+        assert_eq!(cas(won, 3, A), Ok(won), "asked again");
+        // What comes late now changes nothing.
+        assert_eq!(claim(Some(won), Epoch(0), VM, Epoch(3), false, A), Err(OwnerError::Stale(Epoch(4))));
+        assert_eq!(cas(won, 1, A), Err(OwnerError::Lost(won)));
+        // Another has it by a claim of its own.
+        let fresh = claim(Some(won), Epoch(0), VM, Epoch(4), false, B).unwrap();
+        assert_eq!(cas(fresh, 4, A), Err(OwnerError::Lost(fresh)));
+    }
+
+    #[test]
     fn only_the_owner_names_an_heir_and_a_change_forgets_it() {
-        let held = claim(None, Epoch(0), VM, A).unwrap();
+        let held = claim(None, Epoch(0), VM, Epoch(0), false, A).unwrap();
         let lost = Err(OwnerError::Lost(held));
         assert_eq!(reserve(Some(held), None, VM, Epoch(1), A, Some(B)), Ok(held));
         assert_eq!(reserve(Some(held), None, VM, Epoch(1), B, Some(B)), lost);
@@ -287,7 +345,7 @@ mod tests {
     #[test]
     fn the_table_is_bounded() {
         let mut table = OwnerTable::default();
-        let of = |vm: u64| claim(None, Epoch(0), VmId(vm), A).unwrap();
+        let of = |vm: u64| claim(None, Epoch(0), VmId(vm), Epoch(0), false, A).unwrap();
         for vm in 1..=VMS_MAX as u64 {
             let change = OwnerChange::Set(of(vm), None);
             assert_eq!(table.admits(&change), Ok(()));
@@ -324,7 +382,7 @@ mod tests {
         assert!(asked(&table, 8, A).is_err());
         // Neither this VM nor another one that has no record gets an epoch that was in use.
         for vm in [VM, VmId(8)] {
-            let fresh = claim(table.get(vm), table.floor(), vm, B).unwrap();
+            let fresh = claim(table.get(vm), table.floor(), vm, Epoch(7), false, B).unwrap();
             assert_eq!((fresh.epoch, fresh.session), (Epoch(8), Epoch(8)));
             assert_eq!(compare_and_swap(None, table.floor(), vm, Epoch(0), B), Ok(fresh));
             assert_eq!(compare_and_swap(Some(fresh), table.floor(), vm, Epoch(0), B), Ok(fresh), "asked again");

@@ -13,7 +13,7 @@
 //!
 //! Survives: loss of the connection in every phase, a source that stops, a step that fails, an arbiter that does not answer.
 use crate::message::{Description, Hello, Message, Ownership, Reason, ReasonCode, VERSION_MAX, VERSION_MIN, feature};
-use crate::ownership::{Epoch, OwnerId, Verdict};
+use crate::ownership::{Epoch, OwnerId, Record, Verdict};
 use crate::wire::FrameType;
 
 /// How far it is. [`Phase::name`] is what the API shows.
@@ -228,8 +228,9 @@ impl Destination {
                 self.won = Some(epoch);
                 self.decide()
             }
-            (P::Deciding, Event::Verdict(Verdict::Lost(record))) => {
-                let text = format!("the VM is owned elsewhere, at epoch {}", record.epoch.0);
+            // No guest has run here yet that could have claimed anything.
+            (P::Deciding, Event::Verdict(Verdict::Lost(Record { epoch, .. }) | Verdict::Behind(epoch))) => {
+                let text = format!("the VM is owned elsewhere, at epoch {}", epoch.0);
                 self.destroy(Reason::new(ReasonCode::NotOwner, text), self.epoch)
             }
             (P::Deciding, Event::Failed(reason)) => {

@@ -35,6 +35,8 @@ pub enum Verdict {
     Won(Epoch),
     /// Somebody else does.
     Lost(Record),
+    /// The asker does, at this epoch: its guest has claimed the record since. It is to compete from there.
+    Behind(Epoch),
 }
 
 impl Record {

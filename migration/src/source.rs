@@ -425,6 +425,11 @@ impl Source {
                 actions.push(Action::Resume(Some(epoch)));
                 actions
             }
+            Verdict::Behind(epoch) => {
+                // Nobody else was given what is behind this epoch, and nobody is any more: all who compete start from an earlier one.
+                self.epoch = epoch;
+                vec![Action::Compete(epoch)]
+            }
             Verdict::Lost(_) if self.connected => {
                 self.phase = Phase::Forwarding;
                 vec![]

@@ -12,7 +12,7 @@
 //! [`disconnected`](ClientSession::disconnected) at its end, and after every error.
 use crate::id::{BootId, Epoch, Owner, SLOTS, Sequence, Slot, VmId};
 use crate::op::{Outcome, Request};
-use crate::wire::{Encoded, Frame, FrameReader, Hello, Refusal, VERSION, WireError, encode, reseal_request};
+use crate::wire::{CLAIM, Encoded, Frame, FrameReader, Hello, Refusal, VERSION, WireError, encode, reseal_request};
 use alloc::{collections::VecDeque, sync::Arc, vec::Vec};
 
 #[cfg(test)]
@@ -119,6 +119,8 @@ enum State {
     Disconnected,
     /// HELLO is sent, with this epoch.
     Greeting(Epoch),
+    /// HELLO is sent: a claim, from this epoch.
+    Claiming(Epoch),
     Open,
     /// Connected, but another has the ownership.
     Fenced,
@@ -226,7 +228,7 @@ impl ClientSession {
             }
             State::Fenced => self.greet(),
             // The D-module's answer to the HELLO decides.
-            State::Greeting(_) | State::Disconnected => {}
+            State::Greeting(_) | State::Claiming(_) | State::Disconnected => {}
         }
     }
 
@@ -256,14 +258,17 @@ impl ClientSession {
     fn frame(&mut self, frame: Frame) -> Result<(), ClientError> {
         match frame {
             Frame::HelloAck(ack) => {
-                let State::Greeting(sent) = self.state else { return Err(ClientError::Unexpected("HelloAck")) };
+                let claimed = matches!(self.state, State::Claiming(_));
+                if !claimed && !matches!(self.state, State::Greeting(_)) {
+                    return Err(ClientError::Unexpected("HelloAck"));
+                }
                 if ack.nonce != self.nonce {
                     return Ok(());
                 }
                 if ack.version != VERSION || usize::from(ack.slots) < SLOTS {
                     return Err(ClientError::Unexpected("version or number of slots"));
                 }
-                if sent == Epoch::UNCLAIMED {
+                if claimed {
                     // A claim that was made after whatever the identity has said since is this VM's all the same.
                     self.epoch = self.epoch.max(ack.epoch);
                 }
@@ -274,6 +279,10 @@ impl ClientSession {
             }
             Frame::HelloRefused(Refusal::StaleEpoch { current }) => match self.state {
                 State::Greeting(sent) if sent != self.epoch => self.greet(),
+                // Its identity has got an epoch meanwhile: a port, or the end of one.
+                State::Claiming(_) if self.epoch != Epoch::UNCLAIMED => self.greet(),
+                // There is a record, or was one: now it is known from which epoch the VM is to be taken.
+                State::Claiming(from) if from != current => self.claim(current),
                 State::Greeting(_) => self.fence(current),
                 _ => return Err(ClientError::Unexpected("HelloRefused")),
             },
@@ -323,16 +332,30 @@ impl ClientSession {
     }
 
     fn greet(&mut self) {
-        self.nonce = self.nonce.wrapping_add(1);
+        if self.epoch == Epoch::UNCLAIMED {
+            // Of a VM that has no record yet. What was heard on another connection is not the newest.
+            return self.claim(Epoch::UNCLAIMED);
+        }
         self.state = State::Greeting(self.epoch);
+        self.hello(self.epoch, 0);
+    }
+
+    /// Takes the VM from this epoch, if it is the record's.
+    fn claim(&mut self, from: Epoch) {
+        self.state = State::Claiming(from);
+        self.hello(from, CLAIM);
+    }
+
+    fn hello(&mut self, epoch: Epoch, capabilities: u64) {
+        self.nonce = self.nonce.wrapping_add(1);
         self.control(Frame::Hello(Hello {
             vm_id: self.vm_id,
-            epoch: self.epoch,
+            epoch,
             owner: self.owner,
             nonce: self.nonce,
             version_min: VERSION,
             version_max: VERSION,
-            capabilities: 0,
+            capabilities,
         }));
     }
 

@@ -164,6 +164,49 @@ fn a_hello_refused_for_an_epoch_that_has_changed_since_is_said_again() {
     assert_eq!(s.poll_event(), Some(Event::Fenced { current: Epoch(5) }));
 }
 
+fn claims(session: &mut ClientSession) -> u64 {
+    match &sent(session)[..] {
+        [Frame::Hello(hello)] if hello.claims() => hello.epoch.0,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn stale_hello(current: u64) -> Frame {
+    Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(current) })
+}
+
+#[test]
+fn a_claim_starts_from_what_the_d_module_tells() {
+    let mut s = ClientSession::new(VM, Epoch(0), ME);
+    s.connected();
+    assert_eq!(claims(&mut s), 0);
+    for current in [4, 6] {
+        give(&mut s, stale_hello(current)).unwrap();
+        assert_eq!(claims(&mut s), current);
+    }
+    // A D-module that contradicts itself is not asked for ever.
+    assert_eq!(give(&mut s, stale_hello(6)), Err(ClientError::Unexpected("HelloRefused")));
+    s.connected();
+    assert_eq!(claims(&mut s), 0, "what another connection was told may be old");
+    give(&mut s, stale_hello(7)).unwrap();
+    assert_eq!(claims(&mut s), 7);
+    acknowledge(&mut s, 8, 1);
+    assert!(s.is_open());
+    assert_eq!(s.epoch(), Epoch(8));
+}
+
+#[test]
+fn who_has_got_an_epoch_claims_no_more() {
+    let mut s = ClientSession::new(VM, Epoch(0), ME);
+    s.connected();
+    assert_eq!(claims(&mut s), 0);
+    s.set_epoch(Epoch(5), ME);
+    give(&mut s, stale_hello(5)).unwrap();
+    assert!(matches!(sent(&mut s)[..], [Frame::Hello(Hello { epoch: Epoch(5), capabilities: 0, .. })]));
+    acknowledge(&mut s, 5, 1);
+    assert!(s.is_open());
+}
+
 #[test]
 fn a_d_module_out_of_order_ends_the_connection() {
     let mut s = open(1);

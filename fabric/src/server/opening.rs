@@ -46,7 +46,7 @@ impl Sessions {
             }
             return;
         }
-        let fresh = hello.epoch == Epoch::UNCLAIMED;
+        let fresh = hello.claims();
         if let Some(opening) = self.opening.get_mut(&vm_id).filter(|o| o.session == session && !fresh) {
             let former = match connection {
                 Some(connection) => opening.waits.replace((connection, hello, epoch)).map(|(c, ..)| c),

@@ -199,13 +199,8 @@ impl Ownership {
                     None => Ok(Outcome::Same(none)),
                 };
             }
-            Question::Hello(hello) if hello.epoch == Epoch::UNCLAIMED => {
-                // The next epoch may be the heir's already: nobody else gets it.
-                let given = |r: OwnerRecord| {
-                    if sealed { r.epoch.next().map(|epoch| OwnerRecord { epoch, ..r }) } else { Some(r) }
-                };
-                claim(current.and_then(given), floor, vm_id, hello.owner)?
-            }
+            // The next epoch of a sealed record may be the heir's already: nobody else gets it.
+            Question::Hello(hello) if hello.claims() => claim(current, floor, vm_id, hello.epoch, sealed, hello.owner)?,
             Question::Hello(hello) if hello.epoch == held.epoch => {
                 if hello.owner != held.owner {
                     log::warn!("VM {:#x} has the right epoch, but another owner than recorded", vm_id.0);
@@ -268,15 +263,19 @@ fn answer(connection: ConnectionId, frame: Frame) -> Option<Step> {
 
 fn refused(question: &Question, error: OwnerError, held: OwnerRecord) -> Frame {
     match (question, error) {
-        (Question::Hello(_), OwnerError::Lost(held)) => {
+        (Question::Hello(_), OwnerError::Lost(OwnerRecord { epoch: current, .. }) | OwnerError::Stale(current)) => {
+            Frame::HelloRefused(Refusal::StaleEpoch { current })
+        }
+        (Question::Hello(_), OwnerError::Behind(held)) => {
             Frame::HelloRefused(Refusal::StaleEpoch { current: held.epoch })
         }
         (Question::Hello(_), OwnerError::Full) => Frame::HelloRefused(Refusal::Full),
         (Question::Hello(_), OwnerError::Invalid) => Frame::HelloRefused(Refusal::Invalid),
         (Question::Hello(_), OwnerError::Sealed) => Frame::HelloRefused(Refusal::Storage),
         (_, OwnerError::Lost(record)) => Frame::OwnerCasResult { status: CasStatus::Lost, record },
+        (_, OwnerError::Behind(record)) => Frame::OwnerCasResult { status: CasStatus::Behind, record },
         (_, OwnerError::Sealed) => Frame::OwnerCasResult { status: CasStatus::Unknown, record: held },
-        (_, OwnerError::Full | OwnerError::Invalid) => {
+        (_, OwnerError::Full | OwnerError::Invalid | OwnerError::Stale(_)) => {
             Frame::OwnerCasResult { status: CasStatus::Refused, record: held }
         }
     }

@@ -3,7 +3,7 @@ use crate::fs::*;
 use crate::id::Owner;
 use crate::op::Reply;
 use crate::owner::OwnerRecord;
-use crate::wire::{CasStatus, FrameReader, HelloAck};
+use crate::wire::{CLAIM, CasStatus, FrameReader, HelloAck};
 
 mod ownership;
 
@@ -18,15 +18,16 @@ fn hello(epoch: u64) -> Frame {
 }
 
 fn hello_of(epoch: u64, owner: Owner) -> Frame {
-    Frame::Hello(Hello {
-        vm_id: VM,
-        epoch: Epoch(epoch),
-        owner,
-        nonce: 3,
-        version_min: 1,
-        version_max: 4,
-        capabilities: 0,
-    })
+    hello_with(epoch, owner, 0)
+}
+
+fn claim(from: u64) -> Frame {
+    hello_with(from, ME, CLAIM)
+}
+
+fn hello_with(epoch: u64, owner: Owner, capabilities: u64) -> Frame {
+    let (epoch, version_min, version_max) = (Epoch(epoch), 1, 4);
+    Frame::Hello(Hello { vm_id: VM, epoch, owner, nonce: 3, version_min, version_max, capabilities })
 }
 
 fn handle() -> FileHandle {
@@ -236,7 +237,7 @@ fn a_disk_that_fails_leaves_the_record() {
     s.owners_written(false);
     let held = record(1, 1, ME);
     assert_eq!(did(&mut s), [Did::Sent(B, Frame::OwnerCasResult { status: CasStatus::Unknown, record: held })]);
-    s.frame(B, hello(0));
+    s.frame(B, claim(1));
     did(&mut s);
     s.owners_written(false);
     assert_eq!(did(&mut s), [Did::Sent(B, Frame::HelloRefused(Refusal::Storage))]);
@@ -250,7 +251,7 @@ fn a_fresh_start_forgets_the_session_before() {
     let mut s = open();
     s.frame(A, request(1, 0, 1, remove()));
     did(&mut s);
-    s.frame(B, hello(0));
+    s.frame(B, claim(1));
     s.owners_written(true);
     let write = Did::Write(Some(record(2, 2, ME)));
     let goodbye = Did::Sent(A, Frame::Goodbye { reason: Farewell::Superseded });
@@ -372,7 +373,7 @@ fn a_hello_waits_for_the_kept_replies_of_the_session_that_holds() {
     // The VM is started afresh meanwhile.
     let mut s = restarted();
     s.frame(A, hello(7));
-    s.frame(B, hello(0));
+    s.frame(B, claim(7));
     let read = reads(&mut s);
     s.kept_read(read, Some(vec![(Slot(0), vec![0; 16])]));
     s.frame(B, request(8, 0, 1, remove()));

@@ -12,7 +12,7 @@ use alloc::vec::Vec;
 pub struct Hello {
     /// Who.
     pub vm_id: VmId,
-    /// The epoch it holds; [`Epoch::UNCLAIMED`] to claim the VM anew, with an empty session.
+    /// The epoch it holds; of a claim ([`Hello::claims`]) the one it takes the VM from.
     pub epoch: Epoch,
     /// The `vmm` process it runs in.
     pub owner: Owner,
@@ -22,7 +22,7 @@ pub struct Hello {
     pub version_min: u16,
     /// Highest version it speaks.
     pub version_max: u16,
-    /// Optional features it knows; none is defined yet.
+    /// What it knows or wants: [`CLAIM`](super::CLAIM).
     pub capabilities: u64,
 }
 
@@ -98,6 +98,8 @@ pub enum CasStatus {
     Refused = 3,
     /// The disk failed; whether the record has changed is not known. Ask again.
     Unknown = 4,
+    /// Another epoch holds, by a claim of the asker's own guest: to be asked again from the record's.
+    Behind = 5,
 }
 
 /// Why a side ends the connection.
@@ -414,6 +416,7 @@ fn get(kind: u16, r: &mut Reader<'_>) -> Result<Frame, WireError> {
                 2 => CasStatus::Lost,
                 3 => CasStatus::Refused,
                 4 => CasStatus::Unknown,
+                5 => CasStatus::Behind,
                 _ => return Err(WireError::Malformed("compare-and-swap status")),
             };
             Frame::OwnerCasResult { status, record }

@@ -20,7 +20,7 @@ pub use frame::{
     CasStatus, Encoded, Farewell, Frame, Hello, HelloAck, Refusal, decode_kept, encode, encode_kept, reseal_request,
 };
 pub use header::{HEADER, MAGIC};
-pub use ownership::{OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_release, owner_reserve};
+pub use ownership::{CLAIM, OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_release, owner_reserve};
 pub use reader::FrameReader;
 
 use crate::fs::IO_MAX;

@@ -1,9 +1,20 @@
 //! For a VMM that ports a VM: ask for the ownership record, name an heir, compare-and-swap, release it. No HELLO is needed; the
-//! answers come in the order of the questions.
-use super::{CasStatus, Frame, FrameReader, WireError, encode};
+//! answers come in the order of the questions. And how an N-module claims with its HELLO.
+use super::{CasStatus, Frame, FrameReader, Hello, WireError, encode};
 use crate::id::{Epoch, Owner, VmId};
 use crate::owner::OwnerRecord;
 use alloc::vec::Vec;
+
+/// Capability of a HELLO that claims the VM anew, with an empty session: its epoch is the one the sender was told of by the refusal
+/// of such a HELLO before.
+pub const CLAIM: u64 = 1;
+
+impl Hello {
+    /// Whether it claims the VM. Epoch 0, which nobody holds, always does: of a VM that has no record, and never had one.
+    pub fn claims(&self) -> bool {
+        self.capabilities & CLAIM != 0 || self.epoch == Epoch::UNCLAIMED
+    }
+}
 
 /// The question for a VM's record, in bytes.
 pub fn owner_get(vm_id: VmId) -> Result<Vec<u8>, WireError> {

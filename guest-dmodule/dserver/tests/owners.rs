@@ -11,7 +11,7 @@ use fabric::fs::Time;
 use fabric::id::{Epoch, Owner, VmId};
 use fabric::owner::OwnerRecord;
 use fabric::server::ConnectionId;
-use fabric::wire::{CasStatus, Frame, FrameReader, Hello, Refusal};
+use fabric::wire::{CLAIM, CasStatus, Frame, FrameReader, Hello, Refusal};
 use sim::{Random, SimDisk, Transfers, start};
 use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
@@ -27,6 +27,11 @@ enum Asked {
     Name(Owner),
     Release,
     Record,
+}
+
+fn claim(vm_id: VmId, epoch: Epoch, owner: Owner) -> Frame {
+    let (version_min, version_max, capabilities) = (1, 1, CLAIM);
+    Frame::Hello(Hello { vm_id, epoch, owner, nonce: 1, version_min, version_max, capabilities })
 }
 
 /// What is known of a VM from what was told.
@@ -57,6 +62,8 @@ struct World {
     /// Who was told that it has the epoch.
     given: HashMap<(VmId, Epoch), Owner>,
     counts: BTreeMap<&'static str, u64>,
+    /// A claim that was refused: it is said again, from the epoch that was told.
+    again: Option<(VmId, Owner, Epoch)>,
 }
 
 impl World {
@@ -75,6 +82,7 @@ impl World {
             known: HashMap::new(),
             given: HashMap::new(),
             counts: BTreeMap::new(),
+            again: None,
         }
     }
 
@@ -109,24 +117,19 @@ impl World {
         };
         let record = known.record.unwrap_or_default();
         let (epoch, owner) = (record.epoch, record.owner);
-        self.connections += 1;
-        let connection = ConnectionId(self.connections);
-        let (version_min, version_max, capabilities) = (1, 1, 0);
         let frame = match asked {
-            Asked::Claim(owner) => Frame::Hello(Hello {
-                vm_id,
-                epoch: Epoch::UNCLAIMED,
-                owner,
-                nonce: 1,
-                version_min,
-                version_max,
-                capabilities,
-            }),
+            Asked::Claim(owner) => claim(vm_id, epoch, owner),
             Asked::Take(owner) => Frame::OwnerCas { vm_id, expect: epoch, owner },
             Asked::Name(heir) => Frame::OwnerReserve { vm_id, epoch, owner, heir },
             Asked::Release => Frame::OwnerRelease { vm_id, epoch, owner },
             Asked::Record => Frame::OwnerGet { vm_id },
         };
+        self.say(vm_id, asked, frame);
+    }
+
+    fn say(&mut self, vm_id: VmId, asked: Asked, frame: Frame) {
+        self.connections += 1;
+        let connection = ConnectionId(self.connections);
         self.asked.insert(connection, (vm_id, asked));
         let now = self.now();
         self.server.frame(connection, frame, now);
@@ -141,6 +144,9 @@ impl World {
                         self.told(vm_id, asked, frame);
                         let now = self.now();
                         self.server.closed(connection, now);
+                        if let Some((vm_id, owner, from)) = self.again.take() {
+                            self.say(vm_id, Asked::Claim(owner), claim(vm_id, from, owner));
+                        }
                     }
                 }
                 Some(Output::Close(_)) | None => {}
@@ -157,6 +163,10 @@ impl World {
                 self.give(record);
                 known = Known { record: Some(record), ..Known::default() };
                 self.count("claimed");
+            }
+            (Asked::Claim(owner), Frame::HelloRefused(Refusal::StaleEpoch { current })) => {
+                self.again = Some((vm_id, owner, current));
+                self.count("claimed from another epoch");
             }
             (Asked::Take(owner), Frame::OwnerCasResult { status: CasStatus::Won, record }) => {
                 assert_eq!(record.owner, owner);

@@ -127,6 +127,20 @@ fn after_commit_only_the_arbiter_brings_it_back() {
 }
 
 #[test]
+fn behind_its_own_guests_claim_it_competes_from_there() {
+    let mut s = source(Ownership::Arbiter);
+    play(&mut s, &script(Ownership::Arbiter));
+    s.on_event(Event::Collected(Epoch(7)));
+    s.on_event(Event::Timeout);
+    let behind = |expected, epoch| Event::Verdict { expected: Epoch(expected), verdict: Verdict::Behind(Epoch(epoch)) };
+    assert_eq!(s.on_event(behind(7, 8)), [Action::Compete(Epoch(8))]);
+    assert_eq!(s.on_event(behind(7, 8)), [], "the same answer again");
+    assert_eq!(s.on_event(behind(8, 9)), [Action::Compete(Epoch(9))]);
+    let actions = s.on_event(Event::Verdict { expected: Epoch(9), verdict: Verdict::Won(Epoch(10)) });
+    assert_eq!(actions.last(), Some(&Action::Resume(Some(Epoch(10)))));
+}
+
+#[test]
 fn a_destination_that_won_and_failed_gives_the_vm_back() {
     let mut s = source(Ownership::Arbiter);
     play(&mut s, &script(Ownership::Arbiter));

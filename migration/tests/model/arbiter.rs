@@ -3,7 +3,25 @@ use super::lives::VM;
 use super::{DESTINATION, SOURCE, START, Side, State};
 use fabric::id::{Epoch as CfEpoch, Owner};
 use fabric::owner::{OwnerError, OwnerRecord, compare_and_swap};
-use migration::ownership::{Epoch, Record};
+use migration::ownership::{Epoch, OwnerId, Record, Verdict};
+
+/// What an answer says, and of which epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) enum Told {
+    Won(Epoch),
+    Lost(Epoch),
+    Behind(Epoch),
+}
+
+impl Told {
+    pub(crate) fn verdict(self) -> Verdict {
+        match self {
+            Told::Won(epoch) => Verdict::Won(epoch),
+            Told::Lost(epoch) => Verdict::Lost(Record { epoch, owner: OwnerId([9, 9]) }),
+            Told::Behind(epoch) => Verdict::Behind(epoch),
+        }
+    }
+}
 
 impl State {
     /// The arbiter receives a request; the answer goes on its way.
@@ -14,7 +32,7 @@ impl State {
         // Known from the heir alone: it was given, forgotten in a restart, and given back.
         let forgotten = before.filter(|r| r.owner == asker && r.epoch.next() == Some(expect));
         let current = forgotten.map(|r| OwnerRecord { epoch: expect, ..r }).or(before);
-        let (won, epoch) = match compare_and_swap(current, CfEpoch(self.floor.0), VM, expect, asker) {
+        let told = match compare_and_swap(current, CfEpoch(self.floor.0), VM, expect, asker) {
             // Nobody knows: asked again later.
             Ok(record) if Some(record) != before && self.sealed && owner != DESTINATION && forgotten.is_none() => {
                 return;
@@ -29,16 +47,19 @@ impl State {
                     self.heir = self.forgettable;
                     self.sealed = false;
                 }
-                (true, Epoch(record.epoch.0))
+                Told::Won(Epoch(record.epoch.0))
             }
-            Err(OwnerError::Lost(record)) => (false, Epoch(record.epoch.0)),
+            Err(OwnerError::Lost(record)) => Told::Lost(Epoch(record.epoch.0)),
+            Err(OwnerError::Behind(record)) => Told::Behind(Epoch(record.epoch.0)),
             Err(e) => panic!("{e}"),
         };
-        self.answers.insert((side, expected, won, epoch));
+        self.answers.insert((side, expected, told));
     }
 
     pub(crate) fn restart_arbiter(&mut self) {
         self.restarts += 1;
+        // No connection outlives it, so nothing the guest has said before the pause comes any more.
+        self.lives.claim = None;
         if self.forgettable {
             self.record = Record { epoch: START, owner: SOURCE };
             self.forgettable = false;

@@ -1,13 +1,15 @@
 //! What becomes of the record beside the port: a copy's VM ends and its process releases the record; an operator releases that of
 //! a VM believed to be gone (`vmm release`), rightly or wrongly; another process starts the VM afresh, and may end as well;
-//! a claim of the guest's own, from before the port, comes late. The rules are those of the D-module (`fabric::owner`).
+//! a claim of the guest's own, from before the pause, comes late. The rules are those of the D-module (`fabric::owner`).
 //!
 //! The operator may be wrong, so that there are two copies of a VM; what must hold then is that the D-module listens to one at most, and that
 //! it is never the one that was declared gone.
 use super::drivers::{Outcome, Task};
-use super::{DESTINATION, FRESH, SOURCE, START, Side, State};
+use super::search::search_from;
+use super::{DESTINATION, FRESH, SOURCE, START, Side, State, start};
 use fabric::id::{Epoch as CfEpoch, Owner, VmId};
-use fabric::owner::{OwnerRecord, claim, release};
+use fabric::owner::{OwnerError, OwnerRecord, claim, release};
+use migration::message::Ownership;
 use migration::ownership::{Epoch, OwnerId, Record};
 use migration::source::Phase;
 use std::collections::BTreeSet;
@@ -20,11 +22,15 @@ pub(crate) type Add<'a> = dyn FnMut(&dyn Fn(&mut State)) + 'a;
 /// What may still happen, and what is on its way.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) struct Lives {
-    /// Fresh starts, operators' releases, ends and claims of the ported guest that may still come.
+    /// Fresh starts, operators' releases and ends that may still come.
     starts: u8,
     operators: u8,
     ends: u8,
-    guest_claims: u8,
+    /// A claim of the ported guest's on its way, and the epoch it starts from. The guest stands still, so it is the record's of before
+    /// the pause, or an earlier one, with which it would change nothing.
+    pub(crate) claim: Option<Epoch>,
+    /// Claims of the guest's before that, which it has not heard of: since the port began.
+    unheard: u8,
     /// Requests to release on their way: whose record, at which epoch.
     releases: BTreeSet<(OwnerId, Epoch)>,
     /// The process that has started the VM afresh, and its epoch.
@@ -33,16 +39,23 @@ pub(crate) struct Lives {
     fresh_released: bool,
     /// The record was released or claimed: those of the port have lost the VM.
     pub(crate) taken_away: bool,
-    /// The guest's claim came when one side had taken the VM, or may have: neither knows then that the record is not the other's, and
-    /// the VM may be lost.
-    pub(crate) claimed_between: bool,
-    /// What the ported guest has claimed late. It gets the answer wherever it is: on its TCP connection.
+    /// What the ported guest has claimed late. Without an epoch it hears of that, or claims again; with one it does neither.
     guest_epoch: Option<Epoch>,
 }
 
 impl Lives {
-    pub(crate) fn new(starts: u8, operators: u8, ends: u8, guest_claims: u8) -> Lives {
-        Lives { starts, operators, ends, guest_claims, ..Lives::default() }
+    pub(crate) fn new(starts: u8, operators: u8, ends: u8) -> Lives {
+        Lives { starts, operators, ends, ..Lives::default() }
+    }
+
+    /// The guest has claimed, unheard, so often, and once more.
+    pub(crate) fn with_claim(self, unheard: u8) -> Lives {
+        Lives { claim: Some(Epoch(START.0 + u64::from(unheard))), unheard, ..self }
+    }
+
+    /// The epoch of a guest that was told to run with this one.
+    fn epoch(&self, runs: Epoch) -> Epoch {
+        self.guest_epoch.filter(|_| runs == START).unwrap_or(runs)
     }
 
     pub(crate) fn is_settled(&self) -> bool {
@@ -83,7 +96,7 @@ impl State {
         if self.lives.starts > 0 {
             add(&State::start_afresh);
         }
-        if self.lives.guest_claims > 0 {
+        if self.lives.claim.is_some() {
             add(&State::guest_claims);
         }
         if self.lives.ends > 0 {
@@ -113,7 +126,7 @@ impl State {
             Side::Destination => (self.destination_runs, DESTINATION),
         };
         self.crash(side);
-        self.lives.releases.extend(runs.map(|epoch| (owner, self.lives.guest_epoch.map_or(epoch, |e| e.max(epoch)))));
+        self.lives.releases.extend(runs.map(|epoch| (owner, self.lives.epoch(epoch))));
     }
 
     /// The arbiter receives a request to release, which waits for a change under way.
@@ -134,31 +147,36 @@ impl State {
 
     fn start_afresh(&mut self) {
         self.lives.starts -= 1;
-        self.claim(FRESH);
+        // It has asked which epoch to start from, and asks again until it is that.
+        assert!(self.claim(FRESH, self.record.epoch.max(self.floor)), "a fresh start takes over");
         self.lives.fresh = Some(self.record.epoch);
         self.lives.fresh_released = false;
         self.lives.taken_away = true;
     }
 
-    /// Said by the guest at the source before the port; the guest, and its connection, may be anywhere by now.
+    /// Said by the guest at the source before the pause; the guest, and its connection, may be anywhere by now.
     fn guest_claims(&mut self) {
-        self.lives.guest_claims -= 1;
-        self.lives.claimed_between = self.record.epoch > START || self.sealed;
-        // A connection of a guest that is no more brings nothing; a record that it has lost it takes back.
-        self.claim(SOURCE);
-        self.lives.fresh_released |= self.lives.fresh.is_some();
-        self.lives.guest_epoch = Some(self.record.epoch);
+        let Some(from) = self.lives.claim.take() else { return };
+        if self.claim(SOURCE, from) {
+            self.lives.guest_epoch = Some(self.record.epoch);
+        }
     }
 
-    fn claim(&mut self, owner: OwnerId) {
-        // The next epoch may be the heir's already.
-        let given = |r: OwnerRecord| match self.sealed {
-            true => r.epoch.next().map(|epoch| OwnerRecord { epoch, ..r }),
-            false => Some(r),
-        };
-        let claimed = claim(self.current().and_then(given), CfEpoch(self.floor.0), VM, Owner(owner.0));
-        self.set(claimed.expect("epochs do not run out"));
-        self.forget_heir();
+    /// False if it starts from another epoch than the record's.
+    fn claim(&mut self, owner: OwnerId, from: Epoch) -> bool {
+        let (floor, from) = (CfEpoch(self.floor.0), CfEpoch(from.0));
+        match claim(self.current(), floor, VM, from, self.sealed, Owner(owner.0)) {
+            Ok(record) => {
+                self.set(record);
+                self.forget_heir();
+                true
+            }
+            Err(OwnerError::Stale(base)) => {
+                assert_ne!(base, from);
+                false
+            }
+            Err(e) => panic!("{e}"),
+        }
     }
 
     fn forget_heir(&mut self) {
@@ -169,7 +187,7 @@ impl State {
 
     /// With an arbiter, must hold always: one copy at most is listened to.
     pub(crate) fn check_records(&self) {
-        let guest = |epoch: Epoch| self.lives.guest_epoch.map_or(epoch, |e| e.max(epoch));
+        let guest = |epoch: Epoch| self.lives.epoch(epoch);
         let ported = [(self.source_runs.map(guest), SOURCE), (self.destination_runs.map(guest), DESTINATION)];
         for (runs, owner) in ported {
             let Some(epoch) = runs else { continue };
@@ -177,8 +195,7 @@ impl State {
             if self.sealed && owner == DESTINATION && epoch == self.record.epoch.next() {
                 continue;
             }
-            let claimed = self.lives.guest_epoch == Some(epoch) && self.record.owner == SOURCE;
-            let holds = self.record.epoch == epoch && (self.record.owner == owner || claimed);
+            let holds = self.record.epoch == epoch && self.record.owner == owner;
             let stale = if self.current().is_some() { self.record.epoch > epoch } else { self.floor >= epoch };
             assert!(holds || stale && self.lives.taken_away, "runs without owning: {self:#?}");
             assert_ne!(self.lives.fresh, Some(epoch), "two have an epoch: {self:#?}");
@@ -203,6 +220,10 @@ impl State {
             }
         }
         (self.cancels, self.timeouts, self.lives) = (1, 1, lives);
+        for _ in 0..self.lives.unheard {
+            assert!(self.claim(SOURCE, self.record.epoch), "the first after the last");
+            self.lives.guest_epoch = Some(self.record.epoch);
+        }
         self
     }
 
@@ -210,6 +231,57 @@ impl State {
     pub(crate) fn settle(&mut self) {
         if let Some(asked) = self.lives.releases.first().copied() {
             self.release(asked);
+        }
+    }
+}
+
+/// What happens to the record from outside during a port.
+fn lives_on(heir: bool, lives: Lives) {
+    let first = start(Ownership::Arbiter, heir).about_to_pause(lives);
+    let ends = search_from(&first, Ownership::Arbiter);
+    assert!(ends.ported > 0 && ends.resumed > 0 && ends.taken_away > 0);
+}
+
+#[test]
+fn a_record_is_released() {
+    lives_on(false, Lives::new(0, 1, 1));
+    lives_on(true, Lives::new(0, 1, 0));
+}
+
+#[test]
+fn a_vm_is_started_afresh() {
+    lives_on(false, Lives::new(1, 0, 1));
+    lives_on(true, Lives::new(1, 0, 0));
+}
+
+#[test]
+fn a_guest_claims_late() {
+    for heir in [false, true] {
+        let first = start(Ownership::Arbiter, heir).about_to_pause(Lives::new(0, 0, 0).with_claim(0));
+        let ends = search_from(&first, Ownership::Arbiter);
+        assert!(ends.ported > 0 && ends.resumed > 0);
+    }
+}
+
+#[test]
+#[ignore = "some minutes"]
+fn a_guest_claims_late_and_has_claimed_before() {
+    for unheard in [1, 2] {
+        let first = start(Ownership::Arbiter, false).about_to_pause(Lives::new(0, 0, 0).with_claim(unheard));
+        let ends = search_from(&first, Ownership::Arbiter);
+        // A record that has gone on before the pause is not handed over.
+        assert!(ends.ported == 0 && ends.resumed > 0);
+    }
+}
+
+/// More of them together: `cargo test -p migration --test model -- --ignored` takes some minutes.
+#[test]
+#[ignore = "some minutes"]
+fn a_record_lives_through_much() {
+    for heir in [true, false] {
+        let claim = |starts, operators| Lives::new(starts, operators, 0).with_claim(0);
+        for lives in [Lives::new(1, 1, 0), claim(1, 0), claim(0, 1)] {
+            lives_on(heir, lives);
         }
     }
 }

@@ -11,6 +11,7 @@ mod drivers;
 mod lives;
 mod search;
 
+use arbiter::Told;
 use drivers::{Outcome, Task, outcomes};
 use lives::Lives;
 use migration::convergence::Policy;
@@ -18,7 +19,7 @@ use migration::destination::{self, Destination};
 use migration::message::{
     Description, Hello, Message, Ownership, Reason, ReasonCode, VERSION_MAX, VERSION_MIN, feature,
 };
-use migration::ownership::{Epoch, OwnerId, Record, Verdict};
+use migration::ownership::{Epoch, OwnerId, Record};
 use migration::source::{self, Source};
 use migration::wire::FrameType;
 use search::{End, hash, search_from};
@@ -78,7 +79,7 @@ struct State {
     requests: BTreeSet<(Side, Epoch)>,
     /// What each side wants from the arbiter at present.
     competing: BTreeMap<Side, Epoch>,
-    answers: BTreeSet<(Side, Epoch, bool, Epoch)>,
+    answers: BTreeSet<(Side, Epoch, Told)>,
     source_runs: Option<Epoch>,
     destination_runs: Option<Epoch>,
     resumes: u8,
@@ -158,14 +159,14 @@ impl State {
         self.severed = true;
     }
 
-    fn answer(&mut self, answer: (Side, Epoch, bool, Epoch)) {
+    fn answer(&mut self, answer: (Side, Epoch, Told)) {
         self.answers.remove(&answer);
-        let (side, expected, won, epoch) = answer;
+        let (side, expected, told) = answer;
         if side == Side::Source && self.competing.get(&side) == Some(&expected) {
             // The driver asks no more.
             self.competing.remove(&side);
         }
-        let verdict = if won { Verdict::Won(epoch) } else { Verdict::Lost(Record { epoch, owner: OwnerId([9, 9]) }) };
+        let verdict = told.verdict();
         match side {
             Side::Source if self.source_alive => self.source_event(source::Event::Verdict { expected, verdict }),
             // The driver of the destination competes once and drops answers after it was told to stop.
@@ -426,8 +427,7 @@ impl State {
             // instant of the hand-over. The VM was the destination's and nobody runs; that is as a crash.
             let mute = self.severed && !self.given_back;
             let broke = ownership == Ownership::Arbiter && self.destroyed && self.given && mute;
-            let lost = self.lives.taken_away || self.lives.claimed_between;
-            assert!(running == 1 || broke || lost, "nobody runs: {self:#?}");
+            assert!(running == 1 || broke || self.lives.taken_away, "nobody runs: {self:#?}");
         }
     }
 }
@@ -453,43 +453,4 @@ fn arbiter_decides_with_an_heir() {
 #[test]
 fn stream_decides() {
     search(Ownership::Stream, false);
-}
-
-/// What happens to the record from outside during a port.
-fn lives_on(heir: bool, lives: Lives) {
-    let first = start(Ownership::Arbiter, heir).about_to_pause(lives);
-    let ends = search_from(&first, Ownership::Arbiter);
-    assert!(ends.ported > 0 && ends.resumed > 0 && ends.taken_away > 0);
-}
-
-#[test]
-fn a_record_is_released() {
-    lives_on(false, Lives::new(0, 1, 1, 0));
-    lives_on(true, Lives::new(0, 1, 0, 0));
-}
-
-#[test]
-fn a_vm_is_started_afresh() {
-    lives_on(false, Lives::new(1, 0, 1, 0));
-    lives_on(true, Lives::new(1, 0, 0, 0));
-}
-
-#[test]
-fn a_guest_claims_late() {
-    for heir in [false, true] {
-        let first = start(Ownership::Arbiter, heir).about_to_pause(Lives::new(0, 0, 0, 1));
-        let ends = search_from(&first, Ownership::Arbiter);
-        assert!(ends.ported > 0 && ends.resumed > 0);
-    }
-}
-
-/// More of them together: `cargo test -p migration --test model -- --ignored` takes some minutes.
-#[test]
-#[ignore = "some minutes"]
-fn a_record_lives_through_much() {
-    for heir in [true, false] {
-        for lives in [Lives::new(1, 1, 0, 0), Lives::new(1, 0, 0, 1), Lives::new(0, 1, 0, 1)] {
-            lives_on(heir, lives);
-        }
-    }
 }

@@ -50,18 +50,12 @@ impl<'a> PageFile<'a> {
 
     /// What a page contains now; the last word counts.
     pub fn put(&mut self, page: u64, bytes: &[u8]) -> io::Result<()> {
+        if is_zero(bytes) {
+            return self.clear(page);
+        }
         let offset = page * PAGE_SIZE as u64;
         let (word, bit) = ((page / 64) as usize, 1 << (page % 64));
         let Some(sum) = self.sums.get_mut(page as usize) else { return Err(io::ErrorKind::InvalidInput.into()) };
-        if is_zero(bytes) {
-            self.zero[word] |= bit;
-            if self.raw[word] & bit != 0 {
-                self.raw[word] &= !bit;
-                self.flush()?;
-                self.punch(offset)?;
-            }
-            return Ok(());
-        }
         *sum = page_sum(bytes);
         self.raw[word] |= bit;
         self.zero[word] &= !bit;
@@ -70,6 +64,21 @@ impl<'a> PageFile<'a> {
             self.at = offset;
         }
         self.waiting.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    /// A page is zero, or without content, which is the same here: a hole, and what a parent has there is hidden.
+    pub fn clear(&mut self, page: u64) -> io::Result<()> {
+        let (word, bit) = ((page / 64) as usize, 1 << (page % 64));
+        if page as usize >= self.sums.len() {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        self.zero[word] |= bit;
+        if self.raw[word] & bit != 0 {
+            self.raw[word] &= !bit;
+            self.flush()?;
+            self.punch(page * PAGE_SIZE as u64)?;
+        }
         Ok(())
     }
 
@@ -158,9 +167,31 @@ mod tests {
     }
 
     #[test]
+    fn a_page_without_content_is_a_hole_until_it_has_some() {
+        let file = tempfile::tempfile().unwrap();
+        let mut pages = PageFile::new(&file, LIMIT, true).unwrap();
+        let ones = [1; PAGE_SIZE];
+        // Written, then free: what was there is gone, also if it has not reached the file yet.
+        for number in [3, 4, 5] {
+            pages.put(number, &ones).unwrap();
+        }
+        pages.clear(4).unwrap();
+        // Free, then used.
+        pages.clear(9).unwrap();
+        pages.put(9, &ones).unwrap();
+        // Free all the time: a parent's content is not to come back.
+        pages.clear(12).unwrap();
+        let table: Vec<_> = pages.finish().unwrap().iter().collect();
+        let raw = Content::Raw(page_sum(&ones));
+        assert_eq!(table, [(3, raw), (4, Content::Zero), (5, raw), (9, raw), (12, Content::Zero)]);
+        assert_eq!((page(&file, 4), page(&file, 5)), (vec![0; PAGE_SIZE], ones.to_vec()));
+    }
+
+    #[test]
     fn a_page_beyond_the_end_is_an_error() {
         let file = tempfile::tempfile().unwrap();
         let mut pages = PageFile::new(&file, LIMIT, false).unwrap();
         assert!(pages.put(200, &[1; PAGE_SIZE]).is_err());
+        assert!(pages.clear(200).is_err());
     }
 }

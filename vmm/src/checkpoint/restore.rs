@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use migration::checkpoint::{Checkpoint, FINAL};
-use migration::ownership::{OwnerId as RecordOwner, Verdict};
+use migration::ownership::{OwnerId as RecordOwner, Record, Verdict};
 
 use super::{RESTORED_FILE, RestoreRequest, chain, fill, place};
 use crate::acpi::{Event, generation};
@@ -119,8 +119,8 @@ fn claim(vm: &Vm, checkpoint: &Checkpoint) -> Result<Option<u64>> {
     while Instant::now() < deadline {
         match arbiter.poll() {
             Some((_, Verdict::Won(epoch))) => return Ok(Some(epoch.0)),
-            Some((_, Verdict::Lost(record))) => {
-                return Err(failed(&format_args!("somebody else has taken it over: epoch {}", record.epoch.0)));
+            Some((_, Verdict::Lost(Record { epoch, .. }) | Verdict::Behind(epoch))) => {
+                return Err(failed(&format_args!("somebody else has taken it over: epoch {}", epoch.0)));
             }
             None => {}
         }

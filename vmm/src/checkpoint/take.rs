@@ -1,7 +1,8 @@
 //! Taking a checkpoint of a VM that goes on running.
 //!
 //! Owns the thread's way through it: memory is copied while the guest runs, as in a port, until little changes between two looks; then the
-//! guest stands still for its state and a copy of the rest, and goes on while that is written. Always true: the guest is
+//! guest stands still for its state and a copy of the rest, and goes on while that is written. Pages without content are left out as in a port
+//! ([`crate::port::dead`]), each decided on behind the reading of the log that it is due by, and are zero in the checkpoint. Always true: the guest is
 //! let go whatever fails (unless it was paused before); one that was to end goes on too, if its checkpoint could not be
 //! brought to the disk.
 
@@ -118,11 +119,18 @@ impl<'a> Attempt<'a> {
         let mut rounds = 0;
         let mut least = u64::MAX;
         let dirty = loop {
+            // Behind the reading of the log.
+            let dead = Dead::look(vm);
             for number in pending.drain() {
+                if dead.reason(number).is_some() {
+                    file.clear(number).map_err(&io)?;
+                    continue;
+                }
                 read(vm, number, &mut page)?;
                 file.put(number, &page).map_err(&io)?;
             }
             rounds += 1;
+            // Those without content as well: whether a map of free pages holds at each look would make the figures jump.
             let dirty = pending.outlook(memory, kvm, Dead::none)?;
             // What is the monitor's own the outlook has taken.
             if let Ok(lineage) = &mut self.before {
@@ -141,6 +149,7 @@ impl<'a> Attempt<'a> {
         // Twice what is expected, so that nothing is allocated in the pause.
         let expected = ASIDE_MAX.min(2 * dirty as usize);
         let (mut numbers, mut aside) = (Vec::with_capacity(expected), Vec::with_capacity(expected * PAGE_SIZE));
+        let mut cleared = Vec::new();
         let pause = Pause::begin(vm)?;
         let created_ns = host_real_ns();
         // Device state first: quiescing may still write to guest memory, which the bitmap then shows.
@@ -149,7 +158,12 @@ impl<'a> Attempt<'a> {
         guest::add_owner(vm, &mut sections)?;
         let at_rest = vm.info().is_some() && vm.is_at_rest();
         self.drain_into(&mut pending)?;
+        let dead = Dead::look(vm);
         for number in pending.drain() {
+            if dead.reason(number).is_some() {
+                cleared.push(number);
+                continue;
+            }
             let bytes = memory.still(number * PAGE_SIZE as u64, PAGE_SIZE)?;
             if numbers.len() < ASIDE_MAX {
                 aside.extend_from_slice(bytes);
@@ -163,6 +177,9 @@ impl<'a> Attempt<'a> {
         let held = self.request.stop.then_some(pause);
         for (number, bytes) in numbers.iter().zip(aside.chunks_exact(PAGE_SIZE)) {
             file.put(*number, bytes).map_err(&io)?;
+        }
+        for number in cleared {
+            file.clear(number).map_err(&io)?;
         }
         let pages = file.finish().map_err(&io)?;
         let id = CheckpointId(random()?);

@@ -7,6 +7,7 @@
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd, RawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fabric::id::{Epoch as CfEpoch, Owner, VmId};
@@ -24,6 +25,10 @@ const ANSWER_MAX: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(100);
 /// Attempts of [`Arbiter::record`].
 const RECORD_ATTEMPTS: u32 = 3;
+
+/// Compare-and-swaps from epoch 0 that this process has asked for and was not answered: one of them may take a record that was
+/// released meanwhile, and looks like a claim of the guest's then.
+static UNHEARD: AtomicU32 = AtomicU32::new(0);
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error)]
@@ -101,9 +106,11 @@ impl Arbiter {
     pub fn take(&mut self) -> Result<Epoch, ArbiterError> {
         let question = owner_cas(self.vm_id, CfEpoch::UNCLAIMED, Owner(self.owner.0))
             .map_err(|e| ArbiterError::Wire(self.address, e))?;
+        UNHEARD.fetch_add(1, Ordering::Relaxed);
         let answer = self.answered(&question);
-        if answer.is_err() {
-            self.link = None;
+        match &answer {
+            Ok(_) => _ = UNHEARD.fetch_sub(1, Ordering::Relaxed),
+            Err(_) => self.link = None,
         }
         match answer? {
             OwnerAnswer::Cas(CasStatus::Won, r) => Ok(Epoch(r.epoch.0)),
@@ -194,10 +201,19 @@ impl Arbiter {
             None if self.not_before.is_none_or(|t| Instant::now() >= t) => self.ask().map(|()| None),
             None => Ok(None),
         };
+        if expected == Epoch(0) && matches!(result, Ok(Some(_))) {
+            UNHEARD.fetch_sub(1, Ordering::Relaxed);
+        }
         let verdict = match result {
             Ok(None) => return None,
             Ok(Some(OwnerAnswer::Cas(CasStatus::Won, r))) => Verdict::Won(Epoch(r.epoch.0)),
             Ok(Some(OwnerAnswer::Cas(CasStatus::Lost, r))) => {
+                Verdict::Lost(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) })
+            }
+            Ok(Some(OwnerAnswer::Cas(CasStatus::Behind, r))) if UNHEARD.load(Ordering::Relaxed) == 0 => {
+                Verdict::Behind(Epoch(r.epoch.0))
+            }
+            Ok(Some(OwnerAnswer::Cas(CasStatus::Behind, r))) => {
                 Verdict::Lost(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) })
             }
             Ok(Some(OwnerAnswer::Cas(CasStatus::Unknown, _))) => {
@@ -242,6 +258,9 @@ impl Arbiter {
         let question = owner_cas(self.vm_id, CfEpoch(expected.0), Owner(self.owner.0))
             .map_err(|e| ArbiterError::Wire(self.address, e))?;
         self.connect()?;
+        if expected == Epoch(0) {
+            UNHEARD.fetch_add(1, Ordering::Relaxed);
+        }
         self.put(&question)?;
         self.competing = Some((expected, Some(Instant::now())));
         Ok(())

@@ -1,6 +1,7 @@
 //! Checkpoints between real `vmm` processes on /dev/kvm: taken of a guest that works, and gone on with in another process.
 #![allow(clippy::unwrap_used)]
 
+mod dead;
 #[path = "../port_support/mod.rs"]
 mod port_support;
 mod refused;

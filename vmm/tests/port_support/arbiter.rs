@@ -52,7 +52,9 @@ impl Arbiter {
     /// Gives a VM to somebody who is none of the processes of the test.
     pub fn usurp(&self, vm_id: u64) {
         let mut table = self.table.lock().unwrap();
-        let record = claim(table.get(VmId(vm_id)), table.floor(), VmId(vm_id), Owner([1, 1])).unwrap();
+        let (current, floor, vm_id) = (table.get(VmId(vm_id)), table.floor(), VmId(vm_id));
+        let from = current.map_or(floor, |r| r.epoch);
+        let record = claim(current, floor, vm_id, from, false, Owner([1, 1])).unwrap();
         table.apply(&OwnerChange::Set(record, None));
     }
 

@@ -115,7 +115,7 @@ fn after_a_restart_the_epoch_is_the_heirs_alone() {
     }
     // Or the VM is started afresh; the heir, which may run, does not get in with the epoch it has.
     let mut s = restarted();
-    s.frame(A, hello(0));
+    s.frame(A, claim(1));
     assert_eq!(did(&mut s), [Did::Write(Some(record(3, 3, ME)))]);
     s.owners_written(true);
     assert_eq!(did(&mut s), [Did::Sent(A, ack(3))]);
@@ -184,8 +184,42 @@ fn a_vm_that_has_ended_is_forgotten_and_its_epochs_are_not_given_again() {
         // Nor is nobody, who is not the owner of a record that is not there.
         assert_eq!(cas(&mut s, epoch, Owner::default()), [told(CasStatus::Lost, none)]);
     }
-    s.frame(B, hello(0));
+    s.frame(B, claim(2));
     assert_eq!(did(&mut s), [Did::Write(Some(record(3, 3, ME)))], "above all that was released");
+}
+
+#[test]
+fn a_claim_that_comes_late_changes_nothing() {
+    let mut s = open();
+    let stale = |current| Did::Sent(B, Frame::HelloRefused(Refusal::StaleEpoch { current: Epoch(current) }));
+    // Of a guest that does not know of the record, and is told from where it could take the VM.
+    for late in [hello(0), claim(0)] {
+        s.frame(B, late);
+        assert_eq!(did(&mut s), [stale(1)]);
+    }
+    assert_eq!(cas(&mut s, 1, OTHER), [Did::Write(Some(record(2, 1, OTHER)))]);
+    // It comes when the change is under way, which it waits for.
+    s.frame(B, claim(1));
+    assert_eq!(did(&mut s), []);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [told(CasStatus::Won, record(2, 1, OTHER)), stale(2)]);
+    assert_eq!(release(&mut s, 2, OTHER), [Did::Write(None)]);
+    s.owners_written(true);
+    did(&mut s);
+    s.frame(B, claim(1));
+    assert_eq!(did(&mut s), [stale(2)]);
+}
+
+#[test]
+fn who_competes_with_its_own_guests_claim_is_told_so() {
+    let mut s = open();
+    s.frame(B, claim(1));
+    s.owners_written(true);
+    did(&mut s);
+    let claimed = record(2, 2, ME);
+    assert_eq!(cas(&mut s, 1, OTHER), [told(CasStatus::Lost, claimed)]);
+    assert_eq!(cas(&mut s, 1, ME), [told(CasStatus::Behind, claimed)]);
+    assert_eq!(cas(&mut s, 2, ME), [Did::Write(Some(record(3, 2, ME)))]);
 }
 
 #[test]
@@ -209,12 +243,13 @@ fn a_full_table_says_so() {
     }
     let mut s = Sessions::new(BootId(9), owners, 4);
     let (connection, hello) = hello_from(1, 5000, 0);
-    s.frame(connection, hello.clone());
+    s.frame(connection, hello);
     assert_eq!(did(&mut s), [Did::Sent(connection, Frame::HelloRefused(Refusal::Full))]);
     assert_eq!(release(&mut s, 1, ME), [Did::Write(None)]);
     s.owners_written(true);
     did(&mut s);
-    s.frame(connection, hello);
+    let Frame::Hello(hello) = claim(1) else { unreachable!() };
+    s.frame(connection, Frame::Hello(Hello { vm_id: VmId(5000), ..hello }));
     let first = OwnerRecord { vm_id: VmId(5000), ..record(2, 2, ME) };
     assert_eq!(did(&mut s), [Did::Write(Some(first))]);
 }

@@ -259,7 +259,16 @@ pub fn frame() -> impl Strategy<Value = Frame> {
             owner: Owner([a, b]),
             heir: Owner([c, d])
         }),
-        (prop::sample::select(vec![CasStatus::Won, CasStatus::Lost, CasStatus::Refused, CasStatus::Unknown]), record)
+        (
+            prop::sample::select(vec![
+                CasStatus::Won,
+                CasStatus::Lost,
+                CasStatus::Refused,
+                CasStatus::Unknown,
+                CasStatus::Behind
+            ]),
+            record
+        )
             .prop_map(|(status, record)| Frame::OwnerCasResult { status, record }),
         any::<u64>().prop_map(|token| Frame::Ping { token }),
         any::<u64>().prop_map(|token| Frame::Pong { token }),

@@ -33,6 +33,19 @@ fn hello() {
          b200000000000000 7700000000000000 0100010000000000 0000000000000000",
     );
     check(
+        Frame::Hello(Hello {
+            vm_id: VM,
+            epoch: Epoch(5),
+            owner: OWNER,
+            nonce: 0x77,
+            version_min: 1,
+            version_max: 1,
+            capabilities: CLAIM,
+        }),
+        "4f52434601000100 5000000000000000 454511126a067243 2211000000000000 0500000000000000 a100000000000000 \
+         b200000000000000 7700000000000000 0100010000000000 0100000000000000",
+    );
+    check(
         Frame::HelloAck(HelloAck {
             epoch: Epoch(5),
             boot_id: BootId(0x99),
@@ -127,6 +140,11 @@ fn ownership() {
         Frame::OwnerCasResult { status: CasStatus::Won, record: RECORD },
         "4f52434601000a00 4800000000000000 f55a27db70d6af2c 2211000000000000 0600000000000000 0500000000000000 \
          a100000000000000 b200000000000000 0100000000000000",
+    );
+    check(
+        Frame::OwnerCasResult { status: CasStatus::Behind, record: RECORD },
+        "4f52434601000a00 4800000000000000 320cc35b3bf2aed5 2211000000000000 0600000000000000 0500000000000000 \
+         a100000000000000 b200000000000000 0500000000000000",
     );
 }
 

@@ -178,7 +178,8 @@ fn a_place_is_kept_for_every_vm() {
     let mut point = 1;
     // More VMs than places come and go, in waves.
     for vm in 1..=3 * PLACES as u64 {
-        let first = claim(None, store.table().floor(), VmId(vm), Owner([1, 1])).unwrap();
+        let floor = store.table().floor();
+        let first = claim(None, floor, VmId(vm), floor, false, Owner([1, 1])).unwrap();
         let gone = vm.checked_sub(VMS_MAX as u64).filter(|gone| *gone > 0);
         for next in gone.map(|gone| OwnerChange::Release(VmId(gone))).into_iter().chain([OwnerChange::Set(first, None)])
         {

@@ -46,8 +46,9 @@ impl World {
                     CasStatus::Lost => {
                         Verdict::Lost(Record { epoch: Epoch(record.epoch.0), owner: OwnerId(record.owner.0) })
                     }
+                    CasStatus::Behind => Verdict::Behind(Epoch(record.epoch.0)),
                     // Asked again later.
-                    _ => return,
+                    CasStatus::Refused | CasStatus::Unknown => return,
                 };
                 self.host(side).competing = None;
                 match side {
