@@ -27,8 +27,8 @@ pub const SPIN_US: u64 = 50;
 /// How many times as long as that it polls while parks turn out to be short.
 pub const SPIN_GROWTH: u32 = 4;
 
-/// How long it polls at a time during a lull, when it does not park: whether the lull has come is seen behind each.
-const LULL_SPIN: Duration = Duration::from_micros(20);
+/// Longest park during a lull: whether the lull has come is seen behind each.
+const LULL_PARK: Duration = Duration::from_micros(50);
 
 /// How long an image whose main has ended waits for what is on its way out.
 pub const GRACE: Duration = Duration::from_millis(200);
@@ -377,14 +377,18 @@ impl Runtime {
     fn idle(&self) {
         let deadline = self.deadline().unwrap_or(Instant::FAR_FUTURE);
         let start = Instant::now();
-        let (least, mut spin) = (self.spin_least.get(), self.spin.get());
-        let lull = self.lull.get().is_on();
-        if lull {
-            spin = spin.min(LULL_SPIN);
+        let (least, spin) = (self.spin_least.get(), self.spin.get());
+        if self.lull.get().is_on() {
+            // Others need the processor more: the clients, so that they hear of it.
+            if !park::looks_at_queues() {
+                self.kick();
+            }
+            self.park(deadline.min(start + LULL_PARK));
+            return;
         }
         // A park serves the queues on this processor, for what a doorbell costs, and nobody is woken on another. Not where parks are
         // short: there whoever was woken goes on looking, and needs no doorbells.
-        let serves = !lull && park::looks_at_queues() && (spin.is_zero() || (spin == least && self.wants_kick()));
+        let serves = park::looks_at_queues() && (spin.is_zero() || (spin == least && self.wants_kick()));
         if !serves {
             self.kick();
             let until = (start + spin).min(deadline);
@@ -396,14 +400,21 @@ impl Runtime {
                 park::spin();
             }
         }
-        let now = Instant::now();
-        // A park would end with the lull at the latest, and the stop finds the guest sooner without.
-        if now < deadline && !lull && !self.pending() {
-            self.count(|s| s.parks += 1);
-            let ns = if deadline == Instant::FAR_FUTURE { u64::MAX } else { deadline.since(now).as_nanos() as u64 };
-            park::park(ns);
-            self.spin.set(next_spin(least, spin, Instant::now().since(now)));
+        if let Some(parked) = self.park(deadline) {
+            self.spin.set(next_spin(least, spin, parked));
         }
+    }
+
+    /// Parks until `deadline`, unless there is something to do; for how long it was.
+    fn park(&self, deadline: Instant) -> Option<Duration> {
+        let now = Instant::now();
+        if now >= deadline || self.pending() {
+            return None;
+        }
+        self.count(|s| s.parks += 1);
+        let ns = if deadline == Instant::FAR_FUTURE { u64::MAX } else { deadline.since(now).as_nanos() as u64 };
+        park::park(ns);
+        Some(Instant::now().since(now))
     }
 
     fn count(&self, f: impl FnOnce(&mut Statistics)) {

@@ -112,6 +112,10 @@ mod tests {
         assert_eq!(lull.step(9, late, || false), Some(Step::Begin));
         assert_eq!(lull.step(0, late, || false), Some(Step::End), "never answered");
         assert_eq!(lull.step(0, late, || true), None);
-        assert_eq!(lull.step(9, late, || true), Some(Step::Begin), "the next process that asks may begin with the same number");
+        assert_eq!(
+            lull.step(9, late, || true),
+            Some(Step::Begin),
+            "the next process that asks may begin with the same number"
+        );
     }
 }

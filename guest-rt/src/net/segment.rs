@@ -111,7 +111,13 @@ impl Acknowledgement {
     }
 
     /// The same without data, as the segment with this sequence number; `closed`: with a window of zero.
-    pub(super) fn frame(&self, (own_port, peer_port, peer): Key, number: u32, closed: bool, has_checksum: bool) -> [u8; HEADERS] {
+    pub(super) fn frame(
+        &self,
+        (own_port, peer_port, peer): Key,
+        number: u32,
+        closed: bool,
+        has_checksum: bool,
+    ) -> [u8; HEADERS] {
         let mut frame = [0; HEADERS];
         frame[..ETHERNET].copy_from_slice(&self.ethernet);
         let (ip, tcp) = frame[ETHERNET..].split_at_mut(20);

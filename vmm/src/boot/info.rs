@@ -7,8 +7,8 @@ use std::mem::offset_of;
 use std::sync::atomic::{Ordering, fence};
 
 use guest_abi::{
-    BOOT_INFO_MAGIC, BOOT_INFO_VERSION, BootInfo, CMDLINE_MAX, ClockPage, GUEST_INFO_MAGIC, GUEST_INFO_OFFSET, GUEST_INFO_VERSION, GuestInfo,
-    Identity,
+    BOOT_INFO_MAGIC, BOOT_INFO_VERSION, BootInfo, CMDLINE_MAX, ClockPage, GUEST_INFO_MAGIC, GUEST_INFO_OFFSET,
+    GUEST_INFO_VERSION, GuestInfo, Identity,
 };
 use kvm_bindings::{CpuId, Msrs, kvm_msr_entry};
 use kvm_ioctls::VcpuFd;

@@ -8,6 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::job::LullReport;
+use super::urgent::Urgent;
 use crate::vm::Vm;
 
 /// How long a guest is waited for.
@@ -15,7 +16,8 @@ const WAIT_MAX: Duration = Duration::from_millis(3);
 /// How often it is looked whether it has answered.
 const LOOK: Duration = Duration::from_micros(20);
 
-/// Asks the guest, which runs, and waits for its answer; how it went, if it knows lulls.
+/// Asks the guest, which runs, and waits for its answer; how it went, if it knows lulls. Meanwhile its vCPU is urgent: on a busy host it
+/// might not have its turn before the wait is over.
 pub(super) fn ask(vm: &Vm) -> Option<LullReport> {
     let (info, memory) = (vm.info()?, vm.memory());
     let last = info.lull_answer(memory)?;
@@ -24,6 +26,7 @@ pub(super) fn ask(vm: &Vm) -> Option<LullReport> {
         log::debug!("no lull: {e}");
         return None;
     }
+    let _urgent: Vec<Urgent> = vm.vcpu_threads().filter_map(Urgent::vcpu).collect();
     vm.wake();
     let began = Instant::now();
     let has_answered = || info.lull_answer(memory) == Some(number);

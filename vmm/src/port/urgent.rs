@@ -12,7 +12,7 @@ use std::io;
 /// runs as real-time itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Rank {
-    /// A vCPU's thread: it is stopped, or on its way into the guest or out of it.
+    /// A vCPU's thread: it is stopped, on its way into the guest or out of it, or in a lull.
     Vcpu = 1,
     /// A thread that ports, which waits or polls for a bounded time.
     Port = 2,
@@ -33,7 +33,8 @@ impl Urgent {
         Urgent::begin(0, Rank::Port)
     }
 
-    /// Makes a vCPU's thread of this process urgent. It must be stopped, or have been told to stop.
+    /// Makes a vCPU's thread of this process urgent. It must be stopped, have been told to stop, or be let go of after some
+    /// milliseconds.
     pub fn vcpu(thread: libc::pid_t) -> Option<Urgent> {
         Urgent::begin(thread, Rank::Vcpu)
     }

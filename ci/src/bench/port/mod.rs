@@ -126,6 +126,13 @@ fn series_rows(what: &str, seen: &Seen) -> Vec<Row> {
         let values: Vec<f64> = seen.steps.iter().filter_map(|port| Some(port.get(i)?.1)).collect();
         rows.push(row(&format!("of the blackout, step `{step}`, median"), "ms", percentile(&values, 50)));
     }
+    if !seen.lulls.is_empty() {
+        let waited: Vec<f64> = seen.lulls.iter().map(|lull| lull.waited).collect();
+        let answered = seen.lulls.iter().filter(|lull| lull.answered).count();
+        rows.push(row("waited for a lull before the pause, median", "ms", percentile(&waited, 50)));
+        let name = format!("{what}: ports whose guest had come to one by then");
+        rows.push(Row::alone(name, "ports", Better::More, answered as f64, n));
+    }
     for (place, mib) in ["in receive buffers", "in free pages"].into_iter().zip(&seen.skipped) {
         let name = format!("{what}: without content and not sent, {place}, median");
         rows.push(Row::alone(name, "MiB", Better::More, percentile(mib, 50), n));
@@ -134,7 +141,16 @@ fn series_rows(what: &str, seen: &Seen) -> Vec<Row> {
         row("longest silence for a client during a port, median", "ms", percentile(&seen.silence, 50)),
         row("longest silence for a client during a port, worst", "ms", percentile(&seen.silence, 100)),
         row("longest silence in the same time before it, median", "ms", percentile(&seen.quiet, 50)),
-        row("client retransmits, all ports together", "segments", seen.retransmits.iter().sum()),
+        row(
+            "client retransmits until 20 ms after a port's end, all ports together",
+            "segments",
+            seen.retransmits_at_once.iter().sum(),
+        ),
+        row(
+            "client retransmits until as long after it as before it, all ports together",
+            "segments",
+            seen.retransmits.iter().sum(),
+        ),
         row("client retransmits before each port, together", "segments", seen.retransmits_before.iter().sum()),
         row("tail loss probes (whether or not anything was lost), together", "segments", seen.probes.iter().sum()),
         row("sent a port, median", "MiB", percentile(&seen.sent, 50)),

@@ -1,6 +1,6 @@
 //! Ports by our VMMs.
 use super::record::{self, Record};
-use super::seen::{Seen, Told};
+use super::seen::{Lull, Seen, Told};
 use crate::modules::{self, Cluster, Tls};
 use crate::report::{Progress, median};
 use anyhow::{Context, Result};
@@ -103,6 +103,7 @@ pub fn one(cluster: &mut Cluster, from_node: bool, how: How, around: Around, see
             sent: number("bytes")?,
             skipped: [number("posted_pages")?, number("free_pages")?],
             steps,
+            lull: Lull::of(&ported.job["lull"]),
             remark,
         })
     })?;

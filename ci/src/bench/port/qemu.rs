@@ -133,6 +133,7 @@ fn migrate(guest: &mut Guest, to: &Host, setting: Setting) -> Result<Told> {
                     sent: status["ram"]["transferred"].as_u64().context("no bytes transferred")?,
                     skipped: [0; 2],
                     steps: Vec::new(),
+                    lull: None,
                     remark: format!("QEMU to {}", to.name),
                 });
             }

@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 const MIB: f64 = 1_048_576.0;
 const PAGE: f64 = 4096.0;
+/// How long after a port what is sent again is counted as its doing; what comes later is so where a last frame was lost (200 ms).
+pub(super) const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// Figures of a series of ports; times in milliseconds, one of each a port.
 #[derive(Default)]
@@ -29,14 +31,34 @@ pub struct Seen {
     pub skipped: [Vec<f64>; 2],
     /// Segments the client's connections sent again around the port, and in the pause before it.
     pub retransmits: Vec<f64>,
+    /// Those of them until shortly after the port's end ([`AT_ONCE`]): what a silence causes, or a lost frame with others behind it.
+    pub retransmits_at_once: Vec<f64>,
     /// See `retransmits`.
     pub retransmits_before: Vec<f64>,
     /// Tail loss probes, before and during.
     pub probes: Vec<f64>,
+    /// How the guest's lull before the pause went, where it was asked for one.
+    pub lulls: Vec<Lull>,
     /// The steps of each blackout by name, where the side that ports tells them.
     pub steps: Vec<Vec<(String, f64)>>,
     /// The prober's questions that were never answered.
     pub failed: f64,
+}
+
+/// A guest's lull before its pause.
+#[derive(Clone, Copy, Debug)]
+pub struct Lull {
+    /// It came to one in time.
+    pub answered: bool,
+    /// How long it was waited for, in milliseconds.
+    pub waited: f64,
+}
+
+impl Lull {
+    /// From a port's job.
+    pub fn of(report: &serde_json::Value) -> Option<Lull> {
+        Some(Lull { answered: report["answered"].as_bool()?, waited: report["waited_us"].as_f64()? / 1e3 })
+    }
 }
 
 /// One port, as its driver tells it.
@@ -55,6 +77,8 @@ pub struct Told {
     pub skipped: [u64; 2],
     /// The steps of the blackout in milliseconds.
     pub steps: Vec<(String, f64)>,
+    /// How the guest's lull went, if it was asked for one.
+    pub lull: Option<Lull>,
     /// For the message about a port with retransmits.
     pub remark: String,
 }
@@ -68,7 +92,9 @@ impl Seen {
         std::thread::sleep(pause);
         let so_far = tcp::retransmits_to(client, *NFS.ip())?;
         let told = port()?;
-        std::thread::sleep(pause);
+        std::thread::sleep(AT_ONCE.min(pause));
+        let at_once = tcp::retransmits_to(client, *NFS.ip())?.saturating_sub(so_far);
+        std::thread::sleep(pause.saturating_sub(AT_ONCE));
         let resent = tcp::retransmits_to(client, *NFS.ip())?.saturating_sub(so_far);
         let now = tcp::causes(client)?;
         let probes = now.loss_probes - causes.loss_probes;
@@ -91,6 +117,7 @@ impl Seen {
         self.blackout.push(ms(told.blackout));
         self.recorded.extend(told.recorded.map(ms));
         self.steps.push(told.steps);
+        self.lulls.extend(told.lull);
         self.sent.push(told.sent as f64 / MIB);
         for (all, pages) in self.skipped.iter_mut().zip(told.skipped) {
             all.push(pages as f64 * PAGE / MIB);
@@ -98,6 +125,7 @@ impl Seen {
         self.silence.push(ms(silence));
         self.whole.push(ms(whole));
         self.retransmits.push(resent as f64);
+        self.retransmits_at_once.push(at_once as f64);
         self.retransmits_before.push(so_far.saturating_sub(retransmits) as f64);
         self.probes.push(probes as f64);
         self.failed += log.unanswered() as f64;

@@ -49,7 +49,11 @@ fn seen(frame: &[u8]) -> (u32, u32, u16, usize) {
 /// A connection the peer asked for (or, `accepted` false, this machine).
 fn connection(accepted: bool) -> Connections {
     let mut numbers = Connections::default();
-    numbers.outgoing(&mut frame(OWN, 99, TcpControl::Syn, accepted.then_some(5), 0), true, smoltcp::time::Instant::ZERO);
+    numbers.outgoing(
+        &mut frame(OWN, 99, TcpControl::Syn, accepted.then_some(5), 0),
+        true,
+        smoltcp::time::Instant::ZERO,
+    );
     numbers
 }
 
