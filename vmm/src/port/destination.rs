@@ -50,7 +50,7 @@ const LINGER_MAX: Duration = Duration::from_secs(3);
 const SPIN: Duration = Duration::from_millis(3);
 /// Memory held back from READY until the VM is this side's: a process that cannot get any more dies before it competes, while
 /// the source still has the VM, and not behind that. As much as loading the state and the first frames take, in bytes.
-const RESERVE: usize = 128 << 10;
+const RESERVE: usize = 512 << 10;
 /// Longest sleep, so that work due by time is done.
 const TICK: Duration = Duration::from_millis(50);
 
