@@ -410,7 +410,7 @@ impl World {
         }
         if fault == Some(Fault::OutOfMemory) && !self.told {
             let (passed, log) = (destination.points.trace(), std::fs::read_to_string(&destination.log));
-            assert_ne!(survivor, Survivor::Nobody, "a destination without memory took the VM and died: {passed:?} {log:?}");
+            assert_ne!(survivor, Survivor::Nobody, "without memory it took the VM and died: {passed:?} {log:?}");
         }
         self.judge(survivor, killed, &source, &destination);
         let trace = [source.points.trace(), destination.points.trace()].concat();
