@@ -229,6 +229,8 @@ impl Vmm {
             .arg("--api-sock")
             .arg(&sock)
             .args(if console_given { vec!["--serial".into(), console.clone()] } else { Vec::new() })
+            // One that has no memory is to be gone at once: not when it has read its own symbols, while other threads go on with a port.
+            .env("RUST_BACKTRACE", "0")
             .env("RUST_LOG", std::env::var("VMM_LOG").unwrap_or("info".into()))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
