@@ -142,3 +142,6 @@ impl Acknowledgement {
         frame
     }
 }
+
+#[cfg(test)]
+pub(super) mod frames;

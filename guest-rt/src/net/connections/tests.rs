@@ -1,34 +1,12 @@
+use super::super::segment::frames::{OWN, PORTS, frame as any_frame};
 use super::*;
 use crate::virtio::net::ETHERNET;
 use proptest::prelude::*;
 use smoltcp::wire::*;
 
-/// A frame with right checksums.
+/// A frame of this machine's.
 fn frame(number: u32, control: TcpControl, payload: usize) -> Vec<u8> {
-    let (src, dst) = (Ipv4Address::new(10, 0, 0, 1), Ipv4Address::new(10, 0, 0, 2));
-    let data = vec![7; payload];
-    let tcp = TcpRepr {
-        src_port: 1000,
-        dst_port: 2000,
-        control,
-        seq_number: TcpSeqNumber(number as i32),
-        ack_number: Some(TcpSeqNumber(9)),
-        window_len: 100,
-        window_scale: None,
-        max_seg_size: None,
-        sack_permitted: false,
-        sack_ranges: [None; 3],
-        timestamp: None,
-        payload: &data,
-    };
-    let payload_len = tcp.buffer_len();
-    let ip = Ipv4Repr { src_addr: src, dst_addr: dst, next_header: IpProtocol::Tcp, payload_len, hop_limit: 64 };
-    let mut f = vec![0; ETHERNET + ip.buffer_len() + tcp.buffer_len()];
-    let caps = smoltcp::phy::ChecksumCapabilities::default();
-    f[12..14].copy_from_slice(&[8, 0]);
-    ip.emit(&mut Ipv4Packet::new_unchecked(&mut f[ETHERNET..]), &caps);
-    tcp.emit(&mut TcpPacket::new_unchecked(&mut f[ETHERNET + 20..]), &src.into(), &dst.into(), &caps);
-    f
+    any_frame(OWN, number, control, Some(9), payload)
 }
 
 /// The number a frame goes out with.
@@ -65,7 +43,7 @@ fn pure_acknowledgements_are_numbered_as_if_nothing_had_been_sent_again() {
     assert_eq!(sent(&mut n, next, Rst, 0), next);
     assert_eq!(sent(&mut n, next, None, 0), next, "forgotten");
     sent(&mut n, 5, Syn, 0);
-    n.forget(1000, 2000, [10, 0, 0, 2]);
+    n.forget(PORTS.0, PORTS.1, [10, 0, 0, 2]);
     assert!(n.0.is_empty());
 }
 

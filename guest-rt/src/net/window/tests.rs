@@ -1,41 +1,8 @@
+use super::super::segment::frames::{MACS, OWN, PEER, frame};
 use super::*;
 use crate::virtio::net::ETHERNET;
-use smoltcp::phy::ChecksumCapabilities;
 use smoltcp::wire::*;
 use std::vec::Vec;
-
-const OWN: Ipv4Address = Ipv4Address::new(10, 0, 0, 1);
-const PEER: Ipv4Address = Ipv4Address::new(10, 0, 0, 2);
-const MACS: [u8; 12] = [2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1];
-
-/// A frame with right checksums, from this machine or to it.
-fn frame(from: Ipv4Address, number: u32, control: TcpControl, ack: Option<i32>, payload: usize) -> Vec<u8> {
-    let (src_port, dst_port, dst) = if from == OWN { (2049, 700, PEER) } else { (700, 2049, OWN) };
-    let data = vec![7; payload];
-    let tcp = TcpRepr {
-        src_port,
-        dst_port,
-        control,
-        seq_number: TcpSeqNumber(number as i32),
-        ack_number: ack.map(TcpSeqNumber),
-        window_len: 1234,
-        window_scale: None,
-        max_seg_size: None,
-        sack_permitted: false,
-        sack_ranges: [None; 3],
-        timestamp: None,
-        payload: &data,
-    };
-    let payload_len = tcp.buffer_len();
-    let ip = Ipv4Repr { src_addr: from, dst_addr: dst, next_header: IpProtocol::Tcp, payload_len, hop_limit: 64 };
-    let mut f = vec![0; ETHERNET + ip.buffer_len() + tcp.buffer_len()];
-    f[..12].copy_from_slice(&MACS);
-    f[12..14].copy_from_slice(&[8, 0]);
-    let caps = ChecksumCapabilities::default();
-    ip.emit(&mut Ipv4Packet::new_unchecked(&mut f[ETHERNET..]), &caps);
-    tcp.emit(&mut TcpPacket::new_unchecked(&mut f[ETHERNET + 20..]), &from.into(), &dst.into(), &caps);
-    f
-}
 
 /// What a peer makes of a frame of ours: number, acknowledgement, window, bytes of data. All checksums must be right.
 fn seen(frame: &[u8]) -> (u32, u32, u16, usize) {
