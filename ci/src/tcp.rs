@@ -1,10 +1,22 @@
 //! What the client's kernel knows of its TCP connections: which socket it is, and how much was sent again.
+//!
+//! The kernel is asked over netlink, by a thread in the host's network: a process of its own for each question (`ss`)
+//! takes a processor from what is being measured.
 use crate::lab::Host;
-use anyhow::{Context, Result};
-use std::net::Ipv4Addr;
-use std::process::Command;
+use anyhow::{Context, Result, bail};
+use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload};
+use netlink_packet_sock_diag::SockDiagMessage;
+use netlink_packet_sock_diag::inet::nlas::Nla;
+use netlink_packet_sock_diag::inet::{ExtensionFlags, InetRequest, InetResponse, SocketId, StateFlags};
+use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_SOCK_DIAG};
+use std::net::{IpAddr, Ipv4Addr};
 
-/// A connection as `ss` shows it.
+/// Bytes of an answer: the kernel fills at most 32 KiB at a time.
+const ANSWER: usize = 32 << 10;
+/// Where `tcpi_total_retrans` is in the kernel's `struct tcp_info` (linux/tcp.h), which only grows at its end.
+const TOTAL_RETRANS: usize = 100;
+
+/// A connection as the kernel shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Connection {
     /// Local address and port.
@@ -20,41 +32,95 @@ impl Connection {
     pub fn is_same(&self, other: &Connection) -> bool {
         self.inode != 0 && self.local == other.local && self.inode == other.inode
     }
+
+    fn of(answer: &InetResponse) -> Self {
+        let id = &answer.header.socket_id;
+        let retransmits = answer.nlas.iter().find_map(|attribute| match attribute {
+            Nla::TcpInfo(info) => total_retransmits(info),
+            _ => None,
+        });
+        Connection {
+            local: format!("{}:{}", id.source_address, id.source_port),
+            inode: answer.header.inode.into(),
+            retransmits: retransmits.unwrap_or(0),
+        }
+    }
+}
+
+/// `tcpi_total_retrans` of a `struct tcp_info`.
+fn total_retransmits(info: &[u8]) -> Option<u64> {
+    let field = info.get(TOTAL_RETRANS..)?.first_chunk::<4>()?;
+    Some(u32::from_ne_bytes(*field).into())
 }
 
 /// The established connections of process `pid` on a host to `server`.
 pub fn connections(host: &Host, pid: u32, server: Ipv4Addr) -> Result<Vec<Connection>> {
-    let list = established(host, server)?;
-    let owner = format!("pid={pid},");
-    Ok(list.lines().filter(|l| l.contains(&owner)).map(parse).collect())
+    let mut all = host.enter(|| established(server))?;
+    let owned = sockets(pid)?;
+    all.retain(|connection| owned.contains(&connection.inode));
+    Ok(all)
 }
 
 /// Segments that the connections of a host to `server` that are open now have sent again so far. Other connections of the
 /// host (a port's, say) do not count.
 pub fn retransmits_to(host: &Host, server: Ipv4Addr) -> Result<u64> {
-    Ok(established(host, server)?.lines().map(|line| parse(line).retransmits).sum())
+    Ok(host.enter(|| established(server))?.iter().map(|connection| connection.retransmits).sum())
 }
 
-/// What `ss` says of the connections of a host to `server`, a line each.
-fn established(host: &Host, server: Ipv4Addr) -> Result<String> {
-    let mut ss = Command::new("ss");
-    ss.args(["-tinepOH", "state", "established", "dst", &server.to_string()]);
-    host.output(&mut ss)
+/// Inodes of the sockets a process has open.
+fn sockets(pid: u32) -> Result<Vec<u64>> {
+    let directory = format!("/proc/{pid}/fd");
+    let mut inodes = Vec::new();
+    for entry in std::fs::read_dir(&directory).with_context(|| format!("cannot read {directory}"))? {
+        // What has been closed meanwhile has no target.
+        let Ok(target) = std::fs::read_link(entry?.path()) else { continue };
+        let inode = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse::<u64>().ok());
+        inodes.extend(inode);
+    }
+    Ok(inodes)
 }
 
-fn parse(line: &str) -> Connection {
-    // Recv-Q Send-Q Local Peer …, then name:value words.
-    let mut connection =
-        Connection { local: line.split_whitespace().nth(2).unwrap_or("").to_owned(), ..Connection::default() };
-    for word in line.split_whitespace() {
-        if let Some(inode) = word.strip_prefix("ino:") {
-            connection.inode = inode.parse().unwrap_or(0);
-        } else if let Some(counts) = word.strip_prefix("retrans:") {
-            // In flight now / in all.
-            connection.retransmits = counts.rsplit('/').next().and_then(|n| n.parse().ok()).unwrap_or(0);
+/// The established connections to `server` of the network the calling thread is in (sock_diag(7)).
+fn established(server: Ipv4Addr) -> Result<Vec<Connection>> {
+    const NO_SOCKET: &str = "cannot ask the kernel for TCP connections (sock_diag)";
+    let socket = Socket::new(NETLINK_SOCK_DIAG).context(NO_SOCKET)?;
+    socket.connect(&SocketAddr::new(0, 0)).context(NO_SOCKET)?;
+    let mut header = NetlinkHeader::default();
+    header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let question = InetRequest {
+        family: libc::AF_INET as u8,
+        protocol: libc::IPPROTO_TCP as u8,
+        extensions: ExtensionFlags::INFO,
+        states: StateFlags::ESTABLISHED,
+        socket_id: SocketId::new_v4(),
+    };
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(question).into());
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    socket.send(&bytes, 0).context(NO_SOCKET)?;
+    let mut found = Vec::new();
+    let mut answer = vec![0; ANSWER];
+    loop {
+        let size = socket.recv(&mut &mut answer[..], 0).context(NO_SOCKET)?;
+        let mut rest = answer.get(..size).context("an answer of sock_diag that is longer than asked for")?;
+        while !rest.is_empty() {
+            let part = NetlinkMessage::<SockDiagMessage>::deserialize(rest).context("an answer of sock_diag")?;
+            // Parts begin at multiples of four bytes.
+            let length = (part.header.length as usize).next_multiple_of(4);
+            rest = rest.get(length..).unwrap_or_default();
+            match part.payload {
+                NetlinkPayload::InnerMessage(SockDiagMessage::InetResponse(one))
+                    if one.header.socket_id.destination_address == IpAddr::V4(server) =>
+                {
+                    found.push(Connection::of(&one));
+                }
+                NetlinkPayload::Done(_) => return Ok(found),
+                NetlinkPayload::Error(e) => bail!("{NO_SOCKET}: {e}"),
+                _ => {}
+            }
         }
     }
-    connection
 }
 
 /// Segments that all connections of a host have sent again so far.
@@ -101,15 +167,25 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ss_lines_are_read() {
-        let line = "0      0      10.77.0.2:50342 10.77.0.10:2049 users:((\"nfs-cp\",pid=77,fd=4)) ino:991 sk:2 <-> cubic \
-                    wscale:7,7 rto:204 rtt:1.5/2 bytes_sent:8 bytes_retrans:3 retrans:0/12 rcv_rtt:1";
-        let c = parse(line);
-        assert_eq!(c, Connection { local: "10.77.0.2:50342".into(), inode: 991, retransmits: 12 });
-        assert!(c.is_same(&Connection { retransmits: 0, ..c.clone() }));
-        assert!(!c.is_same(&Connection { inode: 5, ..c.clone() }));
+    fn the_kernel_tells_of_an_established_connection() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let local = client.local_addr().unwrap().to_string();
+        let all = established(Ipv4Addr::LOCALHOST).unwrap();
+        let found = all.iter().find(|c| c.local == local).expect("the connection is not among them");
+        assert!(sockets(std::process::id()).unwrap().contains(&found.inode));
+        assert!(found.is_same(&Connection { retransmits: found.retransmits + 1, ..found.clone() }));
+        assert!(!found.is_same(&Connection { inode: found.inode + 1, ..found.clone() }));
         assert!(!Connection::default().is_same(&Connection::default()));
-        assert_eq!(parse("0 0 1.2.3.4:5 6.7.8.9:10 ino:4 sk:2").retransmits, 0);
+        assert!(!established(Ipv4Addr::new(192, 0, 2, 1)).unwrap().iter().any(|c| c.local == local));
+    }
+
+    #[test]
+    fn retransmits_are_read_where_the_kernel_has_them() {
+        let mut info = [0; 104];
+        info[100..].copy_from_slice(&7u32.to_ne_bytes());
+        assert_eq!(total_retransmits(&info), Some(7));
+        assert_eq!(total_retransmits(&info[..103]), None);
     }
 
     #[test]

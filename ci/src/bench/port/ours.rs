@@ -86,7 +86,7 @@ pub fn one(cluster: &mut Cluster, from_node: bool, how: How, around: Around, see
         around.record.map_or(Ok(()), Record::clear)?;
         let ported = modules::port_as(nmodule, to, how.verify)?;
         let recorded = around.record.map(|r| r.gap(&threads, &record::threads(receiver.daemon.pid())?));
-        let remark = format!("to {}, {} frames forwarded", to.name, ported.job["forwarded_frames"]);
+        let remark = format!("to {}: {}", to.name, ported.job);
         // All but the first, which is over when the blackout begins.
         let breakdown = ported.job["breakdown"].as_object().context("the job has no breakdown")?;
         let steps = breakdown

@@ -11,6 +11,10 @@ const MIB: f64 = 1_048_576.0;
 const PAGE: f64 = 4096.0;
 /// How long after a port what is sent again is counted as its doing; what comes later is so where a last frame was lost (200 ms).
 pub(super) const AT_ONCE: Duration = Duration::from_millis(20);
+/// A port with a longer blackout is remarked upon.
+const REMARKABLE_BLACKOUT: Duration = Duration::from_millis(3);
+/// And so is one that takes longer.
+const REMARKABLE_PORT: Duration = Duration::from_millis(400);
 
 /// Figures of a series of ports; times in milliseconds, one of each a port.
 #[derive(Default)]
@@ -79,7 +83,7 @@ pub struct Told {
     pub steps: Vec<(String, f64)>,
     /// How the guest's lull went, if it was asked for one.
     pub lull: Option<Lull>,
-    /// For the message about a port with retransmits.
+    /// For the message about a remarkable port.
     pub remark: String,
 }
 
@@ -101,11 +105,12 @@ impl Seen {
         let log = prober.finish()?;
         let silence = log.longest_silence(told.asked, told.ended).context("the prober got no replies")?;
         let whole = told.ended - told.asked;
-        if resent > 0 {
+        if resent > 0 || told.blackout > REMARKABLE_BLACKOUT || whole > REMARKABLE_PORT {
             let (fast, timeouts) = (now.fast - causes.fast, now.timeouts - causes.timeouts);
             eprintln!(
                 "\n{resent} segments sent again, {probes} loss probes, {fast} fast retransmits, {timeouts} timeouts; \
-                 blackout {:.2} ms, silence {:.2} ms; {}",
+                 port {:.0} ms, blackout {:.2} ms, silence {:.2} ms; {}",
+                ms(whole),
                 ms(told.blackout),
                 ms(silence),
                 told.remark,
