@@ -90,7 +90,7 @@ pub fn run(options: &Options) -> Result<()> {
         let pick = |quick, full| if options.quick { quick } else { full };
         let rows = match bench {
             Bench::Boot => boot::run(&mut cluster, &memory, pick(7, 31))?,
-            Bench::Restore => restore::run(&mut cluster, pick(7, 31))?,
+            Bench::Restore => restore::run(&mut cluster, &program, pick(7, 31))?,
             Bench::Port => {
                 let samples = port::Samples { ours: pick(10, 200), qemu: pick(4, 50) };
                 port::run(&mut cluster, &program, samples)?

@@ -1,17 +1,23 @@
-//! From the start of a `vmm` process to the first NFS reply of an N-module: from a checkpoint, beside a cold start.
+//! From the start of a `vmm` process to the first NFS reply of an N-module: from a checkpoint, beside a cold start; and what
+//! checkpoints of an N-module under load cost it.
+use super::port::{MEMORY, check, start_load};
 use super::{Better, Row};
 use crate::modules::{self, Cluster};
 use crate::report::{Progress, median, percentile};
 use anyhow::{Context, Result};
-use serde_json::json;
+use serde_json::{Value, json};
+use std::path::Path;
 use std::time::Duration;
 
 /// An ended VM's process is waited for.
 const END_LIMIT: Duration = Duration::from_secs(20);
+/// Between checkpoints under load, so that each meets a steady load.
+const LOADED_PAUSE: Duration = Duration::from_millis(400);
+const MIB: f64 = 1_048_576.0;
 
 /// Starts the N-module cold, then from a checkpoint of what it had become, mapped and read, in turn, `samples` times. A checkpoint of a VM with
 /// an ownership record can be restored once, so each restore has its own.
-pub fn run(cluster: &mut Cluster, samples: usize) -> Result<Vec<Row>> {
+pub fn run(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<Row>> {
     let (mut cold, mut pauses) = (Vec::new(), Vec::new());
     let mut restored = [("mapped", "map", Vec::new()), ("read", "read", Vec::new())];
     let mut progress = Progress::start("restore: N-module to its first NFS reply");
@@ -51,7 +57,69 @@ pub fn run(cluster: &mut Cluster, samples: usize) -> Result<Vec<Row>> {
     }
     rows.push(row("N-module: pause of a checkpoint, median".into(), median(&pauses)));
     rows.push(row("N-module: the same, worst".into(), percentile(&pauses, 100)));
+    rows.extend(under_load(cluster, program, samples)?);
     Ok(rows)
+}
+
+/// Checkpoints of an N-module whose clients write: whole ones, and one behind each that has what has changed since.
+fn under_load(cluster: &mut Cluster, program: &Path, samples: usize) -> Result<Vec<Row>> {
+    cluster.nmodule.daemon.kill()?;
+    let (module, _) = modules::start_nmodule_with(&cluster.lab, &cluster.artifacts, &cluster.lab.node1, MEMORY)?;
+    cluster.nmodule = module;
+    let mut writer = start_load(cluster, program)?;
+    let mut progress = Progress::start("restore: checkpoints under load");
+    let mut kinds = [("whole checkpoint", Taken::default()), ("incremental checkpoint", Taken::default())];
+    let (base, next) = (cluster.lab.data_dir().join("loaded"), cluster.lab.data_dir().join("loaded-next"));
+    for i in 0..samples {
+        let requests =
+            [json!({ "path": base, "track": true }), json!({ "path": next, "parent": base, "track": false })];
+        for ((_, taken), request) in kinds.iter_mut().zip(requests) {
+            std::thread::sleep(LOADED_PAUSE);
+            taken.add(&cluster.nmodule.api.post("/v1/vm/checkpoint", &request)?)?;
+        }
+        check(&mut writer)?;
+        std::fs::remove_dir_all(&base)?;
+        std::fs::remove_dir_all(&next)?;
+        progress.update(&format!("{} of {samples}", i + 1));
+    }
+    writer.kill()?;
+    progress.done(&format!("median pause {:.2} ms", median(&kinds[0].1.pause)));
+    Ok(kinds.iter().flat_map(|(kind, taken)| taken.rows(kind)).collect())
+}
+
+/// Checkpoints of one kind.
+#[derive(Default)]
+struct Taken {
+    /// How long the guest stood still, in milliseconds.
+    pause: Vec<f64>,
+    /// From the order to the end, in milliseconds.
+    whole: Vec<f64>,
+    /// Written, in MiB.
+    size: Vec<f64>,
+}
+
+impl Taken {
+    fn add(&mut self, report: &Value) -> Result<()> {
+        let number =
+            |name: &str| report[name].as_f64().with_context(|| format!("a checkpoint without {name}: {report}"));
+        self.pause.push(number("pause_us")? / 1e3);
+        self.whole.push(number("elapsed_us")? / 1e3);
+        self.size.push(number("bytes")? / MIB);
+        Ok(())
+    }
+
+    fn rows(&self, kind: &str) -> Vec<Row> {
+        let row = |what: &str, unit, value| {
+            let name = format!("N-module of 64 MiB under load, {kind}: {what}");
+            Row::alone(name, unit, Better::Less, value, self.pause.len())
+        };
+        vec![
+            row("pause, median", "ms", median(&self.pause)),
+            row("pause, worst", "ms", percentile(&self.pause, 100)),
+            row("request to end, median", "ms", median(&self.whole)),
+            row("written, median", "MiB", median(&self.size)),
+        ]
+    }
 }
 
 fn ms(d: Duration) -> f64 {

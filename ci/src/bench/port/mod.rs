@@ -88,7 +88,7 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
 }
 
 /// A client that writes for as long as it lives.
-fn start_load(cluster: &Cluster, program: &Path) -> Result<Daemon> {
+pub(super) fn start_load(cluster: &Cluster, program: &Path) -> Result<Daemon> {
     let log = cluster.lab.state_dir().join("port-load.log");
     let load = Load { mode: Mode::Write, request_bytes: 64 << 10, depth: 4, seconds: 36000.0, file_bytes: 64 << 20 };
     let daemon = cluster.lab.client1.daemon("the load", &mut load.command(program, &copy::url("port-load")), &log)?;
@@ -96,7 +96,8 @@ fn start_load(cluster: &Cluster, program: &Path) -> Result<Daemon> {
     Ok(daemon)
 }
 
-fn check(writer: &mut Daemon) -> Result<()> {
+/// That it still writes.
+pub(super) fn check(writer: &mut Daemon) -> Result<()> {
     if let Some(status) = writer.ended()? {
         bail!("the load ended with {status}{}", writer.quote_log());
     }
@@ -150,6 +151,11 @@ fn series_rows(what: &str, seen: &Seen) -> Vec<Row> {
             "client retransmits until as long after it as before it, all ports together",
             "segments",
             seen.retransmits.iter().sum(),
+        ),
+        row(
+            "client retransmits from the lull before the pause until 20 ms behind it, all ports together",
+            "segments",
+            seen.retransmits_of_pause.iter().sum(),
         ),
         row("client retransmits before each port, together", "segments", seen.retransmits_before.iter().sum()),
         row("tail loss probes (whether or not anything was lost), together", "segments", seen.probes.iter().sum()),

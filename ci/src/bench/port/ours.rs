@@ -82,7 +82,7 @@ pub fn one(cluster: &mut Cluster, from_node: bool, how: How, around: Around, see
     modules::protect(lab, &cluster.artifacts, to, &receiver, how.tls)?;
     let nmodule = &mut cluster.nmodule;
     let threads = record::threads(nmodule.daemon.pid())?;
-    seen.watch(&lab.client1, around.pause, || {
+    seen.watch(&lab.client1, around, || {
         around.record.map_or(Ok(()), Record::clear)?;
         let ported = modules::port_as(nmodule, to, how.verify)?;
         let recorded = around.record.map(|r| r.gap(&threads, &record::threads(receiver.daemon.pid())?));

@@ -4,7 +4,7 @@
 //! much bandwidth as there is.
 use super::record::{self, Record};
 use super::seen::{Seen, Told};
-use super::{LOADED_PAUSE, check, start_load};
+use super::{Around, LOADED_PAUSE, check, start_load};
 use crate::bench::{Better, Row};
 use crate::lab::{Host, Lab};
 use crate::modules::{self, Cluster, NFS, NMODULE_MAC, NMODULE_VM_ID};
@@ -69,7 +69,7 @@ pub fn series(cluster: &Cluster, program: &Path, samples: usize, record: Option<
         let receiver = start(lab, cluster, to, i + 1, Some(to))?;
         let seen = if setting == Setting::Default { &mut both.default } else { &mut both.tuned };
         let threads = record::threads(guest.daemon.pid())?;
-        seen.watch(&lab.client1, LOADED_PAUSE, || {
+        seen.watch(&lab.client1, Around { pause: LOADED_PAUSE, record }, || {
             record.map_or(Ok(()), Record::clear)?;
             let told = migrate(&mut guest, to, setting)?;
             let recorded = record.map(|r| r.gap(&threads, &record::threads(receiver.daemon.pid())?));

@@ -1,7 +1,8 @@
 //! The kernel's own record of when vCPUs ran: one ruler for both sides of a comparison, whatever they say of themselves.
 //!
 //! Owns an instance of the kernel's tracing with the event `kvm_fpu`, which KVM writes when KVM_RUN has taken a vCPU's registers over
-//! (`load`) and before it gives them back (`unload`), on every kind of processor. Always true: the file system is mounted in
+//! (`load`) and before it gives them back (`unload`), on every kind of processor; and `tcp_retransmit_skb`, for each segment that is
+//! sent again. Always true: the file system is mounted in
 //! a mount namespace of its own and nowhere else; the instance goes with the value, and at an interrupt; what a
 //! SIGKILL leaves goes at the next start. Survives: a kernel without it ([`Record::start`] says why).
 use crate::cleanup::KernelDirectory;
@@ -10,6 +11,7 @@ use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use std::collections::HashSet;
 use std::fs::{self, File};
+use std::net::Ipv4Addr;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -33,6 +35,22 @@ pub struct Record {
 
 /// Threads of a process.
 pub type Threads = HashSet<u32>;
+
+/// When no vCPU ran, by CLOCK_MONOTONIC: from the last one's stop at the source to the first one's begin at the destination.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Gap {
+    /// See above.
+    pub from: Duration,
+    /// See above.
+    pub to: Duration,
+}
+
+impl Gap {
+    /// How long it was.
+    pub fn length(&self) -> Duration {
+        self.to - self.from
+    }
+}
 
 /// The threads `pid` has now.
 pub fn threads(pid: u32) -> Result<Threads> {
@@ -59,9 +77,12 @@ impl Record {
         remove_those_of_the_dead(&all)?;
         let instance = KernelDirectory::create(all.join(format!("{NAME}{}", std::process::id())))?;
         let record = Record { instance, _instances: instances };
-        for (file, value) in
-            [("trace_clock", "mono"), ("buffer_size_kb", &BUFFER_KIB.to_string()), ("events/kvm/kvm_fpu/enable", "1")]
-        {
+        for (file, value) in [
+            ("trace_clock", "mono"),
+            ("buffer_size_kb", &BUFFER_KIB.to_string()),
+            ("events/kvm/kvm_fpu/enable", "1"),
+            ("events/tcp/tcp_retransmit_skb/enable", "1"),
+        ] {
             fs::write(record.path(file), value).with_context(|| format!("the kernel's tracing: {file}"))?;
         }
         Ok(record)
@@ -76,12 +97,23 @@ impl Record {
         fs::write(self.path("trace"), "").context("cannot clear the kernel's record")
     }
 
-    /// From the last time a vCPU of `source` stopped to the first time after it that one of `destination` ran, which may be yet to come:
-    /// QEMU's source has ended when everything is sent.
-    pub fn gap(&self, source: &Threads, destination: &Threads) -> Result<Duration> {
+    fn read(&self) -> Result<String> {
+        fs::read_to_string(self.path("trace")).context("cannot read the kernel's record")
+    }
+
+    /// How many segments to `server` were sent again by the host from `lead` before a gap until `trail` after it.
+    pub fn resent(&self, server: Ipv4Addr, gap: Gap, lead: Duration, trail: Duration) -> Result<usize> {
+        Ok(resent(&self.read()?, server)
+            .filter(|at| (gap.from.saturating_sub(lead)..=gap.to + trail).contains(at))
+            .count())
+    }
+
+    /// The gap between the vCPUs of `source` and those of `destination`, whose end may be yet to come: QEMU's source has ended when
+    /// everything is sent.
+    pub fn gap(&self, source: &Threads, destination: &Threads) -> Result<Gap> {
         let began = Instant::now();
         loop {
-            let record = fs::read_to_string(self.path("trace")).context("cannot read the kernel's record")?;
+            let record = self.read()?;
             if let Some(gap) = gap(&record, source, destination) {
                 return Ok(gap);
             }
@@ -112,17 +144,30 @@ fn event(line: &str) -> Option<(u32, Duration, bool)> {
     // A thread's name may hold anything but what follows it here.
     let (thread, at) = before.rsplit_once('[')?;
     let thread = thread.trim_end().rsplit_once('-')?.1.parse().ok()?;
-    let (seconds, micros) = at.rsplit_once(' ')?.1.split_once('.')?;
-    let at = Duration::from_secs(seconds.parse().ok()?) + Duration::from_micros(micros.parse().ok()?);
-    Some((thread, at, what.trim() == "load"))
+    Some((thread, time(at)?, what.trim() == "load"))
 }
 
-fn gap(record: &str, source: &Threads, destination: &Threads) -> Option<Duration> {
+/// What stands before the colon behind the time: `… [001] .....   612.345678`.
+fn time(text: &str) -> Option<Duration> {
+    let (seconds, micros) = text.rsplit_once(' ')?.1.split_once('.')?;
+    Some(Duration::from_secs(seconds.parse().ok()?) + Duration::from_micros(micros.parse().ok()?))
+}
+
+/// When segments to `server` were sent again.
+fn resent(record: &str, server: Ipv4Addr) -> impl Iterator<Item = Duration> {
+    let to = format!(" daddr={server} ");
+    record.lines().filter_map(move |line| {
+        let (before, what) = line.split_once(": tcp_retransmit_skb: ")?;
+        what.contains(&to).then(|| time(before)).flatten()
+    })
+}
+
+fn gap(record: &str, source: &Threads, destination: &Threads) -> Option<Gap> {
     let events: Vec<_> = record.lines().filter_map(event).collect();
-    let stopped =
+    let from =
         events.iter().filter(|(thread, _, runs)| source.contains(thread) && !runs).map(|(_, at, _)| *at).max()?;
-    let begins = events.iter().filter(|(thread, at, runs)| destination.contains(thread) && *runs && *at > stopped);
-    Some(begins.map(|(_, at, _)| *at).min()? - stopped)
+    let begins = events.iter().filter(|(thread, at, runs)| destination.contains(thread) && *runs && *at > from);
+    Some(Gap { from, to: begins.map(|(_, at, _)| *at).min()? })
 }
 
 #[cfg(test)]
@@ -141,7 +186,22 @@ mod tests {
             \x20       a [b]-c-20       [001] .....   101.000000: kvm_fpu: load\n\
             \x20          vcpu0-10      [001] ..... nonsense: kvm_fpu: load\n";
         let (source, destination) = (Threads::from([10, 11]), Threads::from([20, 21]));
-        assert_eq!(gap(record, &source, &destination), Some(Duration::from_micros(999_700)));
+        let found = gap(record, &source, &destination).expect("no gap is found");
+        assert_eq!(found, Gap { from: Duration::from_micros(100_000_300), to: Duration::from_secs(101) });
+        assert_eq!(found.length(), Duration::from_micros(999_700));
         assert_eq!(gap(record, &destination, &source), None);
+    }
+
+    #[test]
+    fn segments_to_the_server_that_are_sent_again_are_found() {
+        let record = "\
+            \x20          <idle>-0       [000] ..s2.   100.000100: tcp_retransmit_skb: skbaddr=0000000000000001 \
+            skaddr=0000000000000002 family=AF_INET sport=905 dport=2049 saddr=10.77.0.2 daddr=10.77.0.10 \
+            saddrv6=::ffff:10.77.0.2 daddrv6=::ffff:10.77.0.10 state=TCP_ESTABLISHED\n\
+            \x20          <idle>-0       [000] ..s2.   100.000200: tcp_retransmit_skb: skbaddr=0000000000000001 \
+            skaddr=0000000000000002 family=AF_INET sport=905 dport=7000 saddr=10.77.0.2 daddr=10.77.0.1 \
+            saddrv6=::ffff:10.77.0.2 daddrv6=::ffff:10.77.0.1 state=TCP_ESTABLISHED\n";
+        let times: Vec<_> = resent(record, Ipv4Addr::new(10, 77, 0, 10)).collect();
+        assert_eq!(times, [Duration::from_micros(100_000_100)]);
     }
 }

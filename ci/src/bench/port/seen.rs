@@ -1,5 +1,7 @@
 //! What is seen of one port from outside: silence for a client, retransmits and their causes.
 use super::ms;
+use super::ours::Around;
+use super::record::Gap;
 use crate::lab::Host;
 use crate::modules::NFS;
 use crate::probe::Prober;
@@ -11,6 +13,8 @@ const MIB: f64 = 1_048_576.0;
 const PAGE: f64 = 4096.0;
 /// How long after a port what is sent again is counted as its doing; what comes later is so where a last frame was lost (200 ms).
 pub(super) const AT_ONCE: Duration = Duration::from_millis(20);
+/// A guest keeps its clients' windows closed for no longer than this before its pause.
+const LULL_MAX: Duration = Duration::from_millis(10);
 /// A port with a longer blackout is remarked upon.
 const REMARKABLE_BLACKOUT: Duration = Duration::from_millis(3);
 /// And so is one that takes longer.
@@ -39,6 +43,8 @@ pub struct Seen {
     pub retransmits_at_once: Vec<f64>,
     /// See `retransmits`.
     pub retransmits_before: Vec<f64>,
+    /// By the kernel's record, where there is one: those from the lull before the pause until [`AT_ONCE`] behind it.
+    pub retransmits_of_pause: Vec<f64>,
     /// Tail loss probes, before and during.
     pub probes: Vec<f64>,
     /// How the guest's lull before the pause went, where it was asked for one.
@@ -74,7 +80,7 @@ pub struct Told {
     /// As the VMMs measure it.
     pub blackout: Duration,
     /// The same by the kernel's record, where there is one.
-    pub recorded: Option<Duration>,
+    pub recorded: Option<Gap>,
     /// Bytes sent.
     pub sent: u64,
     /// Pages that were due, had no content and were not sent: in receive buffers, and free.
@@ -88,8 +94,9 @@ pub struct Told {
 }
 
 impl Seen {
-    /// Watches the N-module from `client` for a `pause` before `port`, while it runs, and for a `pause` after it.
-    pub fn watch(&mut self, client: &Host, pause: Duration, port: impl FnOnce() -> Result<Told>) -> Result<()> {
+    /// Watches the N-module from `client` for a pause before `port`, while it runs, and for a pause after it.
+    pub fn watch(&mut self, client: &Host, around: Around, port: impl FnOnce() -> Result<Told>) -> Result<()> {
+        let Around { pause, record } = around;
         let prober = Prober::start(client, NFS.into())?;
         let (retransmits, causes) = (tcp::retransmits_to(client, *NFS.ip())?, tcp::causes(client)?);
         let began = Instant::now();
@@ -100,6 +107,9 @@ impl Seen {
         let at_once = tcp::retransmits_to(client, *NFS.ip())?.saturating_sub(so_far);
         std::thread::sleep(pause.saturating_sub(AT_ONCE));
         let resent = tcp::retransmits_to(client, *NFS.ip())?.saturating_sub(so_far);
+        if let (Some(record), Some(gap)) = (record, told.recorded) {
+            self.retransmits_of_pause.push(record.resent(*NFS.ip(), gap, LULL_MAX, AT_ONCE)? as f64);
+        }
         let now = tcp::causes(client)?;
         let probes = now.loss_probes - causes.loss_probes;
         let log = prober.finish()?;
@@ -120,7 +130,7 @@ impl Seen {
         let quiet_from = told.asked.checked_sub(whole).unwrap_or(began).max(began);
         self.quiet.push(log.longest_silence(quiet_from, told.asked).map_or(0.0, ms));
         self.blackout.push(ms(told.blackout));
-        self.recorded.extend(told.recorded.map(ms));
+        self.recorded.extend(told.recorded.map(|gap| ms(gap.length())));
         self.steps.push(told.steps);
         self.lulls.extend(told.lull);
         self.sent.push(told.sent as f64 / MIB);
