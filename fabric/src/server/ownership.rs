@@ -84,6 +84,8 @@ enum Outcome {
     Change(OwnerChange, OwnerRecord),
     /// The same, and it holds at once.
     Grant(OwnerChange, OwnerRecord),
+    /// This holds (the asker was given it, and this D-module has forgotten that); then the question is to be decided.
+    Remembered(OwnerChange, OwnerRecord),
 }
 
 impl Ownership {
@@ -128,7 +130,8 @@ impl Ownership {
             return answer(connection, Frame::OwnerRecord(held));
         }
         let decided = self.decide(&question, current, held);
-        if self.change.is_some() && matches!(decided, Ok(Outcome::Change(..) | Outcome::Grant(..))) {
+        let changes = matches!(decided, Ok(Outcome::Change(..) | Outcome::Grant(..) | Outcome::Remembered(..)));
+        if self.change.is_some() && changes {
             self.queue.push_front((connection, question));
             return None;
         }
@@ -146,6 +149,13 @@ impl Ownership {
                 self.changed(&question);
                 self.change = Some(Change { change, record, question: None, connection: None });
                 Some(Step::Grant(done(question, record, Some(connection))?, change))
+            }
+            Ok(Outcome::Remembered(change, record)) => {
+                self.table.apply(&change);
+                self.changed(&question);
+                self.change = Some(Change { change, record, question: None, connection: None });
+                self.queue.push_front((connection, question));
+                Some(Step::Write(change))
             }
             Err(error) => {
                 if error == OwnerError::Full {
@@ -192,6 +202,11 @@ impl Ownership {
             }
             Question::Release(_, epoch, asker) => {
                 let none = OwnerRecord { vm_id, ..OwnerRecord::default() };
+                // The heir's VM has ended before its guest could say that it runs. Its epoch must count as given.
+                if sealed && heir == Some(*asker) && held.epoch.next() == Some(*epoch) {
+                    let given = compare_and_swap(current, floor, vm_id, held.epoch, *asker)?;
+                    return Ok(Outcome::Remembered(OwnerChange::Set(given, None), given));
+                }
                 return match release(current, floor, vm_id, *epoch, *asker)? {
                     // The heir may have the VM.
                     Some(_) if sealed => Err(OwnerError::Sealed),
