@@ -8,7 +8,7 @@ use super::drivers::{Outcome, Task};
 use super::search::search_from;
 use super::{DESTINATION, FRESH, SOURCE, START, Side, State, start};
 use fabric::id::{Epoch as CfEpoch, Owner, VmId};
-use fabric::owner::{OwnerError, OwnerRecord, claim, release};
+use fabric::owner::{OwnerError, OwnerRecord, claim, compare_and_swap, release};
 use migration::message::Ownership;
 use migration::ownership::{Epoch, OwnerId, Record};
 use migration::source::Phase;
@@ -31,6 +31,10 @@ pub(crate) struct Lives {
     pub(crate) claim: Option<Epoch>,
     /// Claims of the guest's before that, which it has not heard of: since the port began.
     unheard: u8,
+    /// A compare-and-swap from epoch 0 of the source's, from an earlier port, is on its way; and there was one, of which the source knows that it
+    /// was not answered.
+    late_take: bool,
+    pub(crate) takes: bool,
     /// Requests to release on their way: whose record, at which epoch.
     releases: BTreeSet<(OwnerId, Epoch)>,
     /// The process that has started the VM afresh, and its epoch.
@@ -51,6 +55,11 @@ impl Lives {
     /// The guest has claimed, unheard, so often, and once more.
     pub(crate) fn with_claim(self, unheard: u8) -> Lives {
         Lives { claim: Some(Epoch(START.0 + u64::from(unheard))), unheard, ..self }
+    }
+
+    /// The source's process once asked for a record from epoch 0, in vain.
+    fn with_late_take(self) -> Lives {
+        Lives { late_take: true, takes: true, ..self }
     }
 
     /// The epoch of a guest that was told to run with this one.
@@ -98,6 +107,10 @@ impl State {
         }
         if self.lives.claim.is_some() {
             add(&State::guest_claims);
+        }
+        // Where there is a record it changes nothing.
+        if self.lives.late_take && self.current().is_none() {
+            add(&State::take_late);
         }
         if self.lives.ends > 0 {
             // A VM at which a port is under way is not released by its source (`Vm::may_go_on`).
@@ -160,6 +173,14 @@ impl State {
         if self.claim(SOURCE, from) {
             self.lives.guest_epoch = Some(self.record.epoch);
         }
+    }
+
+    /// The first of a record, where none is left: a process that has nothing any more becomes its owner.
+    fn take_late(&mut self) {
+        self.lives.late_take = false;
+        let taken = compare_and_swap(None, CfEpoch(self.floor.0), VM, CfEpoch(0), Owner(SOURCE.0));
+        self.set(taken.unwrap_or_else(|e| panic!("{e}")));
+        self.forget_heir();
     }
 
     /// False if it starts from another epoch than the record's.
@@ -248,6 +269,12 @@ fn a_record_is_released() {
     lives_on(true, Lives::new(0, 1, 0));
 }
 
+/// It may then look as if the destination had given the VM back, with the very epoch.
+#[test]
+fn a_released_record_is_taken_late_in_the_sources_name() {
+    lives_on(false, Lives::new(0, 1, 0).with_late_take());
+}
+
 #[test]
 fn a_vm_is_started_afresh() {
     lives_on(false, Lives::new(1, 0, 1));
@@ -280,7 +307,7 @@ fn a_guest_claims_late_and_has_claimed_before() {
 fn a_record_lives_through_much() {
     for heir in [true, false] {
         let claim = |starts, operators| Lives::new(starts, operators, 0).with_claim(0);
-        for lives in [Lives::new(1, 1, 0), claim(1, 0), claim(0, 1)] {
+        for lives in [Lives::new(1, 1, 0), claim(1, 0), claim(0, 1), Lives::new(0, 1, 0).with_late_take()] {
             lives_on(heir, lives);
         }
     }
