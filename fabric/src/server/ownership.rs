@@ -63,6 +63,8 @@ struct Change {
     question: Option<Question>,
     /// Where the answer goes, if anybody waits.
     connection: Option<ConnectionId>,
+    /// The question is not answered then, but decided again.
+    again: bool,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ pub(super) struct Ownership {
 }
 
 /// What a question comes to.
+#[derive(Clone, Copy)]
 enum Outcome {
     /// The record as it is.
     Same(OwnerRecord),
@@ -84,7 +87,7 @@ enum Outcome {
     Change(OwnerChange, OwnerRecord),
     /// The same, and it holds at once.
     Grant(OwnerChange, OwnerRecord),
-    /// This holds (the asker was given it, and this D-module has forgotten that); then the question is to be decided.
+    /// This is to be changed (the asker was given it, and this D-module has forgotten that), and then the question decided again.
     Remembered(OwnerChange, OwnerRecord),
 }
 
@@ -140,22 +143,17 @@ impl Ownership {
                 self.changed(&question);
                 Some(Step::Answer(done(question, record, Some(connection))?))
             }
-            Ok(Outcome::Change(change, record)) => {
-                self.change = Some(Change { change, record, question: Some(question), connection: Some(connection) });
+            Ok(outcome @ (Outcome::Change(change, record) | Outcome::Remembered(change, record))) => {
+                let again = matches!(outcome, Outcome::Remembered(..));
+                let (question, connection) = (Some(question), Some(connection));
+                self.change = Some(Change { change, record, question, connection, again });
                 Some(Step::Write(change))
             }
             Ok(Outcome::Grant(change, record)) => {
                 self.table.apply(&change);
                 self.changed(&question);
-                self.change = Some(Change { change, record, question: None, connection: None });
+                self.change = Some(Change { change, record, question: None, connection: None, again: false });
                 Some(Step::Grant(done(question, record, Some(connection))?, change))
-            }
-            Ok(Outcome::Remembered(change, record)) => {
-                self.table.apply(&change);
-                self.changed(&question);
-                self.change = Some(Change { change, record, question: None, connection: None });
-                self.queue.push_front((connection, question));
-                Some(Step::Write(change))
             }
             Err(error) => {
                 if error == OwnerError::Full {
@@ -255,6 +253,10 @@ impl Ownership {
         if durable {
             self.table.apply(&change.change);
             self.changed(&question);
+            if change.again {
+                self.queue.push_front((change.connection?, question));
+                return None;
+            }
             return done(question, change.record, change.connection);
         }
         // Who names nobody says that no heir has the VM, nor will have it: true, whatever the disk takes. The owner, who is to go on,

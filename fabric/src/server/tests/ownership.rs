@@ -243,6 +243,9 @@ fn an_heir_whose_epoch_was_forgotten_releases_its_record() {
     assert_eq!(release(&mut s, 2, OTHER), [told(CasStatus::Lost, record(1, 1, ME))], "nobody else's word counts");
     // First the epoch counts as given, and then it is released: it must not come again.
     assert_eq!(release(&mut s, 2, HEIR), [Did::Write(Some(record(2, 1, HEIR)))]);
+    s.owners_written(false);
+    assert_eq!(did(&mut s), [told(CasStatus::Unknown, record(1, 1, ME))]);
+    assert_eq!(release(&mut s, 2, HEIR), [Did::Write(Some(record(2, 1, HEIR)))]);
     s.owners_written(true);
     assert_eq!(did(&mut s), [Did::Write(None)]);
     s.owners_written(true);
