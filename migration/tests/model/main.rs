@@ -383,7 +383,7 @@ impl State {
     }
 
     /// One step of healing; none is left when it changes nothing.
-    fn step(&mut self, ownership: Ownership) {
+    pub(crate) fn step(&mut self, ownership: Ownership) {
         self.hello();
         if self.forgettable {
             self.written();
