@@ -10,6 +10,8 @@
 //! - Nothing is allocated for the VM before HELLO has been accepted.
 //! - Once it competes, it does not give up before it knows the arbiter's answer (from the arbiter, or from a source that
 //!   has won): the answer may already be "won".
+//! - [`Action::GiveBack`] and [`Action::Run`] exclude each other. What it asks for may arrive late and often: it only changes a record of
+//!   the epoch that this side was given and has never run with, so nobody runs with it.
 //!
 //! Survives: loss of the connection in every phase, a source that stops, a step that fails, an arbiter that does not answer.
 use crate::message::{Description, Hello, Message, Ownership, Reason, ReasonCode, VERSION_MAX, VERSION_MIN, feature};
@@ -115,6 +117,14 @@ pub enum Action {
     Compete(Epoch),
     /// Rewrite epoch and clock, inject late frames, start the vCPU, announce the addresses.
     Run(Option<Epoch>),
+    /// Compare-and-swap at the arbiter from this epoch, which this side has won and will not run with, in the source's name; until it
+    /// is answered or a bounded time is over. Nothing waits for it, and nothing is reported.
+    GiveBack {
+        /// The epoch that was won.
+        epoch: Epoch,
+        /// The source's identity, from HELLO.
+        owner: OwnerId,
+    },
     /// Free everything made for the VM.
     Destroy,
     /// Close the connection.
@@ -177,8 +187,8 @@ impl Destination {
         self.hello.as_ref()
     }
 
-    /// The arbiter has said that the VM is this side's. An heir that gives it back then says so to the source alone: to renounce would
-    /// let the arbiter, should it have forgotten, give the epoch to a fresh start as well.
+    /// The arbiter has said that the VM is this side's. An heir that gives it back then does not renounce: that would let the
+    /// arbiter, should it have forgotten, give the epoch to a fresh start as well. It gives the epoch back ([`Action::GiveBack`]).
     pub fn has_won(&self) -> bool {
         self.won.is_some()
     }
@@ -345,7 +355,13 @@ impl Destination {
     fn decide(&mut self) -> Vec<Action> {
         match (self.won, self.failed.clone()) {
             (None, _) => vec![],
-            (Some(epoch), Some(reason)) => self.destroy(reason, epoch),
+            (Some(epoch), Some(reason)) => {
+                let owner = self.hello.as_ref().map_or(OwnerId::default(), |h| h.owner);
+                let mut actions = self.destroy(reason, epoch);
+                // Behind ABORTED, which is the faster word where it arrives.
+                actions.insert(1, Action::GiveBack { epoch, owner });
+                actions
+            }
             (Some(epoch), None) if self.loaded => {
                 // The point of no return of this side: the VM is ours.
                 self.phase = Phase::Starting;

@@ -8,158 +8,18 @@
 //!   ([`Source::past_no_return`]) it is free; after it, it needs a won compare-and-swap, or (without an arbiter) the
 //!   destination's word that it will never run.
 //! - [`Action::TearDown`] and [`Action::Resume`] exclude each other.
+//! - A record that was only read, however old, never lets the guest run: it makes this side compete once more.
 //!
 //! Survives: loss of the connection, a destination that stops, a driver step that fails, a cancelling operator, an arbiter
-//! that does not answer: in every phase the machine ends in [`Phase::Resumed`], in [`Phase::Ended`], or stays
+//! that does not answer, a destination that has won, cannot run the VM and cannot say so here: in every phase the machine ends in
+//! [`Phase::Resumed`], in [`Phase::Ended`], or stays
 //! paused in [`Phase::Competing`] (arbiter: until it answers) or [`Phase::Unknown`] (no arbiter: until told).
+mod terms;
+
 use crate::convergence::{Decision, Policy, RoundStats, decide, helped};
 use crate::message::{Description, Hello, Message, Ownership, Reason, ReasonCode};
-use crate::ownership::{Epoch, Verdict};
-
-/// How far the port is. [`Phase::name`] is what the API shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Phase {
-    /// Not begun.
-    Idle,
-    /// HELLO sent.
-    Hello,
-    /// DESCRIBE sent.
-    Describe,
-    /// Memory is copied while the guest runs.
-    PreCopy,
-    /// The guest is to let as little as possible be under way to it.
-    Lull,
-    /// The guest is being paused.
-    Pausing,
-    /// Paused; state and residue are being collected.
-    Collecting,
-    /// Paused; all is sent but COMMIT (without an arbiter only).
-    Handing,
-    /// COMMIT is out: the point of no return is behind.
-    Committed,
-    /// Competing at the arbiter to take the VM back.
-    Competing,
-    /// Nobody can tell who runs: without an arbiter, the connection was lost behind COMMIT. Paused until told.
-    Unknown,
-    /// The destination runs; late network frames are forwarded.
-    Forwarding,
-    /// The guest runs here, the port is off. Final.
-    Resumed,
-    /// The destination owns the VM; this copy is destroyed. Final.
-    Ended,
-}
-
-impl Phase {
-    /// Name in the API.
-    pub fn name(self) -> &'static str {
-        match self {
-            Phase::Idle => "idle",
-            Phase::Hello => "hello",
-            Phase::Describe => "describe",
-            Phase::PreCopy => "pre-copy",
-            Phase::Lull => "lull",
-            Phase::Pausing => "pausing",
-            Phase::Collecting => "collecting",
-            Phase::Handing => "handing-over",
-            Phase::Committed => "committed",
-            Phase::Competing => "competing",
-            Phase::Unknown => "unknown",
-            Phase::Forwarding => "forwarding",
-            Phase::Resumed => "resumed",
-            Phase::Ended => "ended",
-        }
-    }
-
-    /// Nothing more will happen.
-    pub fn is_final(self) -> bool {
-        matches!(self, Phase::Resumed | Phase::Ended)
-    }
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// The connection stands.
-    Connected,
-    /// A control message came.
-    Message(Message),
-    /// The measurements asked for with [`Action::Measure`].
-    Measured(RoundStats),
-    /// The guest has come to a lull, or does not know what that is, or was waited for long enough, after [`Action::Lull`].
-    Lulled,
-    /// The vCPUs stand still and the devices are quiet, after [`Action::Pause`].
-    Paused,
-    /// State and residue are in memory, after [`Action::Collect`]; the epoch in the guest's boot-info page.
-    Collected(Epoch),
-    /// The last byte of the COMMIT frame was certainly not given to the connection.
-    FinalNotSent(Reason),
-    /// The arbiter's answer to [`Action::Compete`].
-    Verdict {
-        /// What was competed with.
-        expected: Epoch,
-        /// The answer.
-        verdict: Verdict,
-    },
-    /// The arbiter gave no answer; the driver asks again later by itself.
-    ArbiterSilent,
-    /// A step of this side failed (dirty log, pause, saving state).
-    Failed(Reason),
-    /// The connection is gone.
-    Disconnected(Reason),
-    /// The peer broke the protocol: handled as if the connection were gone.
-    Broken(Reason),
-    /// The phase took longer than the driver allows.
-    Timeout,
-    /// The operator wants the port to stop.
-    Cancel,
-    /// In [`Phase::Unknown`], the operator says who runs. `true`: here.
-    Resolve(bool),
-    /// The time for forwarding late frames is over.
-    LingerOver,
-}
-
-/// What the driver is to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Send a control message.
-    Send(Message),
-    /// Begin to log writes to guest memory.
-    StartDirtyLog,
-    /// Send all memory (`round` 0) or what the log says, then ROUND.
-    SendRound {
-        /// Number.
-        round: u32,
-    },
-    /// Let the guest stand still for so many percent of its time, until [`Action::Pause`] or [`Action::Resume`].
-    Throttle(u8),
-    /// Count dirty pages without clearing the log and report [`Event::Measured`].
-    Measure,
-    /// Ask the guest to keep its clients waiting, wait for it for a bounded time, and send what it has written since if it does now write little.
-    Lull,
-    /// Stop feeding receive queues, stop the vCPUs, quiesce the devices.
-    Pause,
-    /// Device state first, then the last dirty bitmap.
-    Collect,
-    /// Send residue and state, with COMMIT behind them if `commit`, in one write.
-    SendFinal {
-        /// COMMIT with this epoch.
-        commit: Option<Epoch>,
-    },
-    /// Send COMMIT.
-    SendCommit(Epoch),
-    /// Compare-and-swap at the arbiter with this expected epoch and the own owner id, until an answer comes.
-    Compete(Epoch),
-    /// Stop the dirty log and let the guest run, with the new epoch if there is one.
-    Resume(Option<Epoch>),
-    /// Report [`Event::LingerOver`] after the linger; late frames are forwarded until then.
-    Linger,
-    /// Send DONE, close the connection.
-    Finish,
-    /// Close the connection.
-    Close,
-    /// The VM is no longer this process's: destroy it.
-    TearDown,
-}
+use crate::ownership::{Epoch, Record, Verdict};
+pub use terms::{Action, Event, Phase};
 
 /// The state machine.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -226,7 +86,10 @@ impl Source {
 
     /// Whether the destination may run already, so that this side must not resume of its own accord.
     pub fn past_no_return(&self) -> bool {
-        matches!(self.phase, Phase::Committed | Phase::Competing | Phase::Unknown | Phase::Forwarding | Phase::Ended)
+        matches!(
+            self.phase,
+            Phase::Committed | Phase::Competing | Phase::Unknown | Phase::Watching | Phase::Forwarding | Phase::Ended
+        )
     }
 
     /// Takes an event; returns what to do, in order.
@@ -304,6 +167,8 @@ impl Source {
             (P::Handing, Event::Message(Message::Aborted { reason, .. })) => self.abort(reason),
             (P::Competing, Event::Verdict { expected, verdict }) if expected == self.epoch => self.decided(verdict),
             (P::Competing, Event::ArbiterSilent) => vec![],
+            (P::Watching, Event::Seen(record)) => self.seen(record),
+            (P::Watching, Event::Timeout) => self.tear_down(),
             (P::Committed, Event::Timeout | Event::Cancel) if self.hello.ownership == Ownership::Arbiter => {
                 self.note(Reason::new(ReasonCode::Timeout, "no word from the destination after the hand-over"));
                 self.phase = P::Competing;
@@ -320,8 +185,7 @@ impl Source {
             }
             // Until the destination is heard of it may still give the VM back, and this is the only copy then.
             (P::Forwarding, Event::LingerOver | Event::Timeout | Event::Cancel) if self.runs_there => {
-                self.phase = P::Ended;
-                vec![Action::Finish, Action::TearDown]
+                [vec![Action::Finish], self.tear_down()].concat()
             }
             (_, Event::Disconnected(reason) | Event::Broken(reason)) => self.lost_connection(reason),
             (_, Event::Message(message)) => self.unexpected(&message),
@@ -430,15 +294,47 @@ impl Source {
                 self.epoch = epoch;
                 vec![Action::Compete(epoch)]
             }
+            Verdict::Lost(record) if self.is_given_back(record) => self.take_given_back(),
             Verdict::Lost(_) if self.connected => {
                 self.phase = Phase::Forwarding;
                 vec![]
             }
-            Verdict::Lost(_) => {
-                self.phase = Phase::Ended;
-                vec![Action::TearDown]
-            }
+            Verdict::Lost(_) => self.watch(),
         }
+    }
+
+    /// The destination, which had won, has put this side into the record behind itself.
+    fn is_given_back(&self, record: Record) -> bool {
+        record.owner == self.hello.owner && record.epoch == self.epoch.next().next()
+    }
+
+    /// What was read may be old, or a claim's doing: the arbiter says whether it holds. Asked by its owner it changes nothing.
+    fn take_given_back(&mut self) -> Vec<Action> {
+        self.epoch = self.epoch.next();
+        self.phase = Phase::Competing;
+        vec![Action::Compete(self.epoch)]
+    }
+
+    fn watch(&mut self) -> Vec<Action> {
+        self.phase = Phase::Watching;
+        vec![Action::Watch]
+    }
+
+    fn seen(&mut self, record: Record) -> Vec<Action> {
+        if self.is_given_back(record) {
+            return self.take_given_back();
+        }
+        // An older one is what an arbiter that was restarted has forgotten the destination's epoch from.
+        if (1..=self.epoch.next().0).contains(&record.epoch.0) {
+            return vec![];
+        }
+        // Started afresh, handed on, or released: the destination had it, and gives nothing back any more.
+        self.tear_down()
+    }
+
+    fn tear_down(&mut self) -> Vec<Action> {
+        self.phase = Phase::Ended;
+        vec![Action::TearDown]
     }
 
     fn lost_connection(&mut self, reason: Reason) -> Vec<Action> {
@@ -455,10 +351,11 @@ impl Source {
                 vec![Action::Close]
             }
             (Phase::Forwarding, _) => {
-                self.phase = Phase::Ended;
-                vec![Action::Close, Action::TearDown]
+                self.note(reason);
+                let last = if self.runs_there { self.tear_down() } else { self.watch() };
+                [vec![Action::Close], last].concat()
             }
-            (Phase::Competing | Phase::Unknown, _) => vec![Action::Close],
+            (Phase::Competing | Phase::Unknown | Phase::Watching, _) => vec![Action::Close],
             (Phase::Resumed | Phase::Ended, _) => vec![],
             _ => self.abort(reason),
         }

@@ -195,6 +195,7 @@ fn run(order: Order, socket: Option<SocketFile>) -> vmm::Result<u8> {
         vm.stop();
         port::end::release(&vm);
     }
+    port::parting::finish();
     match &end {
         End::TripleFault | End::Crash(_) => say(format_args!("vmm: {end}")),
         end => log::info!("the VM has ended: {end:?}"),

@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixListener;
 
 use migration::message::{Hello, Message, Ownership, Reason, ReasonCode};
-use migration::ownership::{Epoch, OwnerId};
+use migration::ownership::{Epoch, OwnerId, Verdict};
 use port_support::arbiter::Arbiter;
 use port_support::puppet::{BEFORE_COMMIT, Puppet, Stopped, Until};
 use port_support::{Echo, Lab, eventually, ip};
@@ -270,18 +270,74 @@ fn with_an_arbiter_the_loser_destroys_its_copy() {
         let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
         let _echo = Echo::new(&lab);
         let puppet = Puppet::new();
-        vmm.port_to(puppet.port());
+        let id = vmm.port_to(puppet.port());
         let stopped = puppet.follow(Until::Commit, 1);
         // The destination wins, then the connection breaks before it can say so.
         arbiter.usurp(9);
+        drop(stopped);
+        eventually("it may still be given back", || (vmm.port(id)["phase"] == "watching").then_some(()));
+        assert_eq!(vmm.state(), "paused");
         if released {
             // The VM has even ended there: there is no record, and that is no invitation to an old copy.
             arbiter.release(9);
+        } else {
+            arbiter.usurp(9);
         }
-        drop(stopped);
         assert!(vmm.wait().success(), "the VM is somebody else's now");
         assert_eq!(arbiter.record(9).is_none(), released);
     }
+}
+
+/// The destination has won, cannot run the VM, and reaches the arbiter alone.
+#[test]
+fn a_source_that_has_lost_goes_on_when_the_vm_is_given_back() {
+    let lab = Lab::plain(2);
+    let arbiter = Arbiter::start();
+    let address = arbiter.address.to_string();
+    let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+    let mut echo = Echo::new(&lab);
+    let puppet = Puppet::new();
+    let id = vmm.port_to(puppet.port());
+    let stopped = puppet.follow(Until::Commit, 1);
+    let source = OwnerId(arbiter.record(9).unwrap().owner.0);
+    compete(&arbiter, 1, OwnerId([5, 5]));
+    drop(stopped);
+    eventually("it has lost", || (vmm.port(id)["phase"] == "watching").then_some(()));
+    compete(&arbiter, 2, source);
+    let status = vmm.wait_port(id);
+    assert_eq!(status["state"], "failed", "{status}");
+    assert_eq!(arbiter.record(9).unwrap().epoch.0, 3, "what was given back, and no other epoch");
+    carries_on(&lab, &mut vmm, &mut echo);
+}
+
+/// Wins at the arbiter in this owner's name.
+fn compete(arbiter: &Arbiter, epoch: u64, owner: OwnerId) {
+    let mut client = vmm::port::arbiter::Arbiter::new(arbiter.address, 9, owner);
+    client.compete(Epoch(epoch));
+    let (_, verdict) = eventually("the arbiter answers", || client.poll());
+    assert_eq!(verdict, Verdict::Won(Epoch(epoch + 1)));
+}
+
+#[test]
+fn without_an_heir_a_port_is_given_up_unless_the_arbiter_knows_none() {
+    let lab = Lab::plain(2);
+    let arbiter = Arbiter::start();
+    let address = arbiter.address.to_string();
+    let mut vmm = lab.boot("echo", &["--arbiter", &address, "--vm-id", "9"]);
+    let mut echo = Echo::new(&lab);
+    let puppet = Puppet::new();
+    let id = vmm.port_to(puppet.port());
+    // It has its record; the arbiter does not answer any more when it is to hear of the heir.
+    let mut stopped = puppet.follow(Until::Describe, 1);
+    arbiter.set_silent(true);
+    stopped.say(&Message::Ready { owner: OwnerId([5, 5]), epoch: Epoch(1) });
+    let status = vmm.wait_port(id);
+    assert_eq!((&status["state"], &status["paused_us"]), (&"failed".into(), &serde_json::Value::Null), "{status}");
+    assert!(status["error"].as_str().unwrap().contains(&format!("arbiter {address}")), "{status}");
+    drop(stopped);
+    arbiter.set_silent(false);
+    arbiter.make_old();
+    carries_on(&lab, &mut vmm, &mut echo);
 }
 
 /// The destination had won, and gives the VM back while the source is about to forward a frame: that fails before ABORTED is read.

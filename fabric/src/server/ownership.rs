@@ -63,6 +63,8 @@ struct Change {
     question: Option<Question>,
     /// Where the answer goes, if anybody waits.
     connection: Option<ConnectionId>,
+    /// The question is not answered then, but decided again.
+    again: bool,
 }
 
 #[derive(Debug)]
@@ -77,6 +79,7 @@ pub(super) struct Ownership {
 }
 
 /// What a question comes to.
+#[derive(Clone, Copy)]
 enum Outcome {
     /// The record as it is.
     Same(OwnerRecord),
@@ -84,6 +87,8 @@ enum Outcome {
     Change(OwnerChange, OwnerRecord),
     /// The same, and it holds at once.
     Grant(OwnerChange, OwnerRecord),
+    /// This is to be changed (the asker was given it, and this D-module has forgotten that), and then the question decided again.
+    Remembered(OwnerChange, OwnerRecord),
 }
 
 impl Ownership {
@@ -128,7 +133,8 @@ impl Ownership {
             return answer(connection, Frame::OwnerRecord(held));
         }
         let decided = self.decide(&question, current, held);
-        if self.change.is_some() && matches!(decided, Ok(Outcome::Change(..) | Outcome::Grant(..))) {
+        let changes = matches!(decided, Ok(Outcome::Change(..) | Outcome::Grant(..) | Outcome::Remembered(..)));
+        if self.change.is_some() && changes {
             self.queue.push_front((connection, question));
             return None;
         }
@@ -137,14 +143,16 @@ impl Ownership {
                 self.changed(&question);
                 Some(Step::Answer(done(question, record, Some(connection))?))
             }
-            Ok(Outcome::Change(change, record)) => {
-                self.change = Some(Change { change, record, question: Some(question), connection: Some(connection) });
+            Ok(outcome @ (Outcome::Change(change, record) | Outcome::Remembered(change, record))) => {
+                let again = matches!(outcome, Outcome::Remembered(..));
+                let (question, connection) = (Some(question), Some(connection));
+                self.change = Some(Change { change, record, question, connection, again });
                 Some(Step::Write(change))
             }
             Ok(Outcome::Grant(change, record)) => {
                 self.table.apply(&change);
                 self.changed(&question);
-                self.change = Some(Change { change, record, question: None, connection: None });
+                self.change = Some(Change { change, record, question: None, connection: None, again: false });
                 Some(Step::Grant(done(question, record, Some(connection))?, change))
             }
             Err(error) => {
@@ -192,6 +200,11 @@ impl Ownership {
             }
             Question::Release(_, epoch, asker) => {
                 let none = OwnerRecord { vm_id, ..OwnerRecord::default() };
+                // The heir's VM has ended before its guest could say that it runs. Its epoch must count as given.
+                if sealed && heir == Some(*asker) && held.epoch.next() == Some(*epoch) {
+                    let given = compare_and_swap(current, floor, vm_id, held.epoch, *asker)?;
+                    return Ok(Outcome::Remembered(OwnerChange::Set(given, None), given));
+                }
                 return match release(current, floor, vm_id, *epoch, *asker)? {
                     // The heir may have the VM.
                     Some(_) if sealed => Err(OwnerError::Sealed),
@@ -240,6 +253,10 @@ impl Ownership {
         if durable {
             self.table.apply(&change.change);
             self.changed(&question);
+            if change.again {
+                self.queue.push_front((change.connection?, question));
+                return None;
+            }
             return done(question, change.record, change.connection);
         }
         // Who names nobody says that no heir has the VM, nor will have it: true, whatever the disk takes. The owner, who is to go on,

@@ -1,6 +1,6 @@
 //! For a VMM that ports a VM: ask for the ownership record, name an heir, compare-and-swap, release it. No HELLO is needed; the
 //! answers come in the order of the questions. And how an N-module claims with its HELLO.
-use super::{CasStatus, Frame, FrameReader, Hello, WireError, encode};
+use super::{CasStatus, Farewell, Frame, FrameReader, Hello, WireError, encode};
 use crate::id::{Epoch, Owner, VmId};
 use crate::owner::OwnerRecord;
 use alloc::vec::Vec;
@@ -46,6 +46,8 @@ pub enum OwnerAnswer {
     Record(OwnerRecord),
     /// To [`owner_cas`], [`owner_reserve`] and [`owner_release`]: how it ended, and the record that holds now.
     Cas(CasStatus, OwnerRecord),
+    /// None: the D-module ends the connection. It takes a question it does not know for a mistake ([`Farewell::Protocol`]).
+    Goodbye(Farewell),
 }
 
 /// Reads answers from the byte stream of a connection used for nothing else.
@@ -64,6 +66,7 @@ impl OwnerAnswers {
             None => Ok(None),
             Some(Frame::OwnerRecord(record)) => Ok(Some(OwnerAnswer::Record(record))),
             Some(Frame::OwnerCasResult { status, record }) => Ok(Some(OwnerAnswer::Cas(status, record))),
+            Some(Frame::Goodbye { reason }) => Ok(Some(OwnerAnswer::Goodbye(reason))),
             Some(_) => Err(WireError::Malformed("not an answer about ownership")),
         }
     }

@@ -90,7 +90,9 @@ fn does_not_run_when_lost_or_failed() {
     let mut d = at(Ownership::Arbiter, 7);
     d.on_event(commit());
     let lost = Verdict::Lost(Record { epoch: Epoch(8), owner: OwnerId([4, 5]) });
-    assert!(d.on_event(Event::Verdict(lost)).contains(&Action::Destroy));
+    let actions = d.on_event(Event::Verdict(lost));
+    assert!(actions.contains(&Action::Destroy));
+    assert!(!actions.iter().any(|a| matches!(a, Action::GiveBack { .. })), "it was not this side's");
     assert_eq!(d.on_event(Event::Loaded), []);
 
     let mut d = at(Ownership::Arbiter, 7);
@@ -99,6 +101,7 @@ fn does_not_run_when_lost_or_failed() {
     assert_eq!(d.on_event(Event::Failed(reason.clone())), [], "the arbiter may have said yes already");
     let actions = d.on_event(Event::Verdict(Verdict::Won(Epoch(8))));
     assert_eq!(actions[0], Action::Send(Message::Aborted { reason, epoch: Epoch(8) }));
+    assert_eq!(actions[1], Action::GiveBack { epoch: Epoch(8), owner: OwnerId([4, 5]) });
     assert!(actions.contains(&Action::Destroy));
 }
 

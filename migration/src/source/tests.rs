@@ -110,7 +110,7 @@ fn every_phase_before_commit_can_be_cancelled_cut_timed_out_and_failed() {
 #[test]
 fn after_commit_only_the_arbiter_brings_it_back() {
     let lost = Verdict::Lost(Record { epoch: Epoch(8), owner: OwnerId([6, 6]) });
-    for (verdict, phase) in [(Verdict::Won(Epoch(8)), Phase::Resumed), (lost, Phase::Ended)] {
+    for (verdict, phase) in [(Verdict::Won(Epoch(8)), Phase::Resumed), (lost, Phase::Watching)] {
         let mut s = source(Ownership::Arbiter);
         play(&mut s, &script(Ownership::Arbiter));
         s.on_event(Event::Collected(Epoch(7)));
@@ -213,8 +213,74 @@ fn a_copy_is_kept_until_the_destination_that_has_won_is_heard_of() {
     assert_eq!(runs.on_event(Event::LingerOver), [Action::Finish, Action::TearDown]);
     let mut gone = lost.clone();
     let cut = Event::Disconnected(Reason::new(ReasonCode::Disconnected, "cut"));
-    assert_eq!(gone.on_event(cut), [Action::Close, Action::TearDown]);
+    assert_eq!(gone.on_event(cut), [Action::Close, Action::Watch]);
+    assert_eq!(gone.phase(), Phase::Watching);
     let reason = Reason::new(ReasonCode::State, "cannot load");
     let aborted = Event::Message(Message::Aborted { reason, epoch: Epoch(8) });
     assert_eq!(lost.on_event(aborted), [Action::Compete(Epoch(8))]);
+}
+
+/// A source that has lost to the owner 6 at epoch 8, and its connection.
+fn watching() -> Source {
+    let mut s = source(Ownership::Arbiter);
+    play(&mut s, &script(Ownership::Arbiter));
+    s.on_event(Event::Collected(Epoch(7)));
+    s.on_event(Event::Disconnected(Reason::new(ReasonCode::Disconnected, "cut")));
+    let verdict = Verdict::Lost(Record { epoch: Epoch(8), owner: OwnerId([6, 6]) });
+    assert_eq!(s.on_event(Event::Verdict { expected: Epoch(7), verdict }), [Action::Watch]);
+    assert!(s.past_no_return());
+    s
+}
+
+fn seen(epoch: u64, owner: u64) -> Event {
+    let owner = if owner == 4 { OwnerId([4, 5]) } else { OwnerId([owner, owner]) };
+    Event::Seen(Record { epoch: Epoch(epoch), owner })
+}
+
+#[test]
+fn who_has_lost_and_hears_nothing_watches_the_record() {
+    let mut s = watching();
+    // Nothing new; an arbiter that has forgotten; nothing that counts.
+    for nothing in [seen(8, 6), seen(7, 4), Event::Cancel, Event::Failed(Reason::new(ReasonCode::Internal, ""))] {
+        assert_eq!(s.on_event(nothing), []);
+    }
+    assert_eq!(s.clone().on_event(Event::Timeout), [Action::TearDown]);
+    // Started afresh, handed on, this side's own in another way, released.
+    for gone in [seen(9, 6), seen(9, 1), seen(10, 4), seen(0, 0)] {
+        let mut s = s.clone();
+        assert_eq!(s.on_event(gone), [Action::TearDown]);
+        assert_eq!(s.phase(), Phase::Ended);
+        assert_eq!(s.on_event(seen(9, 4)), []);
+    }
+    // Given back. What was read does not count before the arbiter has confirmed it.
+    assert_eq!(s.on_event(seen(9, 4)), [Action::Compete(Epoch(8))]);
+    let actions = s.clone().on_event(Event::Verdict { expected: Epoch(8), verdict: Verdict::Won(Epoch(9)) });
+    assert_eq!(actions.last(), Some(&Action::Resume(Some(Epoch(9)))));
+    let verdict = Verdict::Lost(Record { epoch: Epoch(10), owner: OwnerId([1, 1]) });
+    assert_eq!(s.on_event(Event::Verdict { expected: Epoch(8), verdict }), [Action::Watch]);
+    assert_eq!(s.on_event(seen(9, 4)), [], "may be old");
+    assert_eq!(s.on_event(seen(10, 1)), [Action::TearDown]);
+}
+
+/// The destination's word was there before the question of this side.
+#[test]
+fn who_competes_hears_that_the_vm_was_given_back() {
+    for cut in [true, false] {
+        let mut s = source(Ownership::Arbiter);
+        play(&mut s, &script(Ownership::Arbiter));
+        s.on_event(Event::Collected(Epoch(7)));
+        s.on_event(if cut {
+            Event::Disconnected(Reason::new(ReasonCode::Disconnected, "cut"))
+        } else {
+            Event::Timeout
+        });
+        let verdict = Verdict::Lost(Record { epoch: Epoch(9), owner: OwnerId([4, 5]) });
+        assert_eq!(s.on_event(Event::Verdict { expected: Epoch(7), verdict }), [Action::Compete(Epoch(8))]);
+        // ABORTED after that says nothing new.
+        let reason = Reason::new(ReasonCode::State, "cannot load");
+        let late = s.on_event(Event::Message(Message::Aborted { reason, epoch: Epoch(8) }));
+        assert_eq!(late, []);
+        let actions = s.on_event(Event::Verdict { expected: Epoch(8), verdict: Verdict::Won(Epoch(9)) });
+        assert_eq!(actions.last(), Some(&Action::Resume(Some(Epoch(9)))));
+    }
 }

@@ -1,5 +1,5 @@
 //! What the drivers of both sides do when their machine tells them to, and what may come of it.
-use super::{DESTINATION, START, Side, State, Wire, why};
+use super::{DESTINATION, SOURCE, START, Side, State, Wire, why};
 use migration::convergence::RoundStats;
 use migration::destination;
 use migration::message::{Message, ReasonCode, Stamp, feature};
@@ -32,6 +32,9 @@ impl State {
         for action in self.source.on_event(event) {
             self.source_action(action);
         }
+        if !self.watches() {
+            self.shown = None;
+        }
     }
 
     pub(crate) fn source_action(&mut self, action: source::Action) {
@@ -55,6 +58,7 @@ impl State {
                 self.competing.insert(Side::Source, epoch);
                 self.requests.insert((Side::Source, epoch));
             }
+            A::Watch => {}
             A::Resume(epoch) => {
                 assert!(!self.torn_down, "resumes a destroyed VM");
                 self.competing.remove(&Side::Source);
@@ -108,6 +112,10 @@ impl State {
                 // From here on the vCPU may have entered the guest; the report comes later.
                 self.destination_runs = Some(epoch.unwrap_or(START));
                 self.task(Side::Destination, Task::Start);
+            }
+            A::GiveBack { epoch, owner } => {
+                assert_eq!((owner, self.destination_runs), (SOURCE, None));
+                self.gives_back = Some(epoch);
             }
             A::Destroy => {
                 self.renounces = self.heir && !self.destination.has_won();

@@ -61,12 +61,17 @@ struct State {
     /// The arbiter was restarted and may have forgotten that.
     sealed: bool,
     restarts: u8,
-    /// The destination was given the epoch at some time.
-    given: bool,
+    /// The destination, which has won and given up, has the arbiter asked in the source's name: from this epoch. It may arrive at any time, and
+    /// often.
+    gives_back: Option<Epoch>,
+    /// The record as the source has read it while it watches; it hears of it later.
+    shown: Option<(Epoch, OwnerId)>,
+    /// The time for which it watches was over before the destination was heard.
+    watched_in_vain: bool,
     /// The destination, which has given up, tells the arbiter so.
     renounces: bool,
     up: bool,
-    /// The connection was lost by a fault, not closed by one of the two.
+    /// The connection was lost by a fault, not closed by one of the two: what was said before may not be heard.
     severed: bool,
     to_destination: VecDeque<Wire>,
     to_source: VecDeque<Message>,
@@ -86,8 +91,6 @@ struct State {
     runs: u8,
     torn_down: bool,
     destroyed: bool,
-    /// The source heard, while it still had its copy, that the destination gives the VM back.
-    given_back: bool,
     cancels: u8,
     timeouts: u8,
 }
@@ -119,7 +122,9 @@ fn start(ownership: Ownership, heir: bool) -> State {
         forgettable: false,
         sealed: false,
         restarts: 0,
-        given: false,
+        gives_back: None,
+        shown: None,
+        watched_in_vain: false,
         renounces: false,
         up: true,
         severed: false,
@@ -139,7 +144,6 @@ fn start(ownership: Ownership, heir: bool) -> State {
         runs: 0,
         torn_down: false,
         destroyed: false,
-        given_back: false,
         cancels: 0,
         timeouts: 0,
     }
@@ -187,7 +191,6 @@ impl State {
 
     fn deliver_to_source(&mut self) {
         if let Some(message) = self.to_source.pop_front() {
-            self.given_back |= matches!(message, Message::Aborted { .. }) && !self.torn_down;
             self.source_event(source::Event::Message(message));
         }
     }
@@ -284,7 +287,23 @@ impl State {
         self.what_others_do(&mut add);
         if self.renounces {
             add(&State::renounce);
-            add(&|s| s.renounces = false);
+            // It is said again until it is heard, as long as there is somebody to say it.
+            if !self.destination_alive {
+                add(&|s| s.renounces = false);
+            }
+        }
+        if let Some(epoch) = self.gives_back {
+            add(&|s| s.give_back(epoch));
+            // It is said again for longer than the source watches.
+            if !self.destination_alive || self.watched_in_vain {
+                add(&|s| s.gives_back = None);
+            }
+        }
+        if self.watches() {
+            add(&|s| s.shown = Some(s.read()));
+            if let Some(record) = self.shown {
+                add(&|s| s.show(record));
+            }
         }
         if self.cancels < 1 {
             for (alive, side) in [(self.source_alive, Side::Source), (self.destination_alive, Side::Destination)] {
@@ -305,7 +324,10 @@ impl State {
                     add(&|s| {
                         s.timeouts += 1;
                         match side {
-                            Side::Source => s.source_event(source::Event::Timeout),
+                            Side::Source => {
+                                s.watched_in_vain |= s.watches();
+                                s.source_event(source::Event::Timeout);
+                            }
                             Side::Destination => s.destination_event(destination::Event::Timeout),
                         }
                     });
@@ -361,12 +383,14 @@ impl State {
     }
 
     /// One step of healing; none is left when it changes nothing.
-    fn step(&mut self, ownership: Ownership) {
+    pub(crate) fn step(&mut self, ownership: Ownership) {
         self.hello();
         if self.forgettable {
             self.written();
         } else if self.renounces {
             self.renounce();
+        } else if let Some(epoch) = self.gives_back.take() {
+            self.give_back(epoch);
         } else if !self.lives.is_settled() {
             self.settle();
         } else if let Some((side, task)) = self.tasks.first().copied() {
@@ -381,6 +405,8 @@ impl State {
             self.answer(answer);
         } else if let Some((side, expected)) = self.answerable() {
             self.requests.insert((side, expected));
+        } else if self.watches() && self.record_counts() {
+            self.show(self.read());
         } else if !self.up && self.source_alive && !self.source_told {
             self.tell_source();
         } else if !self.up && self.destination_alive && !self.destination_told {
@@ -394,6 +420,18 @@ impl State {
             }
         }
         self.check(ownership);
+    }
+
+    /// The source reads the record.
+    pub(crate) fn watches(&self) -> bool {
+        self.source_alive && self.source.phase() == source::Phase::Watching
+    }
+
+    /// What the source would read now ends its watch.
+    fn record_counts(&self) -> bool {
+        let mut next = self.clone();
+        next.show(self.read());
+        !next.watches()
     }
 
     /// A question to the arbiter that it would answer.
@@ -423,11 +461,8 @@ impl State {
         }
         if self.source_alive && self.destination_alive && !unknown {
             let running = usize::from(self.source_runs.is_some()) + usize::from(self.destination_runs.is_some());
-            // A destination that won, then failed to load, and could not say so any more: its host broke in the
-            // instant of the hand-over. The VM was the destination's and nobody runs; that is as a crash.
-            let mute = self.severed && !self.given_back;
-            let broke = ownership == Ownership::Arbiter && self.destroyed && self.given && mute;
-            assert!(running == 1 || broke || self.lives.taken_away, "nobody runs: {self:#?}");
+            // The source gives up some time, as it cannot be told that no word will come.
+            assert!(running == 1 || self.watched_in_vain || self.lives.taken_away, "nobody runs: {self:#?}");
         }
     }
 }

@@ -32,6 +32,8 @@ const TICK: u64 = 20_000;
 const LIMIT: u64 = 3_000_000;
 const RUNNING_MAX: u64 = 1_000_000;
 const ASK_AGAIN: u64 = 100_000;
+/// How long a source watches the record.
+const WATCH_MAX: u64 = 8_000_000;
 /// Longest time between two requests of a guest.
 const THINKS: u64 = 10_000;
 /// When a guest asks once more, on another connection.
@@ -45,7 +47,7 @@ pub enum End {
     Unknown,
     /// It went down with a host.
     Crashed,
-    /// The D-module was restarted in the pause and the heir is gone: stays paused.
+    /// The D-module was restarted in the pause and the heir has crashed: stays paused.
     Untold,
 }
 
@@ -106,6 +108,10 @@ enum Asker {
     Compete(Side, u64),
     Prepare,
     Naming,
+    /// The last word of a destination that has given up: it is said again until it is answered.
+    Parting,
+    /// A source that has lost.
+    Watch,
     Guest(Side),
 }
 
@@ -132,10 +138,12 @@ struct Host {
     runs: Option<Guest>,
     /// The guest as it stands still here, or has arrived.
     saved: Guest,
-    /// Its CF connection, and since when it waits there.
+    /// Its CF connection, and since when it waits there (a source that watches: for the record).
     cf: Option<u64>,
     asked_at: u64,
     competing: Option<(u64, u64)>,
+    /// The question with which a destination gives up, and when it was last asked.
+    parting: Option<(Frame, u64)>,
     /// The driver still has its end of the connection.
     connected: bool,
     phase_since: u64,
@@ -150,6 +158,7 @@ impl Host {
             cf: None,
             asked_at: 0,
             competing: None,
+            parting: None,
             connected: true,
             phase_since: 0,
         }
@@ -167,8 +176,6 @@ pub struct World {
     boot: u64,
     restarts: u64,
     crashed: bool,
-    /// The destination won and could not say that it gives the VM back.
-    gave_up: bool,
     askers: BTreeMap<u64, Asker>,
     queue: BTreeMap<(u64, u64), Happening>,
     count: u64,
@@ -215,7 +222,6 @@ impl World {
             boot: 0,
             restarts: 0,
             crashed: false,
-            gave_up: false,
             askers: BTreeMap::new(),
             queue: BTreeMap::new(),
             count: 0,
@@ -268,7 +274,7 @@ impl World {
             return End::Unknown;
         }
         if here.alive {
-            let sealed = self.restarts > 0 && there.runs.is_none() && phase == source::Phase::Competing;
+            let sealed = self.restarts > 0 && !there.alive && phase == source::Phase::Competing;
             if sealed {
                 return End::Untold;
             }
@@ -292,7 +298,7 @@ impl World {
             (Some(_), None) => End::Resumed,
             (None, Some(_)) => End::Ported,
             _ => {
-                assert!(self.crashed || self.gave_up, "nobody runs, and nobody has crashed");
+                assert!(self.crashed, "nobody runs, and nobody has crashed");
                 End::Crashed
             }
         }
@@ -319,12 +325,7 @@ impl World {
     fn happen(&mut self, happening: Happening) {
         match happening {
             Happening::Wire(side, wire) if self.hosts[side as usize].connected => match (side, wire) {
-                (Side::Source, Wire::Control(message)) => {
-                    if matches!(message, Message::Aborted { .. }) && self.source.phase() != source::Phase::Ended {
-                        self.gave_up = false;
-                    }
-                    self.source_event(source::Event::Message(message));
-                }
+                (Side::Source, Wire::Control(message)) => self.source_event(source::Event::Message(message)),
                 (Side::Destination, Wire::Control(message)) => {
                     self.destination_event(destination::Event::Message(message));
                 }
@@ -395,7 +396,7 @@ impl World {
     fn crash(&mut self, side: Side) {
         self.crashed = true;
         let host = self.host(side);
-        (host.alive, host.runs, host.connected, host.competing) = (false, None, false, None);
+        (host.alive, host.runs, host.connected, host.competing, host.parting) = (false, None, false, None, None);
         self.cut();
     }
 
@@ -414,7 +415,11 @@ impl World {
     }
 
     fn tick(&mut self) {
-        let limit = |phase| if phase == source::Phase::Committed { RUNNING_MAX } else { LIMIT };
+        let limit = |phase| match phase {
+            source::Phase::Committed => RUNNING_MAX,
+            source::Phase::Watching => WATCH_MAX,
+            _ => LIMIT,
+        };
         let phase = self.source.phase();
         let lasting = phase.is_final() || matches!(phase, source::Phase::Competing | source::Phase::Unknown);
         let stream = self.ownership == Ownership::Stream && phase == source::Phase::Committed;
@@ -428,6 +433,7 @@ impl World {
             self.hosts[1].phase_since = self.now;
             self.destination_event(destination::Event::Timeout);
         }
+        self.ask_again();
         for side in [Side::Source, Side::Destination] {
             let host = &self.hosts[side as usize];
             if let Some((expect, asked)) = host.competing

@@ -2,7 +2,7 @@
 //!
 //! Owns the connection to it. Always true: a compare-and-swap is repeated until it is answered; repeating is harmless, the
 //! record knows its owner. Nothing here waits except for a connection ([`CONNECT_MAX`]) and for
-//! [`Arbiter::record`], [`Arbiter::take`], [`Arbiter::name`] and [`Arbiter::release`]; within the pause the connection is already there.
+//! what says that it waits for its answer; within the pause the connection is already there.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -11,7 +11,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fabric::id::{Epoch as CfEpoch, Owner, VmId};
-use fabric::wire::{CasStatus, OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_release, owner_reserve};
+use fabric::wire::{
+    CasStatus, Farewell, OwnerAnswer, OwnerAnswers, owner_cas, owner_get, owner_release, owner_reserve,
+};
 use migration::ownership::{Epoch, OwnerId, Record, Verdict};
 
 use super::faults;
@@ -50,6 +52,9 @@ pub enum ArbiterError {
         "arbiter {0}: it has no room for another heir: ports of as many other VMs as it can know heirs for are under way"
     )]
     Full(SocketAddr),
+    /// It is older than heirs: it took the naming of one for a mistake.
+    #[error("arbiter {0}: it does not know heirs")]
+    NoHeirs(SocketAddr),
     /// An answer to another question, or a refusal.
     #[error("arbiter {0}: {1}")]
     Answer(SocketAddr, String),
@@ -75,14 +80,18 @@ impl Arbiter {
         Arbiter { address, vm_id: VmId(vm_id), owner, link: None, competing: None, not_before: None, trouble: None }
     }
 
+    /// Whose record it is.
+    pub(super) fn vm_id(&self) -> u64 {
+        self.vm_id.0
+    }
+
     /// Reads the record; waits for the answer. The connection stays for the compare-and-swap.
     pub fn record(&mut self) -> Result<Record, ArbiterError> {
         let mut last = ArbiterError::Io(self.address, ErrorKind::NotConnected.into());
         for _ in 0..RECORD_ATTEMPTS {
-            match self.try_record() {
+            match self.look() {
                 Ok(record) => return Ok(record),
                 Err(e) => {
-                    self.link = None;
                     last = e;
                     std::thread::sleep(RETRY);
                 }
@@ -91,9 +100,10 @@ impl Arbiter {
         Err(last)
     }
 
-    fn try_record(&mut self) -> Result<Record, ArbiterError> {
+    /// The same, asked once.
+    pub(super) fn look(&mut self) -> Result<Record, ArbiterError> {
         let question = owner_get(self.vm_id).map_err(|e| ArbiterError::Wire(self.address, e))?;
-        match self.answered(&question)? {
+        match self.heard(&question)? {
             OwnerAnswer::Record(r) => Ok(Record { epoch: Epoch(r.epoch.0), owner: OwnerId(r.owner.0) }),
             other => Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
         }
@@ -130,14 +140,24 @@ impl Arbiter {
         let heir = Owner(heir.unwrap_or_default().0);
         let question = owner_reserve(self.vm_id, CfEpoch(epoch.0), Owner(self.owner.0), heir)
             .map_err(|e| ArbiterError::Wire(self.address, e))?;
-        let answer = self.answered(&question);
-        if answer.is_err() {
-            self.link = None;
-        }
-        match answer? {
+        match self.heard(&question)? {
             OwnerAnswer::Cas(CasStatus::Unknown, _) => Err(ArbiterError::Undecided(self.address)),
             OwnerAnswer::Cas(CasStatus::Refused, _) => Err(ArbiterError::Full(self.address)),
+            OwnerAnswer::Goodbye(Farewell::Protocol) => Err(ArbiterError::NoHeirs(self.address)),
+            OwnerAnswer::Goodbye(reason) => Err(ArbiterError::Answer(self.address, format!("goodbye: {reason:?}"))),
             answer => Ok(matches!(answer, OwnerAnswer::Cas(CasStatus::Won, _))),
+        }
+    }
+
+    /// Asks for the epoch behind this one, which this process has won and will not run with, in the name of its former owner; waits for the
+    /// answer. False if it is not to be had: the record has gone on.
+    pub(super) fn give_back(&mut self, epoch: Epoch, owner: OwnerId) -> Result<bool, ArbiterError> {
+        let question =
+            owner_cas(self.vm_id, CfEpoch(epoch.0), Owner(owner.0)).map_err(|e| ArbiterError::Wire(self.address, e))?;
+        match self.heard(&question)? {
+            OwnerAnswer::Cas(CasStatus::Unknown, _) => Err(ArbiterError::Undecided(self.address)),
+            OwnerAnswer::Cas(status, _) => Ok(status == CasStatus::Won),
+            other => Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
         }
     }
 
@@ -149,6 +169,15 @@ impl Arbiter {
         let answer = self.answered(&question);
         self.link = None;
         Ok(matches!(answer?, OwnerAnswer::Cas(CasStatus::Won, _)))
+    }
+
+    /// As [`Self::answered`]; behind a question without an answer the next one has a connection of its own.
+    fn heard(&mut self, question: &[u8]) -> Result<OwnerAnswer, ArbiterError> {
+        let answer = self.answered(question);
+        if matches!(answer, Err(_) | Ok(OwnerAnswer::Goodbye(_))) {
+            self.link = None;
+        }
+        answer
     }
 
     /// Asks once and waits for the answer.

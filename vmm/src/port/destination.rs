@@ -28,6 +28,7 @@ use super::faults;
 use super::frames::{KEPT_MAX, NetFrame};
 use super::guest::{self, Incoming as Shell};
 use super::order::Gate;
+use super::parting::{self, Word};
 use super::tls::handshake::GOODBYE_MAX;
 use super::transfer::Arrived;
 use super::urgent::Urgent;
@@ -219,15 +220,18 @@ impl<'a> Driver<'a> {
                 self.reserve = Vec::new();
                 self.start(epoch);
             }
+            Action::GiveBack { epoch, owner } => {
+                if let Some(arbiter) = self.arbiter.take() {
+                    parting::say(arbiter, Word::GiveBack(epoch, owner));
+                }
+            }
             Action::Destroy => {
                 self.urgent.clear();
-                if let Some(arbiter) = &mut self.arbiter {
+                if let Some(mut arbiter) = self.arbiter.take() {
                     arbiter.withdraw();
                     // An arbiter that was restarted waits for this, should the source compete with it.
-                    if !self.machine.has_won()
-                        && let Err(e) = arbiter.name(self.found, None)
-                    {
-                        log::warn!("giving the VM up: {e}");
+                    if !self.machine.has_won() {
+                        parting::say(arbiter, Word::Renounce(self.found));
                     }
                 }
                 if let Some(shell) = self.shell.take() {
@@ -279,6 +283,10 @@ impl<'a> Driver<'a> {
         if arbitrated {
             let lacking = || Reason::new(ReasonCode::Arbiter, "no arbiter is configured here");
             let address = shell.vm.config().arbiter.ok_or_else(lacking)?;
+            if !parting::settle(shell.vm.config().vm_id) {
+                let text = "the end of an earlier port of this VM is still being told to the arbiter";
+                return Err(Reason::new(ReasonCode::Busy, text));
+            }
             let mut arbiter = Arbiter::new(address, shell.vm.config().vm_id, OwnerId(self.owner.0));
             epoch = arbiter.record().map_err(|e| Reason::new(ReasonCode::Arbiter, e.to_string()))?.epoch;
             self.arbiter = Some(arbiter);

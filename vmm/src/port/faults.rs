@@ -109,14 +109,14 @@ macro_rules! edges {
 }
 
 edges!(SOURCE_ACTIONS, source_action: source::Action {
-    StartDirtyLog SendRound Throttle Measure Lull Pause Collect SendFinal SendCommit Compete Resume Linger Finish Close TearDown
+    StartDirtyLog SendRound Throttle Measure Lull Pause Collect SendFinal SendCommit Compete Watch Resume Linger Finish Close TearDown
 } but { Send });
 edges!(SOURCE_EVENTS, source_event: source::Event {
-    Connected Measured Lulled Paused Collected FinalNotSent Verdict ArbiterSilent Failed Disconnected Broken Timeout Cancel Resolve
-    LingerOver
+    Connected Measured Lulled Paused Collected FinalNotSent Verdict ArbiterSilent Seen Failed Disconnected Broken Timeout Cancel
+    Resolve LingerOver
 } but { Message });
 edges!(DESTINATION_ACTIONS, destination_action: destination::Action {
-    Prepare RoundComplete Spin Load Compete Run Destroy Close
+    Prepare RoundComplete Spin Load Compete Run GiveBack Destroy Close
 } but { Send });
 edges!(DESTINATION_EVENTS, destination_event: destination::Event {
     Prepared Loaded Failed Verdict ArbiterSilent Entered Opened Disconnected Broken Timeout Cancel

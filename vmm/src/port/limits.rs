@@ -15,6 +15,9 @@ const ROUND_MAX: Duration = Duration::from_secs(20);
 const LOADED_MAX: Duration = Duration::from_secs(1);
 /// Longest time from COMMIT to RUNNING before the source competes (arbiter).
 const RUNNING_MAX: Duration = Duration::from_secs(1);
+/// How long a source that has lost watches the record once the connection has ended, should the destination give the VM back there. A
+/// network that was being changed is there again by then.
+pub(super) const WATCH_MAX: Duration = Duration::from_secs(30);
 /// How many times longer than here the digest of all memory may take at the destination: its memory is colder, its processor may
 /// be slower.
 const DIGEST_SLOWER: u32 = 4;
@@ -26,6 +29,7 @@ pub(super) fn of(phase: Phase, arbiter: bool, digest: Duration) -> Option<Durati
         Phase::PreCopy => Some(ROUND_MAX),
         Phase::Handing => Some(LOADED_MAX + digest * DIGEST_SLOWER),
         Phase::Committed if arbiter => Some(RUNNING_MAX + digest * DIGEST_SLOWER),
+        Phase::Watching => Some(WATCH_MAX),
         _ => None,
     }
 }

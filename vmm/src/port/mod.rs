@@ -18,6 +18,7 @@ pub mod job;
 mod limits;
 mod lull;
 mod order;
+pub mod parting;
 mod residue;
 pub mod source;
 pub mod stamp;

@@ -81,6 +81,9 @@ struct Driver<'a> {
     taken: Option<Epoch>,
     arbiter: Option<Arbiter>,
     arbiter_address: Option<SocketAddr>,
+    /// When the record is to be read next, while it is watched; and what the watch came to if that was not the VM.
+    look_at: Instant,
+    watched: Option<String>,
     /// Who said READY, and the epoch of the record it found.
     heir: Option<(OwnerId, Epoch)>,
     verify: bool,
@@ -142,6 +145,8 @@ impl<'a> Driver<'a> {
             connection: None,
             arbiter,
             arbiter_address: order.arbiter,
+            look_at: Instant::now(),
+            watched: None,
             heir: None,
             verify: order.verify,
             route: &order.route,
@@ -201,7 +206,12 @@ impl<'a> Driver<'a> {
         self.events.extend(faults::source_hears(&event).map(Event::Failed));
         let before = self.machine.phase();
         log::debug!("source, {}: {}", before.name(), event_name(&event));
+        let watched = (before == Phase::Watching).then(|| owner::why_not(&event));
         let actions = self.machine.on_event(event);
+        if let Some(why) = watched.filter(|_| self.machine.phase() == Phase::Ended) {
+            log::warn!("{why}: the copy here is destroyed");
+            self.watched = Some(why);
+        }
         if self.machine.phase() != before {
             self.phase_since = Instant::now();
             let (phase, round) = (self.machine.phase(), self.machine.round());
@@ -261,6 +271,7 @@ impl<'a> Driver<'a> {
             Action::SendFinal { commit } => self.send_final(commit),
             Action::SendCommit(epoch) => self.send_commit(epoch),
             Action::Compete(epoch) => self.compete(epoch),
+            Action::Watch => self.watch(),
             Action::Resume(epoch) => self.resume(epoch),
             Action::Linger => self.linger_until = Some(Instant::now() + LINGER),
             Action::Finish => {
@@ -320,10 +331,13 @@ impl<'a> Driver<'a> {
                 Err(e) => self.lost(&e),
             }
         }
-        if self.machine.phase() == Phase::Competing {
-            self.hear_arbiter();
+        match self.machine.phase() {
+            Phase::Competing => self.hear_arbiter(),
+            Phase::Watching => self.read_record(),
+            _ => {}
         }
-        if matches!(self.machine.phase(), Phase::Committed | Phase::Competing | Phase::Forwarding | Phase::Unknown) {
+        use Phase as P;
+        if matches!(self.machine.phase(), P::Committed | P::Competing | P::Watching | P::Forwarding | P::Unknown) {
             self.forward();
         }
         if self.linger_until.is_some_and(|t| Instant::now() >= t) {
@@ -405,6 +419,7 @@ impl<'a> Driver<'a> {
         let bytes = self.connection.as_ref().map(|c| c.sent);
         let phase = self.machine.phase();
         let total = micros(self.started.elapsed());
+        let watched = self.watched.take();
         self.job.update(|s| {
             if phase == Phase::Resumed {
                 s.total_us = total;
@@ -416,7 +431,7 @@ impl<'a> Driver<'a> {
                 let cancelled = reason.is_some_and(|r| r.code == ReasonCode::Cancelled);
                 s.state = if cancelled { JobState::Cancelled } else { JobState::Failed };
             } else {
-                s.error = None;
+                s.error = watched;
             }
         });
     }

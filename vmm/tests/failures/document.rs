@@ -53,14 +53,19 @@ The last three, and the arbiter's full disk, last for 1.3 s. All time limits of 
 cell is those 1.3 s and what was left to be done after their end. Faults that last, and no memory, race with the limits and the allocations of a
 port: another run may find the other host in a cell, never both and, while a host has it, never none.
 
-Not in the tables, as it takes two faults: the destination has won the compare-and-swap, cannot load the state, and cannot say so because the
-cable is pulled until the source has taken the connection for lost. The source then hears from the arbiter that it has lost, and ends: **the VM is lost**.
+A source that has lost to the destination, and whose connection has ended before RUNNING, watches the ownership record: the destination gives the VM
+back there if it cannot load the state, as in the row `destination send ABORTED (given back)`, where it has won and said nothing yet. With its
+limits divided that takes up to 3 s (30 s in everyday life) where the VM runs at the destination; beside a destination that was killed it is ended after
+0.5 s, since nobody is left who could give anything back.
+
+Not in the tables: a destination that has won, cannot load the state, and reaches neither the source nor the arbiter until the source has watched for 30 s.
+The source ends then: **the VM is lost**.
 
 **Disk full**: a file system without a block or an inode left. The destination's stays so until the VM has gone on. It writes its
 log, the guest's console, and sockets (control, console, vsock), all when it makes the VM or later; memory and all that is taken over it has in
 memory. So up to `destination do Prepare` it refuses, naming the file it cannot make; from then on a port is done, and what there was to be written is
 lost. (Images of disks are the guest's, and the same for both hosts.) The arbiter writes the ownership record. Up to `source do StartDirtyLog`,
-where the heir is named, the source gives the port up with that as the reason; from then on the answer does not wait for the disk.
+where the heir is named, the source gives the port up with that as the reason, as it does when the arbiter is silent there; from then on the answer does not wait for the disk.
 
 **Arbiter's disk full, and restarted**: the disk gets full when the heir has been named (at the point, where that is before), and at the point the arbiter is killed and
 started again. If that is behind the compare-and-swap the arbiter has forgotten its answer, which was never written. It gives the epoch to nobody

@@ -84,6 +84,9 @@ const RACING: [&str; 9] = [
     "destination send OPENED",
 ];
 
+/// Where a destination that has won has not said yet that it gives the VM back.
+const MUTE: &str = "destination send ABORTED";
+
 /// Who decides who runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ownership {
@@ -150,6 +153,8 @@ enum Fault {
     /// The same from the moment on at which the heir is named, if the port comes there, and the arbiter is killed and started again at
     /// the point.
     ArbiterFullRestarted,
+    /// Killed, and started again when all have asked it in vain. It has no column: of what it changes a test of its own tells more.
+    ArbiterAway,
 }
 
 impl Fault {
@@ -190,6 +195,7 @@ impl Fault {
             Fault::ArbiterSilent => "arbiter silent",
             Fault::ArbiterFull => "arbiter's disk full",
             Fault::ArbiterFullRestarted => "arbiter's disk full, and restarted",
+            Fault::ArbiterAway => "arbiter away",
         }
     }
 
@@ -206,6 +212,7 @@ impl Fault {
                 | Fault::ArbiterSilent
                 | Fault::ArbiterFull
                 | Fault::ArbiterFullRestarted
+                | Fault::ArbiterAway
         )
     }
 
@@ -249,6 +256,10 @@ fn column(ownership: Ownership, fault: Fault) {
         let seldom = |point: &String| course != Course::Straight && SELDOM.contains(&point.as_str());
         let new = trace.into_iter().filter(|point| !seldom(point) && known.insert(point.clone()));
         rows.extend(new.map(|point| (course, point)));
+    }
+    if ownership == Ownership::Arbiter {
+        // Cancelled ports come there as well; but here the source has heard that it has lost, and hears no more of it while a cable is pulled.
+        rows.push((Course::GivenBack, MUTE.into()));
     }
     rows.retain(|(_, point)| fault.fits(point));
     cells(&mut world, ownership, fault, &rows);
@@ -380,6 +391,30 @@ fn a_destination_that_declines_is_heard_by_an_arbiter_whose_disk_was_full() {
     let mut world = World::new(Ownership::Arbiter, Fault::ArbiterFullRestarted);
     let (outcome, _) = world.port(Course::Declined, Some(("destination do Spin", Fault::ArbiterFullRestarted)));
     assert_eq!(outcome.map(|o| o.survivor), Some(Survivor::Source));
+}
+
+/// It was restarted, and could not be reached when the heir renounced: the heir says so again. The source would stand still for ever.
+#[test]
+fn a_destination_that_declines_is_heard_by_an_arbiter_that_was_away() {
+    let mut world = World::new(Ownership::Arbiter, Fault::ArbiterAway);
+    let (outcome, _) = world.port(Course::Declined, Some(("destination do Spin", Fault::ArbiterAway)));
+    assert_eq!(outcome.map(|o| o.survivor), Some(Survivor::Source));
+}
+
+/// The destination has won, cannot load the state, and can tell nobody: the VM is the source's again all the same.
+#[test]
+fn a_destination_that_cannot_load_and_is_not_heard_gives_the_vm_back() {
+    let mut world = World::new(Ownership::Arbiter, Fault::PullDestination);
+    let (outcome, trace) = world.port(Course::GivenBack, Some((MUTE, Fault::PullDestination)));
+    assert_eq!(outcome.map(|o| o.survivor), Some(Survivor::Source));
+    let passed = |point: &str| trace.iter().any(|p| p == point);
+    assert!(passed("source do Watch") && passed("source on Seen") && !passed("source receive ABORTED"), "{trace:?}");
+}
+
+/// The source cannot name the heir, and gives the port up while the guest runs.
+#[test]
+fn sample_of_an_arbiter_that_is_silent() {
+    sample(Fault::ArbiterSilent, &["source do StartDirtyLog"]);
 }
 
 #[test]

@@ -1,12 +1,16 @@
 //! How a process stands in a port, and what is done to it.
 
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use fabric::id::Owner;
 use serde_json::Value;
 
 use crate::hold::Points;
 use crate::port_support::Vmm;
+
+/// See [`in_vain`].
+const WATCHED: Duration = Duration::from_millis(500);
 
 /// A `vmm` with its points.
 pub struct Instance {
@@ -25,6 +29,8 @@ pub enum Stand {
     /// Waits for a VM, and none is on its way.
     Waiting,
     Unknown,
+    /// A source that has lost, and waits for the VM to be given back.
+    Watching,
     /// In the middle of something.
     Busy,
 }
@@ -52,6 +58,7 @@ pub fn stand(vmm: &mut Vmm, port: Option<u64>) -> Stand {
     }
     let of_port = match port {
         Some(id) => match vmm.try_api("GET", &format!("/v1/migrations/{id}"), None) {
+            Some((200, status)) if status["phase"] == "watching" => return Stand::Watching,
             Some((200, status)) => status["state"].clone(),
             _ => return Stand::Busy,
         },
@@ -65,6 +72,16 @@ pub fn stand(vmm: &mut Vmm, port: Option<u64>) -> Stand {
         (_, Some("receiving")) if info["arrival"]["phase"] == "" => Stand::Waiting,
         _ => Stand::Busy,
     }
+}
+
+/// Whether a source has watched for long enough although the destination is dead: nobody can give the VM back any more, and so the source's limit
+/// is not waited for; it is ended.
+pub fn in_vain(since: &mut Option<Instant>, source: &mut Instance) -> bool {
+    let over = since.get_or_insert_with(Instant::now).elapsed() > WATCHED;
+    if over {
+        signal(source, libc::SIGKILL);
+    }
+    over
 }
 
 /// Not to a process that has ended and been waited for.

@@ -13,11 +13,11 @@ use crate::dmodule::Dmodule;
 use crate::hold::Points;
 use crate::network::Host;
 use crate::port_support::{Echo, GUEST, Lab, MAC, PATIENCE, eventually, image, ip};
-use crate::stand::{Instance, Stand, owner, signal, source_is_over, stand, starve};
+use crate::stand::{Instance, Stand, in_vain, owner, signal, source_is_over, stand, starve};
 use crate::{Course, Fault, Ownership};
 
 const VM_ID: u64 = 9;
-/// Longer than every limit of a port once [`HURRY`] divides it.
+/// Longer than every limit of a port but the source's watch, once [`HURRY`] divides it.
 const DWELL: Duration = Duration::from_millis(1300);
 /// Divides the limits of a port where a fault lasts.
 const HURRY: u32 = 10;
@@ -189,7 +189,7 @@ impl World {
                 return (None, self.settle(source, destination, Instant::now(), id, None).1);
             }
             if course == Course::GivenBack && at_source && !source.points.passed("source receive ABORTED") {
-                // On a busy machine the source's limit has passed first: that is another course, and with a fault the gap the document names.
+                // On a busy machine the source's limit has passed first: that is another course.
                 held.release(false);
                 return (None, self.settle(source, destination, Instant::now(), id, None).1);
             }
@@ -299,6 +299,7 @@ impl World {
             Fault::DestinationUnheard => self.hosts[destination.at].mute(true),
             Fault::ArbiterRestarted => self.arbiter.as_mut().unwrap().restart(),
             Fault::ArbiterSilent => self.arbiter.as_ref().unwrap().signal(libc::SIGSTOP),
+            Fault::ArbiterAway => self.arbiter.as_ref().unwrap().signal(libc::SIGKILL),
             Fault::OutOfMemory => starve(destination, true),
             Fault::DestinationFull => {
                 destination.vmm.stop();
@@ -362,6 +363,7 @@ impl World {
             Fault::SourceUnheard => self.hosts[source.at].mute(false),
             Fault::DestinationUnheard => self.hosts[destination.at].mute(false),
             Fault::ArbiterSilent => self.arbiter.as_ref().unwrap().signal(libc::SIGCONT),
+            Fault::ArbiterAway => self.arbiter.as_mut().unwrap().restart(),
             Fault::ArbiterFull | Fault::ArbiterFullRestarted => self.free_arbiter(),
             _ => {}
         }
@@ -376,8 +378,9 @@ impl World {
         id: u64,
         fault: Option<Fault>,
     ) -> (Outcome, Vec<String>) {
-        let killed = fault.filter(|f| matches!(f, Fault::KillSource | Fault::KillDestination));
+        let mut killed = fault.filter(|f| matches!(f, Fault::KillSource | Fault::KillDestination));
         let mut last;
+        let mut watches = None;
         let survivor = loop {
             last = (stand(&mut source.vmm, Some(id)), stand(&mut destination.vmm, None));
             match last {
@@ -386,6 +389,7 @@ impl World {
                 (Stand::Dead, Stand::Running) => break Survivor::Destination,
                 (Stand::Unknown, Stand::Running | Stand::Waiting | Stand::Dead) => break Survivor::Unknown,
                 (Stand::Dead, Stand::Waiting | Stand::Dead) => break Survivor::Nobody,
+                (Stand::Watching, Stand::Dead) if in_vain(&mut watches, &mut source) => break Survivor::Nobody,
                 _ => {}
             }
             let status = || source.vmm.try_api("GET", &format!("/v1/migrations/{id}"), None);
@@ -400,7 +404,6 @@ impl World {
         };
         let outcome = Outcome { survivor, after: began.elapsed() };
         starve(&mut destination, false);
-        let mut killed = killed;
         if last.1 == Stand::Dead && killed.is_none() {
             assert_eq!(fault, Some(Fault::OutOfMemory), "the destination died by itself");
             killed = Some(Fault::KillDestination);

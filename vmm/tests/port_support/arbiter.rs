@@ -8,13 +8,14 @@ use std::time::Duration;
 
 use fabric::id::{Owner, VmId};
 use fabric::owner::{OwnerChange, OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, release, reserve};
-use fabric::wire::{CasStatus, Frame, FrameReader, encode};
+use fabric::wire::{CasStatus, Farewell, Frame, FrameReader, encode};
 
 /// See the module. Stops answering when dropped.
 pub struct Arbiter {
     pub address: SocketAddr,
     table: Arc<Mutex<OwnerTable>>,
     silent: Arc<AtomicBool>,
+    old: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
 }
 
@@ -27,15 +28,18 @@ impl Arbiter {
             address: listener.local_addr().unwrap(),
             table: Arc::default(),
             silent: Arc::default(),
+            old: Arc::default(),
             stop: Arc::default(),
         };
         let (table, silent, stop) = (arbiter.table.clone(), arbiter.silent.clone(), arbiter.stop.clone());
+        let old = arbiter.old.clone();
         std::thread::spawn(move || {
             while !stop.load(Ordering::Acquire) {
                 match listener.accept() {
                     Ok((socket, _)) => {
                         let (table, silent, stop) = (table.clone(), silent.clone(), stop.clone());
-                        std::thread::spawn(move || serve(socket, &table, &silent, &stop));
+                        let old = old.clone();
+                        std::thread::spawn(move || serve(socket, &table, &silent, &old, &stop));
                     }
                     Err(_) => std::thread::sleep(Duration::from_millis(2)),
                 }
@@ -63,6 +67,11 @@ impl Arbiter {
         self.table.lock().unwrap().apply(&OwnerChange::Release(VmId(vm_id)));
     }
 
+    /// Is one from before there were heirs, which takes the naming of one for a mistake.
+    pub fn make_old(&self) {
+        self.old.store(true, Ordering::Release);
+    }
+
     /// Takes questions without answering or deciding them, or ends that.
     pub fn set_silent(&self, silent: bool) {
         self.silent.store(silent, Ordering::Release);
@@ -75,7 +84,7 @@ impl Drop for Arbiter {
     }
 }
 
-fn serve(mut socket: TcpStream, table: &Mutex<OwnerTable>, silent: &AtomicBool, stop: &AtomicBool) {
+fn serve(mut socket: TcpStream, table: &Mutex<OwnerTable>, silent: &AtomicBool, old: &AtomicBool, stop: &AtomicBool) {
     socket.set_nodelay(true).unwrap();
     socket.set_nonblocking(false).unwrap();
     socket.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
@@ -92,6 +101,11 @@ fn serve(mut socket: TcpStream, table: &Mutex<OwnerTable>, silent: &AtomicBool, 
         while let Some(frame) = reader.push(&mut bytes).unwrap() {
             if silent.load(Ordering::Acquire) {
                 continue;
+            }
+            if old.load(Ordering::Acquire) && matches!(frame, Frame::OwnerReserve { .. }) {
+                let goodbye = encode(Frame::Goodbye { reason: Farewell::Protocol }).unwrap();
+                let _ = socket.write_all(&goodbye.into_vec());
+                return;
             }
             let mut table = table.lock().unwrap();
             let answer = match frame {

@@ -235,6 +235,26 @@ fn a_vm_that_may_have_been_handed_over_is_not_released() {
     assert_eq!(cas(&mut s, 1, HEIR), [told(CasStatus::Lost, none)], "the heir comes too late");
 }
 
+/// It had the epoch, this D-module has forgotten that, and the VM ended before its guest could say it.
+#[test]
+fn an_heir_whose_epoch_was_forgotten_releases_its_record() {
+    let (_, disk) = named();
+    let mut s = Sessions::new(BootId(9), disk, 4);
+    assert_eq!(release(&mut s, 2, OTHER), [told(CasStatus::Lost, record(1, 1, ME))], "nobody else's word counts");
+    // First the epoch counts as given, and then it is released: it must not come again.
+    assert_eq!(release(&mut s, 2, HEIR), [Did::Write(Some(record(2, 1, HEIR)))]);
+    s.owners_written(false);
+    assert_eq!(did(&mut s), [told(CasStatus::Unknown, record(1, 1, ME))]);
+    assert_eq!(release(&mut s, 2, HEIR), [Did::Write(Some(record(2, 1, HEIR)))]);
+    s.owners_written(true);
+    assert_eq!(did(&mut s), [Did::Write(None)]);
+    s.owners_written(true);
+    let none = OwnerRecord { vm_id: VM, ..OwnerRecord::default() };
+    assert_eq!(did(&mut s), [told(CasStatus::Won, none)]);
+    s.frame(B, claim(2));
+    assert_eq!(did(&mut s), [Did::Write(Some(record(3, 3, ME)))]);
+}
+
 #[test]
 fn a_full_table_says_so() {
     let mut owners = OwnerTable::default();

@@ -63,6 +63,8 @@ impl World {
             }
             A::SendCommit(epoch) => self.commit(epoch),
             A::Compete(epoch) => self.compete(Side::Source, epoch.0),
+            // With the next tick.
+            A::Watch => self.hosts[0].asked_at = 0,
             A::Resume(epoch) => {
                 let host = &mut self.hosts[0];
                 host.competing = None;
@@ -126,10 +128,7 @@ impl World {
     pub(super) fn destination_action(&mut self, action: destination::Action) {
         use destination::{Action as A, Event as E};
         match action {
-            A::Send(message) => {
-                self.gave_up |= matches!(&message, Message::Aborted { epoch, .. } if epoch.0 > 1);
-                self.send(Side::Source, Wire::Control(message));
-            }
+            A::Send(message) => self.send(Side::Source, Wire::Control(message)),
             A::Prepare(_) if self.ownership == Ownership::Arbiter => {
                 self.ask(Asker::Prepare, Frame::OwnerGet { vm_id: VM });
             }
@@ -152,11 +151,16 @@ impl World {
                 let entered = Report::Destination(E::Entered(running));
                 self.later(200, Happening::Report(Side::Destination, Box::new(entered)));
             }
+            A::GiveBack { epoch, owner } => {
+                assert!(self.hosts[1].runs.is_none(), "gives back a VM that runs");
+                self.part(Frame::OwnerCas { vm_id: VM, expect: CfEpoch(epoch.0), owner: Owner(owner.0) });
+            }
             A::Destroy => {
                 assert!(self.hosts[1].runs.is_none(), "destroys a VM that runs");
                 self.hosts[1].competing = None;
-                if self.ownership == Ownership::Arbiter {
-                    self.name(Side::Destination, 1, Owner::default());
+                if self.ownership == Ownership::Arbiter && !self.destination.has_won() {
+                    let owner = Owner(Side::Destination.owner().0);
+                    self.part(Frame::OwnerReserve { vm_id: VM, epoch: CfEpoch(1), owner, heir: Owner::default() });
                 }
             }
             A::Close => self.hang_up(Side::Destination),

@@ -8,7 +8,7 @@ impl World {
         let connection = self.count;
         self.askers.insert(connection, asker);
         self.carry(connection, frame.clone());
-        if self.faulty() && matches!(asker, Asker::Compete(..)) && self.random.one_in(4) {
+        if self.faulty() && matches!(asker, Asker::Compete(..) | Asker::Parting) && self.random.one_in(4) {
             self.count += 1;
             self.askers.insert(self.count, asker);
             self.carry(self.count, frame);
@@ -62,6 +62,13 @@ impl World {
                 let owner = Side::Destination.owner();
                 self.destination_event(destination::Event::Prepared { owner, epoch: Epoch(record.epoch.0) });
             }
+            (Some(Asker::Parting), Frame::OwnerCasResult { status, .. }) if status != CasStatus::Unknown => {
+                self.hosts[1].parting = None;
+            }
+            (Some(Asker::Watch), Frame::OwnerRecord(record)) if self.hosts[0].alive => {
+                let record = Record { epoch: Epoch(record.epoch.0), owner: OwnerId(record.owner.0) };
+                self.source_event(source::Event::Seen(record));
+            }
             (Some(Asker::Guest(side)), frame) if self.hosts[side as usize].cf == Some(connection) => {
                 self.guest_hears(side, connection, frame);
             }
@@ -102,6 +109,26 @@ impl World {
         self.host(side).competing = Some((expect, now));
         let owner = Owner(side.owner().0);
         self.ask(Asker::Compete(side, expect), Frame::OwnerCas { vm_id: VM, expect: CfEpoch(expect), owner });
+    }
+
+    /// The destination says this until it is answered.
+    pub(super) fn part(&mut self, frame: Frame) {
+        self.hosts[1].parting = Some((frame.clone(), self.now));
+        self.ask(Asker::Parting, frame);
+    }
+
+    /// Those that are not answered once and for all.
+    pub(super) fn ask_again(&mut self) {
+        let due = |asked: u64| self.now - asked > ASK_AGAIN;
+        if let Some((frame, asked)) = self.hosts[1].parting.clone()
+            && due(asked)
+        {
+            return self.part(frame);
+        }
+        if self.hosts[0].alive && self.source.phase() == source::Phase::Watching && due(self.hosts[0].asked_at) {
+            self.hosts[0].asked_at = self.now;
+            self.ask(Asker::Watch, Frame::OwnerGet { vm_id: VM });
+        }
     }
 
     pub(super) fn name(&mut self, side: Side, epoch: u64, heir: Owner) {
