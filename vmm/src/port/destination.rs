@@ -474,7 +474,7 @@ impl<'a> Driver<'a> {
         fds.extend(self.arbiter.as_ref().and_then(Arbiter::descriptor).map(|fd| (fd, Interest::Read)));
         let tick = match self.run_at {
             _ if self.machine.phase() == Phase::Starting => Duration::from_micros(50),
-            Some(at) => self.next_due().saturating_sub(at.elapsed()),
+            Some(at) => self.next_due().saturating_sub(at.elapsed()).min(TICK),
             None => TICK,
         };
         let tick = self.gate.as_ref().and_then(|g| g.left(Instant::now())).map_or(tick, |left| left.min(tick));

@@ -28,7 +28,10 @@ pub fn wait(what: &[(RawFd, Interest)], timeout: Option<Duration>) -> io::Result
         slot.fd = *fd;
         slot.events = if *interest == Interest::Read { libc::POLLIN } else { libc::POLLOUT };
     }
-    let spec = timeout.map(|t| libc::timespec { tv_sec: t.as_secs() as i64, tv_nsec: t.subsec_nanos().into() });
+    let spec = timeout.map(|t| libc::timespec {
+        tv_sec: i64::try_from(t.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: t.subsec_nanos().into(),
+    });
     let spec_ptr = spec.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: the array holds as many entries as said, the timeout is null or valid, no signal mask is given.
     let n = unsafe { libc::ppoll(fds.as_mut_ptr(), what.len() as libc::nfds_t, spec_ptr, std::ptr::null()) };
@@ -38,4 +41,20 @@ pub fn wait(what: &[(RawFd, Interest)], timeout: Option<Duration>) -> io::Result
     }
     let bits = fds.iter().enumerate().filter(|(_, f)| f.revents != 0).fold(0, |bits, (i, _)| bits | 1 << i);
     Ok(bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    /// An error here makes a loop around it poll: a destination did, for the half second behind each port.
+    #[test]
+    fn a_time_beyond_what_the_kernel_counts_is_waited_for_all_the_same() {
+        let (mut writer, reader) = UnixStream::pair().unwrap();
+        writer.write_all(&[1]).unwrap();
+        assert_eq!(wait(&[(reader.as_raw_fd(), Interest::Read)], Some(Duration::MAX)).unwrap(), 1);
+    }
 }
