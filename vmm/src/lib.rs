@@ -25,6 +25,7 @@ mod polling;
 pub mod port;
 pub mod residence;
 pub mod sandbox;
+pub mod schedule;
 pub mod serial;
 pub mod socket_file;
 pub mod spawn;

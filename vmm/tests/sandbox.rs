@@ -191,7 +191,7 @@ fn child() {
         // SAFETY: the calls fail or end the process; their pointers are null or valid.
         "execve" => drop(Command::new("/bin/true").exec()),
         "open" => drop(std::fs::File::open("/proc/self/status")),
-        "urgent" if vmm::port::urgent::Urgent::port().is_none() => fail(),
+        "urgent" if vmm::schedule::Urgent::port().is_none() => fail(),
         // The kernel says no, and the process goes on.
         "elsewhere" if !is_denied_elsewhere() => fail(),
         "socket" => drop(std::net::UdpSocket::bind("127.0.0.1:0")),

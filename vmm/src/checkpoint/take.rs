@@ -24,7 +24,7 @@ use crate::memory::PAGE_SIZE;
 use crate::port::dead::Dead;
 use crate::port::guest;
 use crate::port::transfer::Pending;
-use crate::port::urgent::Urgent;
+use crate::schedule::Urgent;
 use crate::vm::{Phase, Vm};
 
 /// How often a template is given time to park, and how much.

@@ -8,7 +8,7 @@
 use std::time::{Duration, Instant};
 
 use super::job::LullReport;
-use super::urgent::Urgent;
+use crate::schedule::Urgent;
 use crate::vm::Vm;
 
 /// How long a guest is waited for.

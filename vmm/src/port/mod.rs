@@ -24,7 +24,6 @@ pub mod source;
 pub mod stamp;
 pub mod tls;
 pub mod transfer;
-pub mod urgent;
 pub mod wait;
 
 pub use engine::{Engine, JOBS_MAX};

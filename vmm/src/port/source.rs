@@ -31,9 +31,9 @@ use super::limits;
 use super::residue::Residue;
 use super::tls::Route;
 use super::transfer::{PageWriter, Pending, Sent, Skipped};
-use super::urgent::Urgent;
 use super::wait::{Interest, wait};
 use crate::error::{Error, Result};
+use crate::schedule::Urgent;
 use crate::vm::{Throttle, Vm};
 use pause::Pause;
 

@@ -19,7 +19,7 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 
 use crate::error::{Error, Result, host};
-use crate::port::urgent::RANK_MAX;
+use crate::schedule::RANK_MAX;
 pub use filter::STATUS;
 
 /// A sort of thread.

@@ -11,6 +11,7 @@ use crate::devices::Devices;
 use crate::event::{Ready, Token};
 use crate::polling::{Offers, Polling};
 use crate::sandbox::{self, Kind};
+use crate::schedule;
 use crate::vcpu::Context;
 use crate::virtio::Progress;
 
@@ -19,6 +20,7 @@ const LOOKS: usize = 4;
 
 /// Body of the thread; `stop` with the thread's wake descriptor ends it.
 pub(super) fn io_thread(context: &Context, stop: &AtomicBool) {
+    schedule::prompt();
     let mut polling = Polling::new(context.processors);
     if let Err(e) = sandbox::confine(Kind::Io) {
         log::error!("the I/O thread cannot be confined, so no device is served: {e}");

@@ -13,8 +13,8 @@ use migration::wire::{FrameType, STATE_MAX};
 use super::{Driver, SPIN, disconnected, gone, internal, micros, reset, state};
 use crate::port::connection::ConnectionError;
 use crate::port::job::{Breakdown, LullReport};
-use crate::port::urgent::Urgent;
 use crate::port::{guest, lull, stamp};
+use crate::schedule::Urgent;
 
 /// The instants of the pause.
 #[derive(Debug, Default)]

@@ -16,6 +16,7 @@ use super::request::{Operation, Request};
 use super::{DEPTH, Engine};
 use crate::error::{Result, host};
 use crate::sandbox::{self, Kind};
+use crate::schedule;
 
 /// Threads of a disk.
 const THREADS: usize = 4;
@@ -70,6 +71,7 @@ impl Workers {
 }
 
 fn work(shared: &Shared) {
+    schedule::prompt();
     if let Err(e) = sandbox::confine(Kind::Io) {
         log::error!("a thread of a disk cannot be confined, and serves nothing: {e}");
         return;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use super::{Life, Next, Phase, Want, monotonic_ns};
 use crate::error::{Error, Result, host};
 use crate::sandbox::{self, Kind};
+use crate::schedule;
 use crate::stats::BootTimes;
 use crate::vcpu::{self, Context, End, Kicker, Outcome, Vcpu};
 use crate::vm::Vm;
@@ -90,6 +91,7 @@ fn vcpu_thread(context: &Context, life: &Life, index: usize, vcpu: &Mutex<Vcpu>,
     // An index of a vCPU is one of a kicker: both were made together.
     let kicker = &life.kickers[index];
     kicker.enter();
+    schedule::prompt();
     let confined = sandbox::confine(Kind::Vcpu);
     // SAFETY: no memory is involved. Park deadlines are meant to the microsecond.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1usize) };
