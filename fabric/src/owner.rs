@@ -156,8 +156,8 @@ pub fn reserve(
 pub enum OwnerChange {
     /// It is this, with this heir.
     Set(OwnerRecord, Option<Owner>),
-    /// It is released.
-    Release(VmId),
+    /// It is released, at this epoch or the record's, whichever is later: an image that never got the latest record must know that epoch too.
+    Release(VmId, Epoch),
 }
 
 impl OwnerChange {
@@ -165,7 +165,7 @@ impl OwnerChange {
     pub fn vm_id(&self) -> VmId {
         match self {
             OwnerChange::Set(record, _) => record.vm_id,
-            OwnerChange::Release(vm_id) => *vm_id,
+            OwnerChange::Release(vm_id, _) => *vm_id,
         }
     }
 }
@@ -230,7 +230,7 @@ impl OwnerTable {
                 let full = held.is_none() && self.entries.len() >= VMS_MAX || another && self.heirs >= HEIRS_MAX;
                 if full { Err(OwnerError::Full) } else { Ok(()) }
             }
-            OwnerChange::Release(_) => Ok(()),
+            OwnerChange::Release(..) => Ok(()),
         }
     }
 
@@ -241,9 +241,9 @@ impl OwnerTable {
                 self.heirs += usize::from(heir.is_some());
                 self.entries.insert(record.vm_id, Entry { record, heir })
             }
-            OwnerChange::Release(vm_id) => {
+            OwnerChange::Release(vm_id, epoch) => {
                 let former = self.entries.remove(&vm_id);
-                self.floor = self.floor.max(former.map_or(Epoch::UNCLAIMED, |e| e.record.epoch));
+                self.floor = self.floor.max(former.map_or(epoch, |e| e.record.epoch.max(epoch)));
                 former
             }
         };
@@ -364,7 +364,7 @@ mod tests {
         table.apply(&OwnerChange::Set(next, None));
         assert_eq!((table.get(VM), table.len(), table.heirs), (Some(next), VMS_MAX, HEIRS_MAX - 1));
         assert_eq!(table.admits(&OwnerChange::Set(of(last + 1), Some(B))), Ok(()));
-        table.apply(&OwnerChange::Release(VmId(9)));
+        table.apply(&OwnerChange::Release(VmId(9), Epoch(1)));
         assert_eq!(table.admits(&OwnerChange::Set(of(5000), None)), Ok(()));
     }
 
@@ -377,7 +377,7 @@ mod tests {
         assert_eq!(asked(&table, 6, A), Err(OwnerError::Lost(held)), "not at another epoch");
         assert_eq!(asked(&table, 7, B), Err(OwnerError::Lost(held)), "not by another than the owner");
         assert_eq!(asked(&table, 7, A), Ok(Some(held)));
-        table.apply(&OwnerChange::Release(VM));
+        table.apply(&OwnerChange::Release(VM, Epoch(7)));
         assert_eq!(asked(&table, 7, A), Ok(None), "asked again");
         assert!(asked(&table, 8, A).is_err());
         // Neither this VM nor another one that has no record gets an epoch that was in use.

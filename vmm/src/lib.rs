@@ -23,6 +23,7 @@ pub mod notice;
 pub mod platform;
 mod polling;
 pub mod port;
+pub mod records;
 pub mod residence;
 pub mod sandbox;
 pub mod schedule;

@@ -4,6 +4,7 @@
 //! then the VM is built and runs on its own threads; this thread serves the control interface until the VM ends, a signal comes
 //! or a shutdown is asked for.
 
+mod arbiter;
 mod ctl;
 mod keys;
 mod release;
@@ -73,6 +74,7 @@ enum Command {
     Keys(keys::Keys),
     Ticket(keys::TicketOrder),
     Release(release::ReleaseOrder),
+    Arbiter(arbiter::ArbiterOrder),
     /// Print completions for a shell.
     Completions {
         /// Which one.
@@ -99,6 +101,10 @@ impl Command {
             Command::Ticket(order) => match keys::ticket(&order) {
                 Ok(text) => text.into_bytes(),
                 Err(e) => return failed("ticket", &e),
+            },
+            Command::Arbiter(order) => match arbiter::run(&order) {
+                Ok(never) => match never {},
+                Err(e) => return failed("arbiter", &e.to_string()),
             },
             Command::Release(order) => match release::run(&order) {
                 Ok(text) => text.into_bytes(),

@@ -208,7 +208,7 @@ impl Ownership {
                 return match release(current, floor, vm_id, *epoch, *asker)? {
                     // The heir may have the VM.
                     Some(_) if sealed => Err(OwnerError::Sealed),
-                    Some(_) => Ok(Outcome::Change(OwnerChange::Release(vm_id), none)),
+                    Some(_) => Ok(Outcome::Change(OwnerChange::Release(vm_id, held.epoch), none)),
                     None => Ok(Outcome::Same(none)),
                 };
             }

@@ -69,7 +69,7 @@ fn did(sessions: &mut Sessions) -> Vec<Did> {
             }
             Action::Execute { token, request, keep } => Did::Execute(token, request.op, keep.is_some()),
             Action::WriteOwners(OwnerChange::Set(record, _)) => Did::Write(Some(record)),
-            Action::WriteOwners(OwnerChange::Release(_)) => Did::Write(None),
+            Action::WriteOwners(OwnerChange::Release(..)) => Did::Write(None),
             Action::ReadKept(read) => {
                 sessions.kept_read(read, Some(Vec::new()));
                 continue;

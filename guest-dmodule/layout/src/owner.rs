@@ -140,7 +140,7 @@ impl OwnerStore {
             // A newer record in the file: the newest image has rotted, and this is the one before.
             let older = match entry {
                 OwnerChange::Set(record, _) => store.table.get(record.vm_id).is_some_and(|r| r.epoch > record.epoch),
-                OwnerChange::Release(_) => false,
+                OwnerChange::Release(..) => false,
             };
             if !older {
                 store.table.apply(entry);
@@ -236,8 +236,8 @@ impl OwnerStore {
     fn encode(&self, sequence: u64, change: Option<OwnerChange>) -> Block {
         let changed = change.map(|c| c.vm_id());
         let mut floor = self.table.floor();
-        if let Some(OwnerChange::Release(vm_id)) = change {
-            floor = floor.max(self.table.get(vm_id).map_or(floor, |r| r.epoch));
+        if let Some(OwnerChange::Release(vm_id, epoch)) = change {
+            floor = floor.max(self.table.get(vm_id).map_or(epoch, |r| r.epoch.max(epoch)));
         }
         let mut block = Block::zeroed();
         let bytes = block.bytes_mut();
@@ -253,7 +253,7 @@ impl OwnerStore {
                 Some(change) => change,
                 None => match self.table.get(*vm_id) {
                     Some(record) => OwnerChange::Set(record, self.table.heir(*vm_id)),
-                    None => OwnerChange::Release(*vm_id),
+                    None => OwnerChange::Release(*vm_id, Epoch::UNCLAIMED),
                 },
             };
             put_entry(bytes, HEADER + index * RECORD, &entry);
@@ -272,7 +272,7 @@ pub(crate) fn place(sequence: u64) -> BlockNumber {
 fn put_entry(bytes: &mut [u8; BLOCK_SIZE], at: usize, entry: &OwnerChange) {
     let (record, heir) = match *entry {
         OwnerChange::Set(record, heir) => (record, heir.unwrap_or_default()),
-        OwnerChange::Release(vm_id) => (OwnerRecord { vm_id, ..OwnerRecord::default() }, Owner::default()),
+        OwnerChange::Release(vm_id, _) => (OwnerRecord { vm_id, ..OwnerRecord::default() }, Owner::default()),
     };
     put_record(bytes, at, &record);
     put_u64(bytes, at + 40, heir.0[0]);
@@ -331,7 +331,8 @@ fn decode(bytes: &[u8]) -> Result<Option<OwnerJournal>, LayoutError> {
         }
         let released = OwnerRecord { vm_id: record.vm_id, ..OwnerRecord::default() };
         entries.push(if version == VERSION && record == released && heir == [0; 2] {
-            OwnerChange::Release(record.vm_id)
+            // Its epoch is in the floor.
+            OwnerChange::Release(record.vm_id, Epoch::UNCLAIMED)
         } else if is_possible(&record) {
             OwnerChange::Set(record, (heir != [0; 2]).then_some(Owner(heir)))
         } else {

@@ -163,7 +163,7 @@ fn the_place_of_a_released_vms_replies_is_anothers() {
     let journal = OwnerJournal::load([images[0].as_ref(), images[1].as_ref()]).unwrap();
     let mut owners = OwnerStore::new(journal, &[], volume.fs.durable_cp()).unwrap();
     for vm in 2..2 + SETTLE_AT as u64 {
-        let write = owners.prepare(OwnerChange::Release(VmId(vm))).unwrap();
+        let write = owners.prepare(OwnerChange::Release(VmId(vm), Epoch::UNCLAIMED)).unwrap();
         owners.commit(write);
     }
     let released = owners.to_settle().unwrap();

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use fabric::id::{Owner, VmId};
+use fabric::id::{Epoch, Owner, VmId};
 use fabric::owner::{OwnerChange, OwnerError, OwnerRecord, OwnerTable, claim, compare_and_swap, release, reserve};
 use fabric::wire::{CasStatus, Farewell, Frame, FrameReader, encode};
 
@@ -64,7 +64,7 @@ impl Arbiter {
 
     /// Releases a VM's record, whoever has it.
     pub fn release(&self, vm_id: u64) {
-        self.table.lock().unwrap().apply(&OwnerChange::Release(VmId(vm_id)));
+        self.table.lock().unwrap().apply(&OwnerChange::Release(VmId(vm_id), Epoch::UNCLAIMED));
     }
 
     /// Is one from before there were heirs, which takes the naming of one for a mistake.
@@ -137,7 +137,7 @@ fn serve(mut socket: TcpStream, table: &Mutex<OwnerTable>, silent: &AtomicBool, 
                 Frame::OwnerRelease { vm_id, epoch, owner } => {
                     match release(table.get(vm_id), table.floor(), vm_id, epoch, owner) {
                         Ok(_) => {
-                            table.apply(&OwnerChange::Release(vm_id));
+                            table.apply(&OwnerChange::Release(vm_id, epoch));
                             let record = OwnerRecord { vm_id, ..OwnerRecord::default() };
                             Frame::OwnerCasResult { status: CasStatus::Won, record }
                         }

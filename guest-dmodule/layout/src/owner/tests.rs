@@ -53,7 +53,9 @@ fn survives_a_torn_write_at_every_sector() {
     let mut disk = new_disk();
     let mut store = found(&disk, &[], 1).unwrap();
     for epoch in 1..20 {
-        let write = store.prepare(if epoch % 5 == 0 { OwnerChange::Release(VmId(7)) } else { set(7, epoch) }).unwrap();
+        let write = store
+            .prepare(if epoch % 5 == 0 { OwnerChange::Release(VmId(7), Epoch::UNCLAIMED) } else { set(7, epoch) })
+            .unwrap();
         let slot = (write.number.0 - 2) as usize;
         for sectors in 0..8 {
             let mut torn = disk.clone();
@@ -68,6 +70,17 @@ fn survives_a_torn_write_at_every_sector() {
     assert_eq!(store.table().floor(), Epoch(14));
 }
 
+/// The D-module gave an epoch whose record the disk did not take, and the VM was released at it.
+#[test]
+fn an_epoch_that_was_never_written_does_not_come_again_after_its_release() {
+    let mut disk = new_disk();
+    let mut store = found(&disk, &[], 1).unwrap();
+    change(&mut disk, &mut store, set(7, 4));
+    change(&mut disk, &mut store, OwnerChange::Release(VmId(7), Epoch(5)));
+    assert_eq!(store.table().floor(), Epoch(5));
+    assert_eq!(found(&disk, &[], 1).unwrap().table().floor(), Epoch(5));
+}
+
 #[test]
 fn the_bytes_of_version_3() {
     let mut store = OwnerStore::empty(Epoch(0x51));
@@ -75,7 +88,7 @@ fn the_bytes_of_version_3() {
     store.table.apply(&OwnerChange::Set(OwnerRecord { session: Epoch(4), ..record(5, 6) }, Some(Owner([7, 8]))));
     store.table.apply(&set(6, 0x99));
     store.journal = [VmId(5), VmId(6)].into();
-    let write = store.prepare(OwnerChange::Release(VmId(6))).unwrap();
+    let write = store.prepare(OwnerChange::Release(VmId(6), Epoch::UNCLAIMED)).unwrap();
     assert_eq!(write.number, BlockNumber(3));
     let bytes = write.block.bytes();
     assert_eq!(bytes[..8], *b"OROW\x03\0\0\0");
@@ -132,7 +145,7 @@ fn a_journal_that_fills_up_is_put_into_the_file() {
         change(&mut disk, &mut store, set(vm, vm));
     }
     change(&mut disk, &mut store, OwnerChange::Set(record(3, 4), Some(Owner([1, 2]))));
-    change(&mut disk, &mut store, OwnerChange::Release(VmId(4)));
+    change(&mut disk, &mut store, OwnerChange::Release(VmId(4), Epoch::UNCLAIMED));
     assert!(store.prepare(set(500, 1)).is_none(), "full");
     assert!(store.prepare(set(3, 5)).is_some(), "not for who is in it");
     let file = store.to_settle().unwrap();
@@ -151,7 +164,7 @@ fn a_journal_that_fills_up_is_put_into_the_file() {
     // The heir's, and what has changed since.
     assert_eq!(store.journal.iter().copied().collect::<Vec<_>>(), [VmId(3), VmId(9)]);
     change(&mut disk, &mut store, set(500, 1));
-    change(&mut disk, &mut store, OwnerChange::Release(VmId(20)));
+    change(&mut disk, &mut store, OwnerChange::Release(VmId(20), Epoch::UNCLAIMED));
     let after = found(&disk, &file, 8).unwrap();
     assert_eq!((after.table(), &after.journal, &after.places), (store.table(), &store.journal, &store.places));
     assert_eq!(found(&disk, &[], 7).unwrap_err(), LayoutError::OwnersAhead { journal: 8, volume: 7 });
@@ -181,7 +194,10 @@ fn a_place_is_kept_for_every_vm() {
         let floor = store.table().floor();
         let first = claim(None, floor, VmId(vm), floor, false, Owner([1, 1])).unwrap();
         let gone = vm.checked_sub(VMS_MAX as u64).filter(|gone| *gone > 0);
-        for next in gone.map(|gone| OwnerChange::Release(VmId(gone))).into_iter().chain([OwnerChange::Set(first, None)])
+        for next in gone
+            .map(|gone| OwnerChange::Release(VmId(gone), Epoch::UNCLAIMED))
+            .into_iter()
+            .chain([OwnerChange::Set(first, None)])
         {
             assert_eq!(store.table().admits(&next), Ok(()));
             change(&mut disk, &mut store, next);
