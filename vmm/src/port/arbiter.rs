@@ -130,6 +130,7 @@ impl Arbiter {
                 let text = format!("the VM is another process's, at epoch {}", r.epoch.0);
                 Err(ArbiterError::Answer(self.address, text))
             }
+            OwnerAnswer::Cas(CasStatus::Unknown, _) => Err(ArbiterError::Undecided(self.address)),
             other => Err(ArbiterError::Answer(self.address, format!("unexpected {other:?}"))),
         }
     }
