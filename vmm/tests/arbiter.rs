@@ -1,4 +1,5 @@
 //! `vmm arbiter`: the ownership records of VMs without a D-module, as a real process that VMMs ask.
+#![allow(clippy::unwrap_used, clippy::panic)]
 
 mod port_support;
 

@@ -50,7 +50,7 @@ gets no more. **Stopped**, **silent** (the arbiter): SIGSTOP. **Cable pulled**: 
 what it is sent arrives.
 
 The last three, and the arbiter's full disk, last for 1.3 s. All time limits of a port are divided by ten there, so each has passed by then; the time in a
-cell is those 1.3 s and what was left to be done after their end. Faults that last, and no memory, race with the limits and the allocations of a
+cell is those 1.3 s and what was left to be done after their end. Faults that last, full disks, and no memory, race with the limits and the allocations of a
 port: another run may find the other host in a cell, never both and, while a host has it, never none.
 
 A source that has lost to the destination, and whose connection has ended before RUNNING, watches the ownership record: the destination gives the VM

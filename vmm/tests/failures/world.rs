@@ -210,12 +210,16 @@ impl World {
         let log = destination.log.clone();
         let (outcome, trace) = self.settle(source, destination, began, id, fault.map(|(_, fault)| fault));
         if let Some((_, fault)) = fault.filter(|(_, fault)| fault.fills()) {
-            self.was_full(
-                fault,
-                if gives_up { Survivor::Source } else { course.end() },
-                outcome,
-                gives_up.then_some(id),
-            );
+            // On a busy machine a limit, a tenth of itself here, passes before the arbiter has answered; then either may have the VM.
+            let late = trace.iter().any(|point| point.ends_with(" on Timeout"));
+            let expected = match course.end() {
+                _ if gives_up => Survivor::Source,
+                _ if late => outcome.survivor,
+                end => end,
+            };
+            assert_eq!(outcome.survivor, expected, "{trace:?}");
+            assert_ne!(outcome.survivor, Survivor::Nobody, "{trace:?}");
+            self.was_full(fault, gives_up.then_some(id));
         } else if fault.is_none() && outcome.survivor == Survivor::Destination {
             assert!(std::fs::read_to_string(log).unwrap().contains(LOADING));
         }
@@ -223,8 +227,7 @@ impl World {
     }
 
     /// The port did what it has room for: all of it, or, if its end was not in doubt yet, it was `given_up`, with the reason.
-    fn was_full(&mut self, fault: Fault, expected: Survivor, outcome: Outcome, given_up: Option<u64>) {
-        assert_eq!(outcome.survivor, expected);
+    fn was_full(&mut self, fault: Fault, given_up: Option<u64>) {
         if let Some(id) = given_up {
             let status = self.here.as_ref().unwrap().vmm.port(id);
             let error = status["error"].as_str().unwrap();
@@ -379,10 +382,17 @@ impl World {
         fault: Option<Fault>,
     ) -> (Outcome, Vec<String>) {
         let mut killed = fault.filter(|f| matches!(f, Fault::KillSource | Fault::KillDestination));
-        let mut last;
+        let mut last = (Stand::Busy, Stand::Busy);
         let mut watches = None;
         let survivor = loop {
-            last = (stand(&mut source.vmm, Some(id)), stand(&mut destination.vmm, None));
+            last.0 = stand(&mut source.vmm, Some(id));
+            // A question costs memory: who has none may die of it, just when it has the VM.
+            let decided = matches!(last.0, Stand::Running | Stand::Dead | Stand::Unknown | Stand::Watching);
+            if fault == Some(Fault::OutOfMemory) && decided {
+                starve(&mut destination, false);
+            }
+            let unasked = fault == Some(Fault::OutOfMemory) && !decided && destination.vmm.is_alive();
+            last.1 = if unasked { Stand::Busy } else { stand(&mut destination.vmm, None) };
             match last {
                 (Stand::Running, Stand::Running) => panic!("two run: {}", source.vmm.port(id)),
                 (Stand::Running, Stand::Waiting | Stand::Dead) => break Survivor::Source,
@@ -403,7 +413,6 @@ impl World {
             std::thread::sleep(Duration::from_millis(1));
         };
         let outcome = Outcome { survivor, after: began.elapsed() };
-        starve(&mut destination, false);
         if last.1 == Stand::Dead && killed.is_none() {
             assert_eq!(fault, Some(Fault::OutOfMemory), "the destination died by itself");
             killed = Some(Fault::KillDestination);
