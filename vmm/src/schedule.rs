@@ -34,8 +34,6 @@ const SLICE: Duration = Duration::from_micros(300);
 #[derive(Debug)]
 pub struct Urgent {
     thread: libc::pid_t,
-    /// What the thread is otherwise.
-    before: libc::sched_attr,
 }
 
 impl Urgent {
@@ -51,62 +49,58 @@ impl Urgent {
     }
 
     fn begin(thread: libc::pid_t, rank: Rank) -> Option<Urgent> {
-        let begin = || {
-            let before = get(thread)?;
-            let attributes = libc::sched_attr {
-                sched_policy: libc::SCHED_FIFO as u32,
-                sched_flags: libc::SCHED_FLAG_RESET_ON_FORK as u64,
-                sched_priority: rank as u32,
-                ..NONE
-            };
-            set(thread, &attributes)?;
-            Ok(Urgent { thread, before })
-        };
-        begin().map_err(|e: io::Error| log::debug!("real-time priority: {e}")).ok()
+        set_policy(thread, libc::SCHED_FIFO | libc::SCHED_RESET_ON_FORK, rank as libc::c_int)
+            .map_err(|e| log::debug!("real-time priority: {e}"))
+            .ok()
+            .map(|()| Urgent { thread })
     }
 }
 
 impl Drop for Urgent {
     fn drop(&mut self) {
-        // The flag stays: taking it off needs a capability, which a confined thread does not have.
-        let before = libc::sched_attr { sched_flags: libc::SCHED_FLAG_RESET_ON_FORK as u64, ..self.before };
-        if let Err(e) = set(self.thread, &before) {
+        // The flag stays: taking it off needs a capability, which a confined thread does not have. Niceness and slice are kept by the kernel.
+        if let Err(e) = set_policy(self.thread, libc::SCHED_OTHER | libc::SCHED_RESET_ON_FORK, 0) {
             log::debug!("ordinary priority: {e}");
         }
     }
 }
 
+fn set_policy(thread: libc::pid_t, policy: libc::c_int, priority: libc::c_int) -> io::Result<()> {
+    let param = libc::sched_param { sched_priority: priority };
+    // SAFETY: the parameter is valid for the call.
+    let rc = unsafe { libc::sched_setscheduler(thread, policy, &param) };
+    if rc != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
 /// Asks for a short slice for the calling thread: it is let run sooner, and not more. Linux 6.12 or newer (EEVDF; sched(7), `sched_runtime`); an
-/// older one takes no notice.
+/// older one takes no notice. To be called before the thread is confined as one that faces the guest.
 pub fn prompt() {
     let slice = SLICE.as_nanos() as u64;
-    if let Err(e) = get(0).and_then(|now| set(0, &libc::sched_attr { sched_runtime: slice, ..now })) {
+    if let Err(e) = attributes().and_then(|now| set_attributes(&libc::sched_attr { sched_runtime: slice, ..now })) {
         log::debug!("a short slice: {e}");
     }
 }
 
-/// Nothing asked for.
-const NONE: libc::sched_attr = libc::sched_attr {
-    size: size_of::<libc::sched_attr>() as u32,
-    sched_policy: 0,
-    sched_flags: 0,
-    sched_nice: 0,
-    sched_priority: 0,
-    sched_runtime: 0,
-    sched_deadline: 0,
-    sched_period: 0,
-};
-
-fn get(thread: libc::pid_t) -> io::Result<libc::sched_attr> {
-    let mut attributes = NONE;
+/// Those of the calling thread.
+fn attributes() -> io::Result<libc::sched_attr> {
+    let mut attributes = libc::sched_attr {
+        size: size_of::<libc::sched_attr>() as u32,
+        sched_policy: 0,
+        sched_flags: 0,
+        sched_nice: 0,
+        sched_priority: 0,
+        sched_runtime: 0,
+        sched_deadline: 0,
+        sched_period: 0,
+    };
     // SAFETY: the kernel writes at most the size that is given.
-    let rc = unsafe { libc::syscall(libc::SYS_sched_getattr, thread, &raw mut attributes, attributes.size, 0) };
+    let rc = unsafe { libc::syscall(libc::SYS_sched_getattr, 0, &raw mut attributes, attributes.size, 0) };
     if rc != 0 { Err(io::Error::last_os_error()) } else { Ok(attributes) }
 }
 
-fn set(thread: libc::pid_t, attributes: &libc::sched_attr) -> io::Result<()> {
+fn set_attributes(attributes: &libc::sched_attr) -> io::Result<()> {
     // SAFETY: the attributes are valid for the call, and say how long they are.
-    let rc = unsafe { libc::syscall(libc::SYS_sched_setattr, thread, &raw const *attributes, 0) };
+    let rc = unsafe { libc::syscall(libc::SYS_sched_setattr, 0, &raw const *attributes, 0) };
     if rc != 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -118,15 +112,18 @@ mod tests {
     fn a_prompt_thread_is_so_again_when_it_is_no_longer_urgent() {
         std::thread::spawn(|| {
             prompt();
-            let before = get(0).unwrap();
+            let before = attributes().unwrap();
             let urgent = Urgent::port().expect("root may be urgent");
-            let meanwhile = get(0).unwrap();
+            // Twice, as where a port begins in what is urgent already: the first end is the end, and none brings it back.
+            let again = Urgent::port().expect("root may be urgent");
+            let meanwhile = attributes().unwrap();
             assert_eq!(
                 (meanwhile.sched_policy, meanwhile.sched_priority),
                 (libc::SCHED_FIFO as u32, Rank::Port as u32)
             );
             drop(urgent);
-            let after = get(0).unwrap();
+            drop(again);
+            let after = attributes().unwrap();
             assert_eq!(after.sched_policy, libc::SCHED_OTHER as u32);
             assert_eq!((after.sched_nice, after.sched_runtime), (before.sched_nice, before.sched_runtime));
         })

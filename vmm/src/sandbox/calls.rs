@@ -133,6 +133,7 @@ pub const CONTROL: &[libc::c_long] = &[
     libc::SYS_sched_getparam,
     libc::SYS_sched_getscheduler,
     libc::SYS_sched_setattr,
+    libc::SYS_sched_setscheduler,
     libc::SYS_seccomp,
     libc::SYS_sendfile,
     libc::SYS_set_tid_address,
