@@ -1,4 +1,4 @@
-//! What an image's main is wrapped in, and in an image the way there ([`boot`]).
+//! What an image's main is wrapped in, and in an image the way there (`boot`).
 use alloc::{boxed::Box, string::String, string::ToString};
 use core::fmt::Display;
 use core::future::Future;

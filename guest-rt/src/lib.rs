@@ -2,7 +2,7 @@
 //!
 //! An image is a `#![no_std] #![no_main]` bin of three parts:
 //!
-//! ```ignore
+//! ```text
 //! // build.rs: link arguments
 //! fn main() {
 //!     for arg in std::env::var("DEP_OUTRIGGER_GUEST_LINK_ARGS").expect("from guest-rt").split_terminator(';') {

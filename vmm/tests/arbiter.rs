@@ -97,6 +97,27 @@ fn a_vm_without_a_dmodule_is_ported_by_the_records_of_a_host() {
 }
 
 #[test]
+fn who_answers_is_confined() {
+    let directory = tempfile::tempdir().unwrap();
+    let records = Records::start(&directory.path().join("records"), "127.0.0.1:0");
+    let mut asking = Arbiter::new(records.address, 5, OwnerId([1, 2]));
+    // Its thread and that of this connection.
+    assert_eq!(asking.take().unwrap(), Epoch(1));
+    let tasks = std::fs::read_dir(format!("/proc/{}/task", records.child.id())).unwrap();
+    let status = |task: std::io::Result<std::fs::DirEntry>| {
+        std::fs::read_to_string(task.unwrap().path().join("status")).unwrap()
+    };
+    let all: Vec<_> = tasks.map(status).collect();
+    assert!(all.len() >= 2);
+    for status in all {
+        for (field, value) in [("Seccomp", "2"), ("NoNewPrivs", "1"), ("CapBnd", "0000000000000000")] {
+            let line = status.lines().find(|l| l.starts_with(&format!("{field}:"))).unwrap();
+            assert_eq!(line.split_once(':').unwrap().1.trim(), value, "{field}");
+        }
+    }
+}
+
+#[test]
 fn what_cannot_be_written_is_not_said_to_be_so() {
     let directory = tempfile::tempdir().unwrap();
     let mut records = Records::start(&directory.path().join("records"), "127.0.0.1:0");

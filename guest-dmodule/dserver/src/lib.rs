@@ -1,6 +1,6 @@
 //! The D-module's server: CF sessions in front, a file system behind, and no I/O.
 //!
-//! Owns: [`Server`], which takes frames and finished disk I/O and says what to send, to read and to write; [`mount`],
+//! Owns: [`Server`], which takes frames and finished disk I/O and says what to send, to read and to write; [`mount()`],
 //! which finds or makes the file system on a disk and gives a [`Server`].
 //!
 //! Always true: a stable operation is answered only after the consistency point that holds it; ownership does not wait for

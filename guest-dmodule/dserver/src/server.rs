@@ -65,7 +65,7 @@ pub enum Output {
         /// How many, at most [`crate::RUN_MAX`].
         count: usize,
     },
-    /// Write all of `writes` in any order ([`crate::runs`]), flush, write fsinfo, flush, then
+    /// Write all of `writes` in any order ([`crate::runs()`]), flush, write fsinfo, flush, then
     /// [`Server::consistency_point_done`]. None other comes before that.
     ConsistencyPoint(ConsistencyPoint),
     /// Write the block and flush, before anything else, then [`Server::owners_done`]. None other comes before that.

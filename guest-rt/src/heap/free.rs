@@ -3,7 +3,7 @@
 //! Owns the block at the beginning of the heap that holds the map, and behind it the numbers of the free pages that are kept
 //! apart. Always true of a page that is marked: no allocation touches it, and nothing anybody will read is in it, no link and no tag of an
 //! allocator either. A page's mark goes before the page is written. Where that cannot be (the other allocator splits a gap and writes
-//! before this one knows which), the map says that it is [being changed](Map::begin), also to a VMM that stops the
+//! before this one knows which), the map says that it is [being changed](Free::begin), also to a VMM that stops the
 //! vCPU just then. A page that is free and not marked costs its transport, no more.
 use super::pages::PAGE;
 use core::ptr::{self, null_mut};

@@ -42,7 +42,7 @@ impl SmolDevice {
         }
     }
 
-    /// Whether the last poll was cut short for want of room; remembered for [`SmolDevice::is_unblocked`].
+    /// Whether the last poll was cut short for want of room; remembered for [`SmolDevice::has_work`].
     pub(super) fn take_blocked(&mut self) -> bool {
         self.waiting_for_room = self.blocked.take();
         self.waiting_for_room

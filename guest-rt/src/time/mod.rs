@@ -1,6 +1,6 @@
 //! Time: the monotonic and the real clock, sleeping, time-outs.
 //!
-//! Owns the clock's source (the boot-info page's [`ClockPage`], or one measured at boot under a foreign VMM) and the
+//! Owns the clock's source (the boot-info page's [`ClockPage`](guest_abi::ClockPage), or one measured at boot under a foreign VMM) and the
 //! heap of timers. Always true: [`Instant::now`] never goes back, also over a restore or a port; no TSC value is
 //! kept from one reading to the next.
 mod clock;

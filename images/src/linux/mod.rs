@@ -1,4 +1,4 @@
-//! A small Linux machine for tests: Debian's cloud kernel, and an initial RAM disk ([`initrd`]) with busybox, chosen programs
+//! A small Linux machine for tests: Debian's cloud kernel, and an initial RAM disk ([`initrd()`]) with busybox, chosen programs
 //! with the libraries they load, kernel modules, and an init script. Run by QEMU's software emulation of an AMD-V machine, it has
 //! a `/dev/kvm` of its own; the same kernel is the guest there: see `cargo xtask test nested`.
 //!

@@ -1,4 +1,8 @@
 //! The command line of `vmm`: flags alone, a file, or a file with flags over it.
+#![allow(
+    rustdoc::broken_intra_doc_links,
+    reason = "the comments are help texts: brackets are parts that can be left out"
+)]
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -50,8 +50,9 @@ const LINGER_MAX: Duration = Duration::from_secs(3);
 /// answer: the arbiter may need the processor.
 const SPIN: Duration = Duration::from_millis(3);
 /// Memory held back from READY until the VM is this side's: a process that cannot get any more dies before it competes, while
-/// the source still has the VM, and not behind that. As much as loading the state and the first frames take, in bytes.
-const RESERVE: usize = 512 << 10;
+/// the source still has the VM, and not behind that. As much as loading the state and the first frames take, in bytes; not so much that
+/// the allocator gives it back to the kernel (from 128 KiB on, mallopt(3)), which takes some 80 us of the pause.
+const RESERVE: usize = 96 << 10;
 /// Longest sleep, so that work due by time is done.
 const TICK: Duration = Duration::from_millis(50);
 
@@ -208,7 +209,7 @@ impl<'a> Driver<'a> {
                 self.events.push_back(event);
             }
             Action::Compete(epoch) => {
-                // First, although it takes some 80 us: who gets no memory for the question must not have asked it.
+                // First: who gets no memory for the question must not have asked it.
                 self.reserve = Vec::new();
                 match &mut self.arbiter {
                     Some(arbiter) => arbiter.compete(epoch),

@@ -133,6 +133,8 @@ pub struct JobStatus {
     pub throttle_percent: u8,
     /// From the order to the end, in microseconds.
     pub total_us: u64,
+    /// How long the arbiter took to make the destination's right to the VM durable, in microseconds; the guest ran meanwhile.
+    pub heir_us: Option<u64>,
     /// Last exit of the last vCPU here to first entry there, in microseconds.
     pub blackout_us: Option<u64>,
     /// How long the guest stood still for a port that did not take place, in microseconds.

@@ -162,8 +162,15 @@ fn series_rows(what: &str, seen: &Seen) -> Vec<Row> {
         row("sent a port, median", "MiB", percentile(&seen.sent, 50)),
         row("sent a port, most", "MiB", percentile(&seen.sent, 100)),
         row("request to end of the port, median", "ms", percentile(&seen.whole, 50)),
+        row("request to end of the port, p99", "ms", percentile(&seen.whole, 99)),
         row("request to end of the port, worst", "ms", percentile(&seen.whole, 100)),
     ]);
+    if !seen.heir.is_empty() {
+        rows.extend([
+            row("of that, the arbiter's disk before the rounds, median", "ms", percentile(&seen.heir, 50)),
+            row("of that, the arbiter's disk before the rounds, worst", "ms", percentile(&seen.heir, 100)),
+        ]);
+    }
     rows
 }
 

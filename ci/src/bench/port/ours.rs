@@ -104,6 +104,7 @@ pub fn one(cluster: &mut Cluster, from_node: bool, how: How, around: Around, see
             skipped: [number("posted_pages")?, number("free_pages")?],
             steps,
             lull: Lull::of(&ported.job["lull"]),
+            heir: ported.job["heir_us"].as_f64().map(|us| us / 1e3),
             remark,
         })
     })?;

@@ -134,6 +134,7 @@ fn migrate(guest: &mut Guest, to: &Host, setting: Setting) -> Result<Told> {
                     skipped: [0; 2],
                     steps: Vec::new(),
                     lull: None,
+                    heir: None,
                     remark: format!("QEMU to {}", to.name),
                 });
             }

@@ -33,6 +33,8 @@ pub struct Seen {
     pub quiet: Vec<f64>,
     /// From the request to the end of the port.
     pub whole: Vec<f64>,
+    /// Of that, what the arbiter took to make the heir durable, where the side that ports tells it.
+    pub heir: Vec<f64>,
     /// What was sent, in MiB.
     pub sent: Vec<f64>,
     /// What had no content and was not sent, in MiB: in receive buffers, and free.
@@ -89,6 +91,8 @@ pub struct Told {
     pub steps: Vec<(String, f64)>,
     /// How the guest's lull went, if it was asked for one.
     pub lull: Option<Lull>,
+    /// How long the naming of the heir took, in milliseconds.
+    pub heir: Option<f64>,
     /// For the message about a remarkable port.
     pub remark: String,
 }
@@ -133,6 +137,7 @@ impl Seen {
         self.recorded.extend(told.recorded.map(|gap| ms(gap.length())));
         self.steps.push(told.steps);
         self.lulls.extend(told.lull);
+        self.heir.extend(told.heir);
         self.sent.push(told.sent as f64 / MIB);
         for (all, pages) in self.skipped.iter_mut().zip(told.skipped) {
             all.push(pages as f64 * PAGE / MIB);

@@ -6,7 +6,7 @@ use migration::message::{Reason, ReasonCode};
 use migration::ownership::{Epoch, OwnerId, Record};
 use migration::source::Event;
 
-use super::Driver;
+use super::{Driver, micros};
 use crate::port::arbiter::{Arbiter, ArbiterError};
 use crate::port::limits::WATCH_MAX;
 use crate::port::{faults, guest, lull, stamp};
@@ -30,6 +30,7 @@ impl Driver<'_> {
     pub(super) fn name_heir(&mut self) {
         let Some((heir, epoch)) = self.heir else { return };
         let Some(arbiter) = self.arbiter() else { return };
+        let asked = Instant::now();
         let answer = match arbiter.name(epoch, Some(heir)) {
             // It may have been restarted since the last question; the next one has a new connection.
             Err(ArbiterError::Io(..) | ArbiterError::Wire(..) | ArbiterError::Answer(..)) => {
@@ -37,6 +38,7 @@ impl Driver<'_> {
             }
             answer => answer,
         };
+        self.job.update(|s| s.heir_us = Some(micros(asked.elapsed())));
         match answer {
             Ok(true) => {}
             Ok(false) => log::info!("the arbiter does not know this process as the VM's owner: no heir is named"),

@@ -89,7 +89,7 @@ impl Blk {
     }
 
     /// Leaves the image to another process: what was written is in it, nothing of it is remembered, its lock is free. Only after
-    /// [`Device::quiesce`]; on an error the image is still this process's.
+    /// [`Device::quiesce`](crate::virtio::Device::quiesce); on an error the image is still this process's.
     pub fn give_image(&mut self) -> Result<()> {
         assert_eq!(self.engine.in_flight(), 0, "{}: requests in flight", self.id);
         if self.held == Held::Here {
