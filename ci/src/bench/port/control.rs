@@ -1,10 +1,13 @@
-//! What stands beside a blackout: how long the same VM stands still when it is only paused and resumed, in one process.
+//! What stands beside a port: how long the same VM stands still when it is only paused and resumed, in one process; and what becomes of a
+//! client when nothing is ported and the processors are as busy as by a port.
 use super::ms;
+use super::ours::Around;
+use super::seen::{Seen, Told};
 use crate::modules::Cluster;
 use crate::report::{Progress, median};
 use anyhow::{Context, Result};
 use serde_json::json;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Between two pauses.
 const BETWEEN: Duration = Duration::from_millis(20);
@@ -24,4 +27,26 @@ pub fn series(cluster: &Cluster, samples: usize) -> Result<Vec<f64>> {
     }
     progress.done(&format!("median {:.2} ms", median(&values)));
     Ok(values)
+}
+
+/// Threads of a port that compute while the guest runs: the source's and the destination's.
+const THREADS: usize = 2;
+
+/// `samples` times, in the place of a port, as many threads as it has compute for `length`.
+pub fn busy(cluster: &Cluster, samples: usize, around: Around, length: Duration) -> Result<Seen> {
+    let mut seen = Seen::default();
+    let progress = Progress::start("port: no ports, but threads that compute");
+    for _ in 0..samples {
+        seen.watch(&cluster.lab.client1, Around { record: None, ..around }, || {
+            let asked = Instant::now();
+            std::thread::scope(|scope| {
+                for _ in 0..THREADS {
+                    scope.spawn(|| while asked.elapsed() < length {});
+                }
+            });
+            Ok(Told { remark: "no port".into(), ..Told::nothing(asked) })
+        })?;
+    }
+    progress.done(&format!("median silence {:.2} ms", median(&seen.silence)));
+    Ok(seen)
 }

@@ -56,6 +56,8 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
             check(&mut writer)
         })?;
     let pauses = control::series(cluster, samples.ours)?;
+    let length = Duration::from_secs_f64(percentile(&loaded.whole, 50) / 1e3);
+    let busy = control::busy(cluster, samples.ours, around(LOADED_PAUSE), length)?;
     check(&mut writer)?;
     writer.kill()?;
     let idle = ours::series(cluster, samples.ours, around(IDLE_PAUSE), "idle", None, &mut || Ok(()))?;
@@ -78,6 +80,7 @@ pub fn run(cluster: &mut Cluster, program: &Path, samples: Samples) -> Result<Ve
         ]);
     }
     rows.extend(spread("pause and resume of it on one host under load, through the API", &pauses));
+    rows.extend(busy_rows(&busy));
     let alone = |name: &str, unit, value, n| Row::alone(name, unit, Better::Less, value, n);
     rows.extend([
         alone("requests that failed or were not answered, all ports together", "requests", loaded.failed, samples.ours),
@@ -172,6 +175,26 @@ fn series_rows(what: &str, seen: &Seen) -> Vec<Row> {
         ]);
     }
     rows
+}
+
+/// What belongs beside the same rows of ports under load.
+fn busy_rows(seen: &Seen) -> [Row; 5] {
+    let n = seen.silence.len();
+    let row = |name: &str, unit, value| {
+        let name = format!("no port, but two threads that compute for as long, under load: {name}");
+        Row::alone(name, unit, Better::Less, value, n)
+    };
+    [
+        row("longest silence for a client meanwhile, median", "ms", percentile(&seen.silence, 50)),
+        row("longest silence for a client meanwhile, worst", "ms", percentile(&seen.silence, 100)),
+        row("client retransmits until 20 ms after it, together", "segments", seen.retransmits_at_once.iter().sum()),
+        row(
+            "client retransmits until as long after it as before it, together",
+            "segments",
+            seen.retransmits.iter().sum(),
+        ),
+        row("tail loss probes, together", "segments", seen.probes.iter().sum()),
+    ]
 }
 
 fn ms(d: Duration) -> f64 {

@@ -97,6 +97,24 @@ pub struct Told {
     pub remark: String,
 }
 
+impl Told {
+    /// What began then and is over, and ported nothing.
+    pub fn nothing(asked: Instant) -> Told {
+        Told {
+            asked,
+            ended: Instant::now(),
+            blackout: Duration::ZERO,
+            recorded: None,
+            sent: 0,
+            skipped: [0; 2],
+            steps: Vec::new(),
+            lull: None,
+            heir: None,
+            remark: String::new(),
+        }
+    }
+}
+
 impl Seen {
     /// Watches the N-module from `client` for a pause before `port`, while it runs, and for a pause after it.
     pub fn watch(&mut self, client: &Host, around: Around, port: impl FnOnce() -> Result<Told>) -> Result<()> {
