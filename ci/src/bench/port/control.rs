@@ -1,5 +1,5 @@
 //! What stands beside a port: how long the same VM stands still when it is only paused and resumed, in one process; and what becomes of a
-//! client when nothing is ported and the processors are as busy as by a port.
+//! client when nothing is ported and the processors are busy: more so than by a port, whose threads also wait for each other.
 use super::ms;
 use super::ours::Around;
 use super::seen::{Seen, Told};
@@ -32,7 +32,7 @@ pub fn series(cluster: &Cluster, samples: usize) -> Result<Vec<f64>> {
 /// Threads of a port that compute while the guest runs: the source's and the destination's.
 const THREADS: usize = 2;
 
-/// `samples` times, in the place of a port, as many threads as it has compute for `length`.
+/// `samples` times, in the place of a port, as many threads as it has compute for `length` without a pause.
 pub fn busy(cluster: &Cluster, samples: usize, around: Around, length: Duration) -> Result<Seen> {
     let mut seen = Seen::default();
     let progress = Progress::start("port: no ports, but threads that compute");
